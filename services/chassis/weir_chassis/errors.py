@@ -1,0 +1,314 @@
+"""Errors that know their status, and the one table that translates them.
+
+    WeirError                       reason ─ TABLE ─ status code, retryable, whose fault
+    ├── InvalidArgument             names the field and the limit
+    │   ├── PromptTooLong
+    │   └── TemplateFailed
+    ├── Unsupported   ModelNotFound   NotFound   AlreadyExists   Unauthenticated   PermissionDenied
+    ├── RevisionMismatch
+    ├── Overloaded   QuotaExceeded   SlowConsumer
+    ├── Cancelled   DeadlineExceeded
+    ├── NoWorker   WorkerLost   Draining
+    ├── LeaseExpired   DataCorrupt
+    └── Internal                    a bug of ours; what an unknown exception becomes at the seam
+
+A service raises these; the interceptor turns them into a status with `google.rpc` details (`to_status`), and a client turns
+a status back (`from_status`, `from_rpc_error`). The table is written out in words in weir/inference/v1/error.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum
+from typing import ClassVar
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc import StatusCode
+from grpc_status import rpc_status
+
+from weir.inference.v1.error_pb2 import ErrorReason, Failure
+
+DOMAIN = "weir"
+_PREFIX = "ERROR_REASON_"
+# Messages and metadata travel in HTTP/2 trailers, whose total is bounded to 8 KiB by most peers.
+_MAX_MESSAGE_CHARS = 1024
+
+
+class Fault(Enum):
+    """Whose fault an error is. Only `SERVER` may count against a worker."""
+
+    CLIENT = "client"
+    SERVER = "server"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    code: StatusCode
+    retryable: bool
+    fault: Fault
+
+
+_C, _S, _N = Fault.CLIENT, Fault.SERVER, Fault.NONE
+TABLE: Mapping[ErrorReason.ValueType, Row] = {
+    ErrorReason.ERROR_REASON_INVALID_ARGUMENT: Row(StatusCode.INVALID_ARGUMENT, False, _C),
+    ErrorReason.ERROR_REASON_PROMPT_TOO_LONG: Row(StatusCode.INVALID_ARGUMENT, False, _C),
+    ErrorReason.ERROR_REASON_TEMPLATE_FAILED: Row(StatusCode.INVALID_ARGUMENT, False, _C),
+    ErrorReason.ERROR_REASON_UNSUPPORTED: Row(StatusCode.UNIMPLEMENTED, False, _C),
+    ErrorReason.ERROR_REASON_MODEL_NOT_FOUND: Row(StatusCode.NOT_FOUND, False, _C),
+    ErrorReason.ERROR_REASON_NOT_FOUND: Row(StatusCode.NOT_FOUND, False, _C),
+    ErrorReason.ERROR_REASON_ALREADY_EXISTS: Row(StatusCode.ALREADY_EXISTS, False, _C),
+    ErrorReason.ERROR_REASON_UNAUTHENTICATED: Row(StatusCode.UNAUTHENTICATED, False, _C),
+    ErrorReason.ERROR_REASON_PERMISSION_DENIED: Row(StatusCode.PERMISSION_DENIED, False, _C),
+    ErrorReason.ERROR_REASON_REVISION_MISMATCH: Row(StatusCode.FAILED_PRECONDITION, False, _S),
+    ErrorReason.ERROR_REASON_OVERLOADED: Row(StatusCode.RESOURCE_EXHAUSTED, True, _N),
+    ErrorReason.ERROR_REASON_QUOTA_EXCEEDED: Row(StatusCode.RESOURCE_EXHAUSTED, True, _C),
+    ErrorReason.ERROR_REASON_SLOW_CONSUMER: Row(StatusCode.RESOURCE_EXHAUSTED, False, _C),
+    ErrorReason.ERROR_REASON_CANCELLED: Row(StatusCode.CANCELLED, False, _C),
+    ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED: Row(StatusCode.DEADLINE_EXCEEDED, False, _N),
+    ErrorReason.ERROR_REASON_NO_WORKER: Row(StatusCode.UNAVAILABLE, True, _S),
+    ErrorReason.ERROR_REASON_WORKER_LOST: Row(StatusCode.UNAVAILABLE, True, _S),
+    ErrorReason.ERROR_REASON_DRAINING: Row(StatusCode.UNAVAILABLE, True, _N),
+    ErrorReason.ERROR_REASON_LEASE_EXPIRED: Row(StatusCode.ABORTED, True, _N),
+    ErrorReason.ERROR_REASON_DATA_CORRUPT: Row(StatusCode.DATA_LOSS, True, _S),
+    ErrorReason.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL, True, _S),
+}
+
+
+class WeirError(Exception):
+    """An error with a place in the table. `message` is safe to show to a client; it never holds a prompt."""
+
+    reason: ClassVar[ErrorReason.ValueType]
+
+    def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None, retry_after: timedelta | None = None):
+        super().__init__(message)
+        self.message = message[:_MAX_MESSAGE_CHARS]
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+
+    @property
+    def row(self) -> Row:
+        return TABLE[self.reason]
+
+    def details(self) -> list[Message]:
+        """The `google.rpc` details besides `ErrorInfo` and `RetryInfo`."""
+        return []
+
+
+class InvalidArgument(WeirError):
+    """A field of the request is wrong. Says which, and its limit."""
+
+    reason = ErrorReason.ERROR_REASON_INVALID_ARGUMENT
+
+    def __init__(self, field: str, description: str, *, metadata: Mapping[str, str] | None = None):
+        super().__init__(f"{field}: {description}", metadata=metadata)
+        self.field, self.description = field, description
+
+    def details(self) -> list[Message]:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=self.field, description=self.description)
+        return [error_details_pb2.BadRequest(field_violations=[violation])]
+
+
+class PromptTooLong(InvalidArgument):
+    """Prompt and wanted tokens do not fit the context."""
+
+    reason = ErrorReason.ERROR_REASON_PROMPT_TOO_LONG
+
+    def __init__(self, field: str, tokens: int, limit: int):
+        super().__init__(
+            field, f"{tokens} tokens, the limit is {limit}", metadata={"tokens": str(tokens), "limit": str(limit)}
+        )
+
+
+class TemplateFailed(InvalidArgument):
+    """The chat template refused the messages, or is not valid itself."""
+
+    reason = ErrorReason.ERROR_REASON_TEMPLATE_FAILED
+
+
+class Unsupported(WeirError):
+    """A field asks for what this deployment cannot do."""
+
+    reason = ErrorReason.ERROR_REASON_UNSUPPORTED
+
+
+class _Resource(WeirError):
+    """An error about a named thing, which `ResourceInfo` repeats."""
+
+    kind = "resource"
+
+    def __init__(self, name: str, message: str = "", *, metadata: Mapping[str, str] | None = None):
+        super().__init__(message or f"{self.kind} {name!r} not found", metadata=metadata)
+        self.name = name
+
+    def details(self) -> list[Message]:
+        return [error_details_pb2.ResourceInfo(resource_type=self.kind, resource_name=self.name)]
+
+
+class ModelNotFound(_Resource):
+    reason, kind = ErrorReason.ERROR_REASON_MODEL_NOT_FOUND, "model"
+
+    def __init__(self, model: str, known: list[str]):
+        message = f"model {model!r} is not served here; known: {', '.join(sorted(known)) or 'none'}"
+        super().__init__(model, message, metadata={"known": ",".join(sorted(known))})
+
+
+class NotFound(_Resource):
+    reason = ErrorReason.ERROR_REASON_NOT_FOUND
+
+
+class AlreadyExists(_Resource):
+    reason = ErrorReason.ERROR_REASON_ALREADY_EXISTS
+
+
+class Unauthenticated(WeirError):
+    reason = ErrorReason.ERROR_REASON_UNAUTHENTICATED
+
+
+class PermissionDenied(WeirError):
+    reason = ErrorReason.ERROR_REASON_PERMISSION_DENIED
+
+
+class RevisionMismatch(WeirError):
+    """Two services hold different revisions of one model."""
+
+    reason = ErrorReason.ERROR_REASON_REVISION_MISMATCH
+
+
+class Overloaded(WeirError):
+    """No room now; the same request may succeed later."""
+
+    reason = ErrorReason.ERROR_REASON_OVERLOADED
+
+
+class QuotaExceeded(WeirError):
+    """The tenant's own limit is reached."""
+
+    reason = ErrorReason.ERROR_REASON_QUOTA_EXCEEDED
+
+    def __init__(self, subject: str, description: str, *, retry_after: timedelta | None = None):
+        super().__init__(f"{subject}: {description}", retry_after=retry_after)
+        self.subject, self.description = subject, description
+
+    def details(self) -> list[Message]:
+        violation = error_details_pb2.QuotaFailure.Violation(subject=self.subject, description=self.description)
+        return [error_details_pb2.QuotaFailure(violations=[violation])]
+
+
+class SlowConsumer(WeirError):
+    reason = ErrorReason.ERROR_REASON_SLOW_CONSUMER
+
+
+class Cancelled(WeirError):
+    reason = ErrorReason.ERROR_REASON_CANCELLED
+
+
+class DeadlineExceeded(WeirError):
+    reason = ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
+
+
+class NoWorker(WeirError):
+    """No healthy worker can serve this."""
+
+    reason = ErrorReason.ERROR_REASON_NO_WORKER
+
+
+class WorkerLost(WeirError):
+    """The worker went away under a running request, or cannot be reached."""
+
+    reason = ErrorReason.ERROR_REASON_WORKER_LOST
+
+
+class Draining(WeirError):
+    reason = ErrorReason.ERROR_REASON_DRAINING
+
+
+class LeaseExpired(WeirError):
+    reason = ErrorReason.ERROR_REASON_LEASE_EXPIRED
+
+
+class DataCorrupt(WeirError):
+    reason = ErrorReason.ERROR_REASON_DATA_CORRUPT
+
+
+class Internal(WeirError):
+    """A bug of ours."""
+
+    reason = ErrorReason.ERROR_REASON_INTERNAL
+
+
+class RemoteError(WeirError):
+    """An error that another service gave, with its own reason, message and details kept as they came."""
+
+    def __init__(self, reason: ErrorReason.ValueType, status: status_pb2.Status, info: error_details_pb2.ErrorInfo):
+        super().__init__(status.message, metadata=info.metadata)
+        self.reason = reason  # type: ignore[misc]  # a class constant everywhere but here
+        self.status = status
+
+
+def reason_name(reason: ErrorReason.ValueType) -> str:
+    """The reason as `ErrorInfo.reason` carries it: `OVERLOADED`."""
+    return ErrorReason.Name(reason).removeprefix(_PREFIX)
+
+
+def to_status(error: WeirError) -> status_pb2.Status:
+    """The status a caller sees, details and all."""
+    if isinstance(error, RemoteError):
+        return error.status
+    info = error_details_pb2.ErrorInfo(reason=reason_name(error.reason), domain=DOMAIN, metadata=error.metadata)
+    details: list[Message] = [info, *error.details()]
+    if error.retry_after is not None:
+        delay = Duration()
+        delay.FromTimedelta(error.retry_after)
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status_pb2.Status(code=error.row.code.value[0], message=error.message, details=[_pack(d) for d in details])
+
+
+def from_status(status: status_pb2.Status) -> WeirError:
+    """The error behind a status of ours; for one without our `ErrorInfo`, the nearest by its code."""
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == DOMAIN and _PREFIX + info.reason in ErrorReason.keys():
+            return RemoteError(ErrorReason.Value(_PREFIX + info.reason), status, info)
+    return _nearest(status.code)(f"{code_pb2.Code.Name(status.code)}: {status.message}")
+
+
+def from_rpc_error(error: grpc.RpcError) -> WeirError:
+    """The error behind a failed call."""
+    status = rpc_status.from_call(error)
+    if status is None:
+        status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+    return from_status(status)
+
+
+def to_failure(error: WeirError) -> Failure:
+    return Failure.FromString(to_status(error).SerializeToString())
+
+
+def from_failure(failure: Failure) -> WeirError:
+    return from_status(status_pb2.Status.FromString(failure.SerializeToString()))
+
+
+def _pack(message: Message) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message)
+    return packed
+
+
+def _nearest(code: int) -> type[WeirError]:
+    """For a status that gRPC itself or a stranger made: only these codes arise without our details."""
+    return {
+        StatusCode.CANCELLED.value[0]: Cancelled,
+        StatusCode.DEADLINE_EXCEEDED.value[0]: DeadlineExceeded,
+        StatusCode.UNAVAILABLE.value[0]: WorkerLost,
+        StatusCode.UNIMPLEMENTED.value[0]: Unsupported,
+        StatusCode.RESOURCE_EXHAUSTED.value[0]: Overloaded,
+        StatusCode.UNAUTHENTICATED.value[0]: Unauthenticated,
+        StatusCode.PERMISSION_DENIED.value[0]: PermissionDenied,
+    }.get(code, Internal)

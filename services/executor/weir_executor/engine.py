@@ -1,0 +1,230 @@
+"""The waist of the executor: what every engine is asked and what it answers.
+
+An engine turns token ids into token ids. It knows requests, steps, load and KV events; it knows no gRPC, no text and no
+tenants' budgets. The paged engine, TensorRT-LLM and the fake all implement `Engine` and pass one contract suite.
+
+Who calls what, from where:
+
+    servicer (event loop thread)                        engine (its own step thread)
+    ----------------------------                        ----------------------------
+    submit(request)   raises what is wrong with it  →   queued; seen before the next step
+    abort(key)        never blocks, may be late     →   seen before the next step
+                      deliver(StepOutput)           ←   once per step, all requests in it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+
+class FinishReason(Enum):
+    """Why one output of a request ended. The names are those of `weir.inference.v1.FinishReason`."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. Every value is already validated and defaulted; `temperature` 0 is greedy.
+
+    A draw is a pure function of (`seed`, output index, token position), so that a sequence that is preempted, batched with
+    others, or resumed on another worker draws the same tokens.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0  # 0 keeps every token
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int = 0
+    top_logprobs: int | None = None  # None: no logprobs; 0: of the drawn token only; k: and of the k best
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPrefix:
+    """Blocks that the kvstore returned for this prompt, verified, in the engine's own block layout.
+
+    `blocks[i]` holds the KV of the prompt's full block number `first_block + i`.
+    """
+
+    first_block: int
+    blocks: Sequence[bytes | memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt and `n` outputs wanted of it. `key` is chosen by the caller and unique among live requests."""
+
+    key: int
+    token_ids: Sequence[int]
+    max_tokens: int
+    block_hashes: Sequence[bytes] = ()  # of the prompt's full blocks, chained; empty: the engine computes none and shares none
+    sampling: Sampling = Sampling()
+    n: int = 1
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    priority: int = 0  # higher goes first
+    resumed: Mapping[int, Sequence[int]] = field(default_factory=dict)  # output index → tokens it has already emitted
+    stored_prefix: StoredPrefix | None = None
+    cache_scope: bytes = b""  # seeds the hashes of blocks that generated tokens fill; see weir.kvstore.v1.block_hash
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities (natural logarithm, after penalties and temperature) of one emitted token."""
+
+    logprob: float
+    top_token_ids: Sequence[int] = ()
+    top_logprobs: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """What one step added to one output. `token_ids` are new tokens only, never the ones before.
+
+    `first_token_index` counts from 0 at the output's first generated token, resumed tokens included. An EOS or stop token
+    that ended the output is part of `token_ids`; `stop_token_id` names it.
+    """
+
+    key: int
+    output_index: int
+    first_token_index: int
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs] = ()
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnd:
+    """The last word on a request: all outputs finished, it was aborted, or it failed (`error`). Its resources are free."""
+
+    key: int
+    prompt_tokens: int
+    cached_prompt_tokens: int  # of the prompt, found in the engine's own blocks
+    loaded_prompt_tokens: int  # of the prompt, taken from `stored_prefix`
+    completion_tokens: int  # over all outputs, resumed tokens not counted
+    queue_seconds: float = 0.0  # submit → first scheduled
+    prefill_seconds: float = 0.0  # first scheduled → first token
+    decode_seconds: float = 0.0  # first token → end
+    preemptions: int = 0
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FullBlock:
+    """A block that became full in this step, copied out for the kvstore."""
+
+    block_hash: bytes
+    parent_block_hash: bytes
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BlockStored:
+    block_hashes: Sequence[bytes]
+    parent_block_hash: bytes  # of the first of `block_hashes`; empty for a chain's first block
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRemoved:
+    block_hashes: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class AllBlocksCleared:
+    pass
+
+
+KvEvent = BlockStored | BlockRemoved | AllBlocksCleared
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """All that one engine step has to say, for every request in its batch."""
+
+    outputs: Sequence[TokenOutput] = ()
+    ended: Sequence[RequestEnd] = ()
+    full_blocks: Sequence[FullBlock] = ()
+    kv_events: Sequence[KvEvent] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the engine serves and its limits; constant after `start`."""
+
+    engine: str  # "paged", "trtllm", "fake"
+    vocab_size: int
+    max_model_len: int  # prompt and generated tokens together
+    block_size: int  # tokens per KV block
+    num_blocks: int
+    max_num_seqs: int  # sequences running at once
+    max_n: int
+    max_top_logprobs: int
+    eos_token_ids: frozenset[int]
+    block_bytes: int  # of one KV block's payload, all layers
+    kv_dtype: str
+    kv_layout: str  # names the order of axes inside a block's payload; part of the store's namespace
+    transfers_blocks: bool  # takes `stored_prefix` and emits `full_blocks`
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """The engine's state after its newest step. `step` counts steps since start, so that an observer sees progress."""
+
+    step: int
+    waiting_requests: int
+    running_sequences: int
+    free_blocks: int  # unused, or cached and reusable
+    total_blocks: int
+    cached_blocks: int  # hold a hash and no owner
+    outstanding_tokens: int  # still to prefill, plus still to generate at most
+    preemptions: int  # since start
+    last_step_seconds: float
+
+
+Deliver = Callable[[StepOutput], None]
+
+
+class Engine(Protocol):
+    """Token ids in, token ids out, in steps."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def start(self, deliver: Deliver) -> None:
+        """Begin stepping. `deliver` is called on the engine's thread, at most once per step, and must not block."""
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request. Returns at once.
+
+        Raises a `WeirError` when the request can never run here (too long for the context or the pool, a token id outside the
+        vocabulary, `n` over the limit) or the waiting queue is full. What was submitted ends in exactly one `RequestEnd`.
+        """
+
+    def abort(self, key: int, output_index: int | None = None) -> None:
+        """End a request, or one of its outputs, before the next step. Unknown keys are ignored: it may have just ended.
+
+        An output aborted alone ends with no further `TokenOutput`; the request's `RequestEnd` follows its last live output.
+        """
+
+    def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
+        """How many leading blocks the pool holds now: an estimate for choosing what to load. Thread-safe; takes no reference."""
+
+    def load(self) -> EngineLoad:
+        """The newest load. Thread-safe and cheap."""
+
+    def check_health(self) -> None:
+        """Raise the error that stopped the step thread, if one did."""
+
+    def close(self) -> None:
+        """Stop the step thread; requests still live end with an UNAVAILABLE error. Idempotent."""
