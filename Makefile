@@ -8,28 +8,96 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.setup
 BUF    := node_modules/.bin/buf
-PROTOS := $(sort $(wildcard protos/weir/*/v1/*.proto))
+PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --no-input --constraint deploy/constraints/dev.txt
+
+PROTOS         := $(sort $(wildcard protos/weir/*/v1/*.proto))
 SERVICE_PROTOS := $(filter-out protos/weir/inference/%,$(PROTOS))
-TYPED  := services/*/weir_* clients/python/weir_client deploy/local/weir_local deploy/models/train protos/weir/*/v1/[a-z]*_[a-z]*.py tests
+PROTOC         := PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos
+OURS           := protos services clients deploy tests
 
 .PHONY: help
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: $(SETUP) ## make the virtual environment and install the pinned dependencies
+	@echo "ready: $(BIN)/weir --help"
 
-# torch goes first and by itself, from the CPU index of the machine's own pip configuration, so that nothing pulls a CUDA build in.
+# torch goes first and by itself: a later resolver run finds 2.13.0 there and does not look for another build of it.
 $(SETUP): pyproject.toml deploy/constraints/dev.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python deploy/install.py --constraints deploy/constraints/dev.txt
-	touch $@
+	@test -x $(BIN)/python || { echo "setup 1/3: virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "setup 2/3: torch"
+	@$(PIP) --quiet torch==2.13.0
+	@echo "setup 3/3: weir and its tools"
+	@$(PIP) --quiet --editable '.[dev]'
+	@touch $@
 
 $(BUF): package.json package-lock.json
 	npm ci --silent --no-audit --no-fund
-	touch $@
+	@touch $@
 
 .PHONY: proto
 proto: $(SETUP) ## generate the stubs beside their protos
-	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --mypy_out=quiet:protos $(PROTOS)
-	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --grpc_python_out=protos --mypy_grpc_out=quiet:protos $(SERVICE_PROTOS)
+	$(PROTOC) --python_out=protos --mypy_out=quiet:protos $(PROTOS)
+	$(PROTOC) --grpc_python_out=protos --mypy_grpc_out=quiet:protos $(SERVICE_PROTOS)
+
+.PHONY: proto-check
+proto-check: proto ## fail when the committed stubs are not what the protos give
+	@git diff --exit-code --stat -- protos || { echo "stubs differ: commit what 'make proto' made"; exit 1; }
+
+.PHONY: proto-baseline
+proto-baseline: $(BUF) ## after a release: what 'buf breaking' compares with from now on
+	$(BUF) build protos -o protos/baseline.binpb
+
+.PHONY: format
+format: $(SETUP) $(BUF) ## format Python and protos in place
+	$(BIN)/ruff check --fix-only --quiet $(OURS)
+	$(BIN)/ruff format --quiet $(OURS)
+	$(BUF) format -w protos
+
+.PHONY: lint
+lint: $(SETUP) $(BUF) ## ruff, and buf's lint, format and breaking checks
+	$(BIN)/ruff check $(OURS)
+	$(BIN)/ruff format --check $(OURS)
+	$(BUF) lint protos
+	$(BUF) format --diff --exit-code protos
+	$(BUF) breaking protos --against protos/baseline.binpb
+
+.PHONY: types
+types: $(SETUP) ## mypy --strict
+	$(BIN)/mypy
+
+.PHONY: imports
+imports: $(SETUP) ## the arrows between rooms
+	$(BIN)/lint-imports
+
+.PHONY: unit
+unit: $(SETUP) ## one room at a time: modules, properties, oracles
+	$(BIN)/pytest tests/unit
+
+.PHONY: contract
+contract: $(SETUP) ## one suite per seam, every implementation
+	$(BIN)/pytest tests/contract
+
+.PHONY: e2e
+e2e: $(SETUP) ## real processes on loopback
+	$(BIN)/pytest tests/e2e
+
+.PHONY: test
+test: $(SETUP) ## unit, contract and e2e: all that needs no GPU
+	$(BIN)/pytest tests/unit tests/contract tests/e2e
+
+.PHONY: check
+check: proto-check lint types imports test ## what must pass before a change lands
+
+.PHONY: demo
+demo: $(SETUP) ## start all five services, stream one chat, stop
+	$(BIN)/weir demo
+
+.PHONY: bench
+bench: $(SETUP) ## the engine against transformers, and what the services add
+	PYTHONPATH=tests $(BIN)/python -m bench
+
+.PHONY: train-demo
+train-demo: $(SETUP) ## train the shipped demo model and its draft again (hours)
+	$(BIN)/python -m deploy.models.train.train --help

@@ -1,0 +1,167 @@
+"""The `weir` command."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import click
+
+from weir_chassis.errors import WeirError
+from weir_client import printing, status
+from weir_client.client import Client, system, user
+from weir_client.options import ROUTER, Asked, sampling_options
+from weir_client.stack import router_address
+
+
+class _Commands(click.Group):
+    """The client's own commands, and those that other rooms register as `weir.commands` entry points (`up`, `demo`).
+
+    They are loaded when named, so that the client alone works where no service is installed.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_registered()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _registered():
+            return _load(_registered()[cmd_name])
+        return super().get_command(ctx, cmd_name)
+
+
+def _registered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group="weir.commands")}
+
+
+def _load(point: EntryPoint) -> click.Command:
+    try:
+        command = point.load()
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"{error.name} is missing: pip install 'weir[local]'") from error
+    assert isinstance(command, click.Command)
+    return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="weir")
+def main() -> None:
+    """Weir serves large language models as five gRPC services.
+
+    \b
+    Example:
+      weir up                          # in one terminal
+      weir chat "What is a weir?"      # in another
+    """
+
+
+def run_async(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an async command; a typed error becomes one readable line and exit code 1."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            asyncio.run(command(*args, **kwargs))
+        except WeirError as error:
+            click.secho(printing.error_line(error), fg="red", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo(err=True)
+            sys.exit(130)
+
+    return run
+
+
+@main.command()
+@click.argument("text", required=False)
+@click.option("--system", "system_text", help="System message to begin with.")
+@sampling_options
+@run_async
+async def chat(text: str | None, system_text: str | None, **options: Any) -> None:
+    """Stream an answer to TEXT; without TEXT, hold a conversation (end it with Ctrl-D).
+
+    \b
+    Example:
+      weir chat "What does the json module do?" --temperature 0
+    """
+    asked = Asked(**options)
+    history = [system(system_text)] if system_text else []
+    async with Client(router_address(asked.router)) as client:
+        for line in [text] if text is not None else _typed_lines():
+            history.append(user(line))
+            events = client.chat(
+                history, model=asked.model, sampling=asked.sampling(), stopping=asked.stopping(), timeout=asked.timeout
+            )
+            if asked.as_json:
+                await printing.stream_json(events)
+            else:
+                history.append(printing.assistant(await printing.stream_text(events)))
+
+
+@main.command()
+@click.argument("prompt")
+@sampling_options
+@run_async
+async def generate(prompt: str, **options: Any) -> None:
+    """Stream what follows PROMPT, as it is: no chat template.
+
+    \b
+    Example:
+      weir generate "Once upon a time" --max-tokens 60
+    """
+    asked = Asked(**options)
+    async with Client(router_address(asked.router)) as client:
+        events = client.generate(
+            prompt, model=asked.model, sampling=asked.sampling(), stopping=asked.stopping(), timeout=asked.timeout
+        )
+        await (printing.stream_json(events) if asked.as_json else printing.stream_text(events))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per model.")
+@ROUTER
+@run_async
+async def models(as_json: bool, router: str | None) -> None:
+    """List what is served, and by how many healthy workers.
+
+    \b
+    Example:
+      weir models --json
+    """
+    async with Client(router_address(router)) as client:
+        for model in await client.models():
+            click.echo(printing.model_json(model) if as_json else printing.model_line(model))
+
+
+@main.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per service.")
+@run_async
+async def status_command(as_json: bool) -> None:
+    """Health and load of the services that 'weir up' started on this machine.
+
+    \b
+    Example:
+      weir status
+    """
+    reports = await status.ask_all()
+    for report in reports:
+        click.echo(report.to_json() if as_json else report.to_line())
+    if not all(report.serving for report in reports):
+        sys.exit(1)
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines as the user types them, or as standard input holds them."""
+    while True:
+        try:
+            line = click.prompt(click.style("you", fg="cyan"), prompt_suffix="> ", err=True)
+        except click.Abort:
+            return
+        yield line
+
+
+if __name__ == "__main__":
+    main()

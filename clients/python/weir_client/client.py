@@ -1,0 +1,170 @@
+"""The Python client: one connection to a router, answers as streams of typed events.
+
+    async with Client("127.0.0.1:7700") as client:
+        async for event in client.chat([user("What is a weir?")]):
+            if event.HasField("delta"):
+                print(event.delta.text, end="")
+
+A refusal or a failure raises the `WeirError` that the router meant, with its reason, details and retry hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart
+from weir.inference.v1.output_pb2 import Usage
+from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir.inference.v1.stream_pb2 import OutputFinished, Receipt
+from weir.router.v1.router_pb2 import (
+    ChatRequest,
+    ChatResponse,
+    GenerateRequest,
+    GenerateResponse,
+    ListModelsRequest,
+    Model,
+    TokenPrompt,
+)
+from weir.router.v1.router_pb2_grpc import RouterServiceStub
+from weir_chassis.channel import open_channel
+from weir_chassis.errors import from_rpc_error
+
+Event = ChatResponse | GenerateResponse
+_Request = TypeVar("_Request", ChatRequest, GenerateRequest)
+_Response = TypeVar("_Response", ChatResponse, GenerateResponse)
+
+
+def message(role: str, text: str) -> ChatMessage:
+    return ChatMessage(role=role, content=[ContentPart(text=text)])
+
+
+def user(text: str) -> ChatMessage:
+    return message("user", text)
+
+
+def system(text: str) -> ChatMessage:
+    return message("system", text)
+
+
+class Client:
+    """A connection to one router. Streams share it; closing it cancels them."""
+
+    def __init__(self, address: str, *, channel: grpc.aio.Channel | None = None) -> None:
+        self._channel = channel or open_channel(address)
+        self._stub = RouterServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    def chat(
+        self,
+        messages: Sequence[ChatMessage] | ChatPrompt,
+        *,
+        model: str = "",
+        sampling: SamplingParameters | None = None,
+        stopping: StoppingConditions | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> AsyncIterator[ChatResponse]:
+        """Answer `messages`. `timeout` in seconds is the deadline of the whole; leaving the iterator cancels it."""
+        prompt = messages if isinstance(messages, ChatPrompt) else ChatPrompt(messages=messages)
+        request = ChatRequest(model=model, prompt=prompt, sampling=sampling, stopping=stopping, priority=priority)
+        return _events(self._stub.Chat(request, timeout=timeout, metadata=_metadata(request_id)))
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        model: str = "",
+        sampling: SamplingParameters | None = None,
+        stopping: StoppingConditions | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> AsyncIterator[GenerateResponse]:
+        """Go on from a prompt of text or of token ids."""
+        request = GenerateRequest(model=model, sampling=sampling, stopping=stopping, priority=priority)
+        if isinstance(prompt, str):
+            request.text = prompt
+        else:
+            request.token_ids.CopyFrom(TokenPrompt(token_ids=prompt))
+        return _events(self._stub.Generate(request, timeout=timeout, metadata=_metadata(request_id)))
+
+    async def models(self, *, timeout: float | None = 10.0) -> list[Model]:
+        try:
+            return list((await self._stub.ListModels(ListModelsRequest(), timeout=timeout)).models)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+
+@dataclass(slots=True)
+class Output:
+    """One whole output, as its deltas built it."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finished: OutputFinished | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """All that a stream said."""
+
+    outputs: dict[int, Output] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    receipt: Receipt = field(default_factory=Receipt)
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text if 0 in self.outputs else ""
+
+    def add(self, event: Event) -> None:
+        """Take one event in. Asserts that deltas follow one another without gap or overlap."""
+        match event.WhichOneof("event"):
+            case "delta":
+                output = self.outputs.setdefault(event.delta.output_index, Output())
+                assert event.delta.first_token_index == len(output.token_ids), "a delta was lost or repeated"
+                output.text += event.delta.text
+                output.token_ids.extend(event.delta.token_ids)
+            case "finished":
+                self.outputs.setdefault(event.finished.output_index, Output()).finished = event.finished
+            case "usage":
+                self.usage = event.usage
+            case "receipt":
+                self.receipt = event.receipt
+
+
+async def collect(events: AsyncIterator[ChatResponse] | AsyncIterator[GenerateResponse]) -> Answer:
+    """Read a stream to its end."""
+    answer = Answer()
+    async for event in events:
+        answer.add(event)
+    return answer
+
+
+async def _events(call: grpc.aio.UnaryStreamCall[_Request, _Response]) -> AsyncIterator[_Response]:
+    try:
+        async for response in call:
+            yield response
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
+    finally:
+        call.cancel()
+
+
+def _metadata(request_id: str) -> tuple[tuple[str, str], ...]:
+    return (("weir-request-id", request_id),) if request_id else ()

@@ -1,0 +1,105 @@
+"""What the `weir` command prints: text as it comes, JSON lines, a timing line, errors that say what to do next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from time import perf_counter
+
+import click
+from google.protobuf.json_format import MessageToJson
+
+from weir.inference.v1.chat_pb2 import ChatMessage
+from weir.router.v1.router_pb2 import ChatResponse, GenerateResponse, Model
+from weir_chassis.errors import WeirError, reason_name
+from weir_client.client import Answer, Event, message
+
+_HINTS = {
+    "WORKER_LOST": "is it running? start one with 'weir up', or name another with --router HOST:PORT",
+    "NO_WORKER": "see which services are healthy with 'weir status'",
+    "MODEL_NOT_FOUND": "list what is served with 'weir models'",
+    "OVERLOADED": "try again in a moment",
+    "REVISION_MISMATCH": "start tokenizer and executor from the same model directory",
+}
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Wall-clock seconds of one stream, as its reader saw them."""
+
+    started: float
+    first_token: float | None = None
+    ended: float | None = None
+
+    @classmethod
+    def start(cls) -> Stopwatch:
+        return cls(perf_counter())
+
+    def see(self, event: Event) -> None:
+        if self.first_token is None and event.HasField("delta"):
+            self.first_token = perf_counter()
+
+    def stop(self) -> None:
+        self.ended = perf_counter()
+
+
+async def stream_text(events: AsyncIterator[ChatResponse] | AsyncIterator[GenerateResponse]) -> Answer:
+    """Print output 0 as it comes, further outputs whole after it, then the timing line on stderr."""
+    answer, watch = Answer(), Stopwatch.start()
+    async for event in events:
+        watch.see(event)
+        answer.add(event)
+        if event.HasField("delta") and event.delta.output_index == 0:
+            click.echo(event.delta.text, nl=False)
+    watch.stop()
+    click.echo()
+    for index in sorted(set(answer.outputs) - {0}):
+        click.secho(f"--- output {index}", fg="bright_black", err=True)
+        click.echo(answer.outputs[index].text)
+    click.secho(timing_line(answer, watch), fg="bright_black", err=True)
+    return answer
+
+
+async def stream_json(events: AsyncIterator[ChatResponse] | AsyncIterator[GenerateResponse]) -> None:
+    """Print each event as one line of JSON, fields named as in the protos."""
+    async for event in events:
+        click.echo(MessageToJson(event, preserving_proto_field_name=True, indent=None))
+        sys.stdout.flush()
+
+
+def timing_line(answer: Answer, watch: Stopwatch) -> str:
+    """`12 prompt (8 cached) + 40 tokens · TTFT 31 ms · 84 tokens/s`; the rate counts from the first token on."""
+    usage = answer.usage
+    parts = [f"{usage.prompt_tokens} prompt ({usage.cached_prompt_tokens} cached) + {usage.completion_tokens} tokens"]
+    if watch.first_token is not None and watch.ended is not None:
+        parts.append(f"TTFT {1e3 * (watch.first_token - watch.started):.0f} ms")
+        seconds, tokens = watch.ended - watch.first_token, usage.completion_tokens - 1
+        if tokens > 0 and seconds > 0:
+            parts.append(f"{tokens / seconds:.0f} tokens/s")
+    return " · ".join(parts)
+
+
+def error_line(error: WeirError) -> str:
+    """`OVERLOADED: the queue is full` and, where we know one, what to do next."""
+    name = reason_name(error.reason)
+    hint = _HINTS.get(name)
+    return f"{name}: {error.message}" + (f"\n  {hint}" if hint else "")
+
+
+def assistant(answer: Answer) -> ChatMessage:
+    """The answer as the next message of a conversation."""
+    return message("assistant", answer.text)
+
+
+def model_line(model: Model) -> str:
+    version = model.model_version
+    chat = "" if model.has_chat_template else ", no chat template"
+    return (
+        f"{version.model}  revision {version.revision}  context {model.max_model_len}  "
+        f"{model.healthy_workers}/{model.workers} workers healthy{chat}"
+    )
+
+
+def model_json(model: Model) -> str:
+    return str(MessageToJson(model, preserving_proto_field_name=True, indent=None))

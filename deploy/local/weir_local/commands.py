@@ -1,0 +1,70 @@
+"""`weir up` and `weir demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from weir.inference.v1.sampling_pb2 import SamplingParameters
+from weir_client import printing
+from weir_client.cli import run_async
+from weir_client.client import Client, user
+from weir_local import stack
+from weir_local.placement import Placement
+
+_PLACEMENT = [
+    click.option(
+        "--model",
+        "model_dir",
+        type=click.Path(path_type=Path),
+        help="Hugging Face directory. Default: the demo model.",
+    ),
+    click.option("--name", help="Name clients use for the model. Default: the directory's."),
+    click.option("--executors", type=click.IntRange(1, 16), default=1, show_default=True, help="Executors to start."),
+    click.option("--one-process", is_flag=True, help="Place all services in one process, in memory."),
+    click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Default: the checkpoint's."),
+    click.option("--device", default="cpu", show_default=True, help="'cpu' or 'cuda'."),
+    click.option("--kv-cache-mib", type=click.IntRange(16), default=512, show_default=True, help="Of each executor."),
+    click.option("--kv-store-mib", type=click.IntRange(0), default=512, show_default=True, help="Of the kvstore."),
+]
+
+
+def _placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_PLACEMENT):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_placement_options
+@click.option("--port", type=click.IntRange(0, 65535), default=7700, show_default=True, help="Of the router; 0: any.")
+@run_async
+async def up(**options: Any) -> None:
+    """Start all five services on loopback, wait until they are ready, and run until Ctrl-C, which drains them.
+
+    \b
+    Example:
+      weir up --model ~/models/Qwen3-0.6B --executors 2
+    """
+    await stack.up(Placement(**options))
+
+
+@click.command()
+@_placement_options
+@click.option("--prompt", default="What is a weir?", show_default=True, help="What to ask.")
+@run_async
+async def demo(prompt: str, **options: Any) -> None:
+    """Start everything, stream one answer, stop everything.
+
+    \b
+    Example:
+      weir demo --prompt "Tell me a short story about a fox."
+    """
+    async with stack.running(Placement(port=0, **options)) as services, Client(services.router) as client:
+        click.secho(f"\n> {prompt}", bold=True)
+        greedy = SamplingParameters(temperature=0)
+        await printing.stream_text(client.chat([user(prompt)], sampling=greedy, timeout=120))
+        click.echo()

@@ -1,0 +1,97 @@
+"""Real processes: `weir up` as a user runs it, on free ports, with a state directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from weir_client.stack import RunningService, read_stack
+
+_START_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running `weir up`."""
+
+    process: subprocess.Popen[str]
+    state: Path
+
+    @property
+    def services(self) -> list[RunningService]:
+        return read_stack(self.state)
+
+    @property
+    def router(self) -> str:
+        return self.addresses("router")[0]
+
+    def addresses(self, service: str) -> list[str]:
+        return [s.address for s in self.services if s.service == service]
+
+    def pid(self, address: str) -> int:
+        return next(s.pid for s in self.services if s.address == address)
+
+    def weir(self, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """The `weir` command as a user of this stack types it."""
+        return run_weir(self.state, *arguments, timeout=timeout)
+
+    def stop(self) -> int:
+        """Ctrl-C, then the exit code."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+def run_weir(state: Path, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "weir_client.cli", *arguments],
+        env=os.environ | {"WEIR_STATE_DIR": str(state)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def start_stack(state: Path, *arguments: str) -> Stack:
+    """`weir up` with these arguments, once it says that it is ready."""
+    state.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "weir_client.cli", "up", "--port", "0", *arguments],
+        env=os.environ | {"WEIR_STATE_DIR": str(state)},
+        stdout=(state / "up.log").open("w"),
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    stack, deadline = Stack(process, state), time.monotonic() + _START_SECONDS
+    while not stack.services:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            logs = "\n".join(path.read_text()[-2000:] for path in sorted(state.rglob("*.log")))
+            raise AssertionError(f"'weir up' did not get ready:\n{logs}")
+        time.sleep(0.05)
+    return stack
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One stack with two executors and the demo model, shared by the tests that leave it as they found it."""
+    running = start_stack(tmp_path_factory.mktemp("stack"), "--executors", "2")
+    yield running
+    assert running.stop() == 0, (running.state / "up.log").read_text()
+
+
+def json_lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]

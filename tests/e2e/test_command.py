@@ -1,0 +1,118 @@
+"""The `weir` command against five real processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from e2e.conftest import Stack, json_lines, run_weir, start_stack
+
+
+def test_chat_streams_an_answer_and_a_timing_line(stack: Stack) -> None:
+    done = stack.weir("chat", "What is a weir?", "--temperature", "0", "--max-tokens", "64")
+    assert done.returncode == 0, done.stderr
+    assert "water" in done.stdout or "dam" in done.stdout or "river" in done.stdout
+    assert "TTFT" in done.stderr
+    assert "tokens/s" in done.stderr
+
+
+def test_generate_continues_a_text(stack: Stack) -> None:
+    done = stack.weir("generate", "Once upon a time", "--max-tokens", "12", "--temperature", "0")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) >= 3
+
+
+def test_json_prints_the_events_in_their_order(stack: Stack) -> None:
+    done = stack.weir("chat", "Hello", "--json", "--max-tokens", "8", "--seed", "7")
+    events = [next(iter(line)) for line in json_lines(done.stdout)]
+    assert events[0] == "accepted"
+    assert events[-3:] == ["finished", "usage", "receipt"]
+    assert set(events[1:-3]) == {"delta"}
+    receipt = json_lines(done.stdout)[-1]["receipt"]
+    assert isinstance(receipt, dict)
+    assert receipt["seed"] == "7"
+
+
+def test_the_same_seed_draws_the_same_answer(stack: Stack) -> None:
+    first, second = (stack.weir("chat", "Tell me a story.", "--seed", "11", "--max-tokens", "24") for _ in range(2))
+    assert first.stdout == second.stdout != ""
+
+
+def test_several_outputs_are_printed_apart(stack: Stack) -> None:
+    done = stack.weir("chat", "Tell me a story.", "-n", "2", "--max-tokens", "8", "--seed", "3")
+    assert "--- output 1" in done.stderr
+    assert len(done.stdout.strip().splitlines()) >= 2
+
+
+def test_models_lists_the_model_and_its_workers(stack: Stack) -> None:
+    (model,) = json_lines(stack.weir("models", "--json").stdout)
+    assert model["model_version"]["model"] == "demo"  # type: ignore[index]
+    assert model["healthy_workers"] == 2
+    assert "2/2 workers healthy" in stack.weir("models").stdout
+
+
+def test_status_shows_each_service(stack: Stack) -> None:
+    done = stack.weir("status", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    reports = json_lines(done.stdout)
+    names = sorted(str(report["service"]) for report in reports)
+    assert names == ["executor", "executor", "kvstore", "postprocess", "router", "tokenizer"]
+    assert {report["health"] for report in reports} == {"SERVING"}
+    assert "blocks in use" in stack.weir("status").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["chat", "hi", "--model", "nosuch"], "MODEL_NOT_FOUND"),
+        (["chat", "hi", "--temperature", "-1"], "sampling.temperature"),
+        (["chat", "hi", "-n", "99"], "sampling.n"),
+        (["generate", ""], "INVALID_ARGUMENT"),
+        (["chat", "hi", "--router", "127.0.0.1:1", "--timeout", "5"], "weir up"),
+        (["chat", "hi", "--top-k", "-5"], "--top-k"),
+    ],
+)
+def test_a_bad_call_is_one_readable_line(stack: Stack, arguments: list[str], says: str) -> None:
+    done = stack.weir(*arguments)
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["up"], ["chat"], ["generate"], ["models"], ["status"], ["demo"]])
+def test_every_command_has_help_with_an_example(tmp_path: Path, command: list[str]) -> None:
+    done = run_weir(tmp_path, *command, "--help")
+    assert done.returncode == 0
+    assert "Example:" in done.stdout
+
+
+def test_status_without_a_stack_says_what_to_do(tmp_path: Path) -> None:
+    done = run_weir(tmp_path, "status")
+    assert done.returncode == 1
+    assert "weir up" in done.stderr
+
+
+def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
+    done = run_weir(tmp_path, "up", "--model", str(tmp_path))
+    assert done.returncode == 1
+    assert "config.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_process_answers_as_five_do(stack: Stack, tmp_path: Path) -> None:
+    asked = ["chat", "What is a weir?", "--temperature", "0", "--max-tokens", "24"]
+    alone = start_stack(tmp_path, "--one-process")
+    try:
+        assert alone.weir(*asked).stdout == stack.weir(*asked).stdout
+        assert len({service.pid for service in alone.services}) == 1
+    finally:
+        assert alone.stop() == 0
+
+
+def test_ctrl_c_leaves_no_process_and_no_state(tmp_path: Path) -> None:
+    running = start_stack(tmp_path, "--kv-store-mib", "16")
+    pids = [service.pid for service in running.services]
+    assert running.stop() == 0
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert not (tmp_path / "stack.json").exists()

@@ -1,0 +1,145 @@
+"""Bad luck on real processes: a worker killed, a client that vanishes, a slow reader, a drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import grpc
+import pytest
+
+from e2e.conftest import Stack, start_stack
+from weir.executor.v1.executor_pb2 import GetLoadRequest, GetLoadResponse
+from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
+from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir_chassis.channel import open_channel
+from weir_chassis.errors import Fault, WeirError, reason_name
+from weir_client.client import Client, collect, user
+
+_GREEDY = SamplingParameters(temperature=0)
+_LONG = StoppingConditions(max_tokens=1500, ignore_eos=True)
+
+
+async def _load(address: str) -> GetLoadResponse:
+    async with open_channel(address) as channel:
+        return await ExecutorServiceStub(channel).GetLoad(GetLoadRequest(), timeout=5)
+
+
+async def _until_idle(addresses: list[str], seconds: float = 10.0) -> None:
+    """Every executor back to no request, no sequence, no block in use; or fail with what is left."""
+    loads: list[GetLoadResponse] = []
+    for _ in range(int(seconds / 0.05)):
+        loads = [await _load(address) for address in addresses]
+        if all(
+            load.running_sequences == load.waiting_requests == load.live_requests == 0
+            and load.free_blocks == load.total_blocks
+            for load in loads
+        ):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"still held: {loads}")
+
+
+async def test_an_executor_killed_in_mid_stream_is_unavailable_and_the_next_request_is_served(tmp_path: Path) -> None:
+    running = start_stack(tmp_path, "--executors", "2")
+    try:
+        async with Client(running.router) as client:
+            events = client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=_LONG, timeout=60)
+            with pytest.raises(WeirError) as caught:
+                async for event in events:
+                    if event.HasField("delta"):
+                        await _kill_the_busy_one(running)
+            assert reason_name(caught.value.reason) == "WORKER_LOST"
+            assert caught.value.row.code is grpc.StatusCode.UNAVAILABLE
+            assert caught.value.row.fault is Fault.SERVER
+            assert caught.value.metadata["worker"] in running.addresses("executor")
+            answer = await collect(client.chat([user("Hello")], sampling=_GREEDY, timeout=30))
+            assert answer.text
+    finally:
+        running.process.send_signal(signal.SIGINT)
+        running.process.wait(60)
+
+
+async def _kill_the_busy_one(running: Stack) -> None:
+    for address in running.addresses("executor"):
+        try:
+            if (await _load(address)).live_requests:
+                os.kill(running.pid(address), signal.SIGKILL)
+        except grpc.RpcError:
+            continue
+
+
+async def test_a_client_that_vanishes_frees_its_blocks(stack: Stack) -> None:
+    async with Client(stack.router) as client:
+        events = client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=_LONG, timeout=60)
+        async for event in events:
+            if event.HasField("delta"):
+                break
+        assert sum((await _load(a)).live_requests for a in stack.addresses("executor")) == 1
+    await _until_idle(stack.addresses("executor"))
+
+
+async def test_a_deadline_ends_the_request_everywhere(stack: Stack) -> None:
+    async with Client(stack.router) as client:
+        with pytest.raises(WeirError) as caught:
+            await collect(client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=_LONG, timeout=0.4))
+    assert reason_name(caught.value.reason) == "DEADLINE_EXCEEDED"
+    await _until_idle(stack.addresses("executor"))
+
+
+async def test_a_second_executor_answers_a_shared_prompt_from_the_store(stack: Stack) -> None:
+    """Two workers, one long prompt, asked at once: whoever comes second loads the blocks that the first computed."""
+    text = "The miller counted the boats at the weir, one after another. " * 24
+    async with Client(stack.router) as client:
+        first = await collect(client.generate(text, sampling=_GREEDY, stopping=StoppingConditions(max_tokens=4)))
+        await asyncio.sleep(0.5)  # blocks are offered in the background
+        busy = await _occupy(client, first.receipt.worker, stack)
+        second = await collect(client.generate(text, sampling=_GREEDY, stopping=StoppingConditions(max_tokens=4)))
+        busy.cancel()
+        await asyncio.gather(busy, return_exceptions=True)
+    assert second.receipt.worker != first.receipt.worker
+    assert second.receipt.store_cached_tokens >= 64
+    assert second.usage.cached_prompt_tokens >= second.receipt.store_cached_tokens
+    assert second.outputs[0].token_ids == first.outputs[0].token_ids
+    await _until_idle(stack.addresses("executor"))
+
+
+async def _occupy(client: Client, worker: str, stack: Stack) -> asyncio.Task[object]:
+    """Keep `worker` busy with one long request, so that the next request goes elsewhere."""
+    for _ in range(8):
+        task = asyncio.create_task(
+            collect(client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=_LONG, timeout=60))
+        )
+        await asyncio.sleep(0.3)
+        if (await _load(worker)).live_requests:
+            return task
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    raise AssertionError(f"no request went to {worker}")
+
+
+async def test_a_slow_reader_slows_only_itself(stack: Stack) -> None:
+    async with Client(stack.router) as client:
+        slow = client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=_LONG, timeout=60)
+        async for event in slow:
+            if event.HasField("delta"):
+                break  # reads no further for now
+        other = await collect(client.chat([user("Hello")], sampling=_GREEDY, timeout=30))
+        assert other.text
+    await _until_idle(stack.addresses("executor"))
+
+
+async def test_drain_lets_a_running_stream_finish(tmp_path: Path) -> None:
+    running = start_stack(tmp_path)
+    stopping = StoppingConditions(max_tokens=300, ignore_eos=True)
+    async with Client(running.router) as client:
+        tokens = 0
+        async for event in client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=stopping, timeout=60):
+            if event.HasField("delta"):
+                if tokens == 0:
+                    running.process.send_signal(signal.SIGINT)
+                tokens += len(event.delta.token_ids)
+    assert tokens == 300
+    assert running.process.wait(60) == 0
