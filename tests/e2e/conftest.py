@@ -68,13 +68,14 @@ def run_weir(state: Path, *arguments: str, timeout: float = 60.0) -> subprocess.
 def start_stack(state: Path, *arguments: str) -> Stack:
     """`weir up` with these arguments, once it says that it is ready."""
     state.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "weir_client.cli", "up", "--port", "0", *arguments],
-        env=os.environ | {"WEIR_STATE_DIR": str(state)},
-        stdout=(state / "up.log").open("w"),
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with (state / "up.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "weir_client.cli", "up", "--port", "0", *arguments],
+            env=os.environ | {"WEIR_STATE_DIR": str(state)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
     stack, deadline = Stack(process, state), time.monotonic() + _START_SECONDS
     while not stack.services:
         if process.poll() is not None or time.monotonic() > deadline:

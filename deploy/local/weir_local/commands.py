@@ -28,7 +28,7 @@ _PLACEMENT = [
     click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Default: the checkpoint's."),
     click.option("--device", default="cpu", show_default=True, help="'cpu' or 'cuda'."),
     click.option("--kv-cache-mib", type=click.IntRange(16), default=512, show_default=True, help="Of each executor."),
-    click.option("--kv-store-mib", type=click.IntRange(0), default=512, show_default=True, help="Of the kvstore."),
+    click.option("--kv-store-mib", type=click.IntRange(1), default=512, show_default=True, help="Of the kvstore."),
 ]
 
 

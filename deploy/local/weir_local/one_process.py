@@ -64,5 +64,6 @@ def _door(
         server = chassis_server.new_server(service, settings, chassis)
         server.add_insecure_port(plan.address)
         return server
-    servers[plan.address] = InMemoryServer([chassis_server.interceptor(service, settings, chassis)])
-    return servers[plan.address]
+    server = InMemoryServer([chassis_server.interceptor(service, settings, chassis)])
+    servers[plan.address.removeprefix("memory:")] = server
+    return server

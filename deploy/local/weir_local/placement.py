@@ -32,12 +32,8 @@ class PlannedService:
     """One service: `settings` are the fields of its settings class, as text."""
 
     service: str
-    port: int
+    address: str  # `host:port`, or `memory:<name>` in one process
     settings: Mapping[str, str]
-
-    @property
-    def address(self) -> str:
-        return f"{HOST}:{self.port}"
 
     def environment(self) -> dict[str, str]:
         """The same settings as the variables that a process of its own reads."""
@@ -46,23 +42,36 @@ class PlannedService:
 
 def plan(placement: Placement, free_port: Callable[[], int]) -> list[PlannedService]:
     """The services in the order that they are shown, the router last. Raises FileNotFoundError for a missing model."""
-    model_dir = find_model(placement.model_dir)
-    models = {"models": f"{model_name(placement)}={model_dir}"}
-    kvstore = _service("kvstore", free_port(), capacity_bytes=str(placement.kv_store_mib * MIB))
-    tokenizer = _service("tokenizer", free_port(), **models)
-    postprocess = _service("postprocess", free_port(), **models)
-    executors = [
-        _service("executor", free_port(), **_executor_settings(placement, model_dir, kvstore.address))
-        for _ in range(placement.executors)
-    ]
-    router = _service(
-        "router",
-        placement.port or free_port(),
-        tokenizers=tokenizer.address,
-        postprocessors=postprocess.address,
-        executors=",".join(executor.address for executor in executors),
-    )
+    model_dir, name = find_model(placement.model_dir), model_name(placement)
+    place = _in_memory if placement.one_process else _on_loopback(free_port)
+    models = {"models": f"{name}={model_dir}"}
+    kvstore = place("kvstore", _kvstore_settings(placement))
+    tokenizer = place("tokenizer", models)
+    postprocess = place("postprocess", models)
+    executor_settings = _executor_settings(placement, model_dir, kvstore.address)
+    executors = [place(f"executor{i or ''}", executor_settings) for i in range(placement.executors)]
+    fleet = {
+        "tokenizers": tokenizer.address,
+        "postprocessors": postprocess.address,
+        "executors": ",".join(executor.address for executor in executors),
+    }
+    router = _at("router", placement.port or free_port(), fleet)
     return [kvstore, tokenizer, postprocess, *executors, router]
+
+
+Place = Callable[[str, Mapping[str, str]], PlannedService]
+
+
+def _on_loopback(free_port: Callable[[], int]) -> Place:
+    return lambda name, settings: _at(name.rstrip("0123456789"), free_port(), settings)
+
+
+def _in_memory(name: str, settings: Mapping[str, str]) -> PlannedService:
+    return PlannedService(name.rstrip("0123456789"), f"memory:{name}", settings)
+
+
+def _at(service: str, port: int, settings: Mapping[str, str]) -> PlannedService:
+    return PlannedService(service, f"{HOST}:{port}", {"host": HOST, "port": str(port), **settings})
 
 
 def model_name(placement: Placement) -> str:
@@ -77,18 +86,19 @@ def find_model(model_dir: Path | None) -> Path:
     return directory
 
 
+def _kvstore_settings(placement: Placement) -> dict[str, str]:
+    capacity = placement.kv_store_mib * MIB
+    return {"capacity_bytes": str(capacity), "max_staged_bytes": str(capacity // 4)}
+
+
 def _executor_settings(placement: Placement, model_dir: Path, kvstore: str) -> dict[str, str]:
     settings = {
         "model": model_name(placement),
         "model_dir": str(model_dir),
         "device": placement.device,
         "kv_cache_bytes": str(placement.kv_cache_mib * MIB),
-        "kvstore_address": kvstore if placement.kv_store_mib else "",
+        "kvstore_address": kvstore,
     }
     if placement.dtype:
         settings["dtype"] = placement.dtype
     return settings
-
-
-def _service(service: str, port: int, **settings: str) -> PlannedService:
-    return PlannedService(service, port, {"host": HOST, "port": str(port), **settings})

@@ -74,7 +74,6 @@ async def started(plans: list[PlannedService], log_directory: Path, events: Even
             stack.children.append(Child(plan, log, await _spawn(plan, log)))
         await _all_ready(stack.children, events)
         keepers = [asyncio.create_task(_keep_alive(child, stack, events)) for child in stack.children]
-        events.changed(stack.services)
         yield stack
     finally:
         for keeper in keepers:
@@ -86,7 +85,7 @@ async def started(plans: list[PlannedService], log_directory: Path, events: Even
 async def _spawn(plan: PlannedService, log: Path) -> asyncio.subprocess.Process:
     module = f"weir_{plan.service}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WEIR_")}
-    environment |= plan.environment() | {f"{module}_EXIT_WITH_PARENT".upper(): "true"}
+    environment |= plan.environment() | {f"{module}_EXIT_WITH_PARENT".upper(): str(os.getpid())}
     with log.open("wb") as file:
         return await asyncio.create_subprocess_exec(
             sys.executable,

@@ -15,9 +15,14 @@ import click
 
 from weir_chassis.settings import SettingsError
 from weir_chassis.telemetry import configure_logging
+from weir_client.client import Client
 from weir_client.stack import RunningService, clear_stack, state_directory, write_stack
 from weir_local import one_process, processes
 from weir_local.placement import HOST, Placement, PlannedService, plan
+
+# Everything serves by now; the router only has to notice.
+_SETTLE_SECONDS, _POLL_SECONDS = 30.0, 0.05
+_Placed = tuple[list[RunningService], asyncio.Future[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,9 @@ async def running(placement: Placement) -> AsyncIterator[LocalStack]:
     try:
         plans = plan(placement, _free_port)
         place = _in_one_process if placement.one_process else _in_processes
-        async with place(plans, state / "logs") as failed:
+        async with place(plans, state / "logs") as (services, failed):
+            await _until_healthy(plans[-1].address, placement.executors)
+            write_stack(services, state)
             yield LocalStack(router=plans[-1].address, failed=failed)
     except (processes.StartError, FileNotFoundError, SettingsError) as error:
         raise click.ClickException(f"{error}\nlogs: {state / 'logs'}") from error
@@ -55,20 +62,29 @@ async def running(placement: Placement) -> AsyncIterator[LocalStack]:
         clear_stack(state)
 
 
+async def _until_healthy(router: str, executors: int) -> None:
+    """A router serves before it has a worker; a user's stack is ready when it has all of them."""
+    async with Client(router) as client:
+        for _ in range(int(_SETTLE_SECONDS / _POLL_SECONDS)):
+            if sum(model.healthy_workers for model in await client.models()) == executors:
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+    raise processes.StartError(f"the router does not find its {executors} executors healthy")
+
+
 @asynccontextmanager
-async def _in_processes(plans: list[PlannedService], logs: Path) -> AsyncIterator[asyncio.Future[None]]:
+async def _in_processes(plans: list[PlannedService], logs: Path) -> AsyncIterator[_Placed]:
     events = processes.Events(ready=_print_ready, lost=_print_lost, changed=_remember)
     async with processes.started(plans, logs, events) as stack:
-        yield stack.failed
+        yield stack.services, stack.failed
 
 
 @asynccontextmanager
-async def _in_one_process(plans: list[PlannedService], logs: Path) -> AsyncIterator[asyncio.Future[None]]:
+async def _in_one_process(plans: list[PlannedService], logs: Path) -> AsyncIterator[_Placed]:
     with (logs / "one-process.log").open("w") as log:
         configure_logging("local", "info", log)
         async with one_process.started(plans, _print_ready) as services:
-            _remember(services)
-            yield asyncio.get_running_loop().create_future()
+            yield services, asyncio.get_running_loop().create_future()
 
 
 def _remember(services: list[RunningService]) -> None:

@@ -1,0 +1,109 @@
+"""The client over a router that says what the test tells it to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from weir.inference.v1.output_pb2 import FINISH_REASON_STOP, Usage
+from weir.inference.v1.stream_pb2 import Accepted, Delta, OutputFinished, Receipt
+from weir.router.v1 import router_pb2
+from weir.router.v1.router_pb2 import ChatRequest, ChatResponse, GenerateRequest, GenerateResponse
+from weir.router.v1.router_pb2_grpc import RouterServiceServicer, add_RouterServiceServicer_to_server
+from weir_chassis.errors import Overloaded, WeirError, reason_name
+from weir_chassis.server import Registration
+from weir_chassis.testing import serve_in_memory
+from weir_client.client import Answer, Client, collect, system, user
+
+NAME = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
+
+
+class ScriptedRouter(RouterServiceServicer):
+    """Answers each chat with the same events, or refuses it."""
+
+    def __init__(self, refusal: WeirError | None = None) -> None:
+        self.refusal = refusal
+        self.asked: list[ChatRequest | GenerateRequest] = []
+        self.metadata: dict[str, str | bytes] = {}
+        self.left = False
+
+    async def Chat(self, request: ChatRequest, context) -> AsyncIterator[ChatResponse]:  # type: ignore[no-untyped-def, override]
+        self.asked.append(request)
+        self.metadata = dict(context.invocation_metadata())
+        if self.refusal:
+            raise self.refusal
+        try:
+            for event in script():
+                yield event
+        except GeneratorExit:
+            self.left = True
+            raise
+
+    async def Generate(self, request: GenerateRequest, context) -> AsyncIterator[GenerateResponse]:  # type: ignore[no-untyped-def, override]
+        self.asked.append(request)
+        yield GenerateResponse(accepted=Accepted(request_id="g"))
+
+    async def ListModels(self, request: object, context: object) -> router_pb2.ListModelsResponse:  # type: ignore[override]
+        return router_pb2.ListModelsResponse(models=[router_pb2.Model(max_model_len=64)])
+
+
+def script() -> list[ChatResponse]:
+    return [
+        ChatResponse(accepted=Accepted(request_id="r", attempt=1)),
+        ChatResponse(delta=Delta(output_index=0, first_token_index=0, token_ids=[5, 6], text="he")),
+        ChatResponse(delta=Delta(output_index=1, first_token_index=0, token_ids=[7], text="x")),
+        ChatResponse(delta=Delta(output_index=0, first_token_index=2, token_ids=[8], text="y")),
+        ChatResponse(finished=OutputFinished(output_index=0, finish_reason=FINISH_REASON_STOP)),
+        ChatResponse(usage=Usage(prompt_tokens=3, completion_tokens=4)),
+        ChatResponse(receipt=Receipt(request_id="r", attempts=1)),
+    ]
+
+
+async def test_a_chat_is_collected_output_by_output() -> None:
+    router = ScriptedRouter()
+    async with serve_in_memory(Registration(add_RouterServiceServicer_to_server, router, NAME)) as channel:
+        client = Client("", channel=channel)
+        answer = await collect(client.chat([system("s"), user("u")], model="m", request_id="mine", priority=3))
+    assert answer.text == "hey"
+    assert answer.outputs[0].token_ids == [5, 6, 8]
+    assert answer.outputs[1].text == "x"
+    assert answer.usage.completion_tokens == 4
+    assert answer.receipt.request_id == "r"
+    asked = router.asked[0]
+    assert isinstance(asked, ChatRequest)
+    assert [m.role for m in asked.prompt.messages] == ["system", "user"]
+    assert (asked.model, asked.priority) == ("m", 3)
+    assert router.metadata["weir-request-id"] == "mine"
+
+
+async def test_a_refusal_is_the_typed_error_that_the_router_meant() -> None:
+    router = ScriptedRouter(Overloaded("the queue is full"))
+    async with serve_in_memory(Registration(add_RouterServiceServicer_to_server, router, NAME)) as channel:
+        with pytest.raises(WeirError, match="the queue is full") as caught:
+            await collect(Client("", channel=channel).chat([user("u")]))
+    assert reason_name(caught.value.reason) == "OVERLOADED"
+
+
+@pytest.mark.parametrize("prompt", ["text", [1, 2, 3]])
+async def test_generate_sends_text_or_token_ids(prompt: str | list[int]) -> None:
+    router = ScriptedRouter()
+    async with serve_in_memory(Registration(add_RouterServiceServicer_to_server, router, NAME)) as channel:
+        await collect(Client("", channel=channel).generate(prompt))
+    asked = router.asked[0]
+    assert isinstance(asked, GenerateRequest)
+    assert (asked.text if isinstance(prompt, str) else list(asked.token_ids.token_ids)) == prompt
+
+
+async def test_models_are_listed() -> None:
+    registration = Registration(add_RouterServiceServicer_to_server, ScriptedRouter(), NAME)
+    async with serve_in_memory(registration) as channel:
+        (model,) = await Client("", channel=channel).models()
+    assert model.max_model_len == 64
+
+
+def test_a_lost_delta_is_noticed() -> None:
+    answer = Answer()
+    answer.add(script()[1])
+    with pytest.raises(AssertionError, match="lost or repeated"):
+        answer.add(ChatResponse(delta=Delta(output_index=0, first_token_index=3, token_ids=[9])))

@@ -1,0 +1,66 @@
+"""What the user reads."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from unit.client.test_client import script
+from weir.inference.v1.model_pb2 import ModelVersion
+from weir.inference.v1.output_pb2 import Usage
+from weir.router.v1.router_pb2 import ChatResponse, Model
+from weir_chassis.errors import InvalidArgument, NoWorker
+from weir_client import printing
+from weir_client.client import Answer
+from weir_client.printing import Stopwatch, error_line, stream_json, stream_text, timing_line
+
+
+async def scripted() -> AsyncIterator[ChatResponse]:
+    for event in script():
+        yield event
+
+
+async def test_text_goes_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = await stream_text(scripted())
+    printed = capsys.readouterr()
+    assert printed.out == "hey\nx\n"
+    assert "--- output 1" in printed.err
+    assert "3 prompt (0 cached) + 4 tokens" in printed.err
+    assert answer.text == "hey"
+
+
+async def test_json_is_one_event_per_line(capsys: pytest.CaptureFixture[str]) -> None:
+    await stream_json(scripted())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(script())
+    assert '"first_token_index": 2' in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("watch", "expected"),
+    [
+        (
+            Stopwatch(started=1.0, first_token=1.05, ended=3.05),
+            "3 prompt (2 cached) + 101 tokens · TTFT 50 ms · 50 tokens/s",
+        ),
+        (Stopwatch(started=1.0, first_token=None, ended=2.0), "3 prompt (2 cached) + 101 tokens"),
+    ],
+)
+def test_the_rate_counts_from_the_first_token_on(watch: Stopwatch, expected: str) -> None:
+    answer = Answer(usage=Usage(prompt_tokens=3, cached_prompt_tokens=2, completion_tokens=101))
+    assert timing_line(answer, watch) == expected
+
+
+def test_an_error_says_what_to_do_next() -> None:
+    assert error_line(NoWorker("nobody is there")).splitlines() == [
+        "NO_WORKER: nobody is there",
+        "  see which services are healthy with 'weir status'",
+    ]
+    assert error_line(InvalidArgument("n", "at most 16")) == "INVALID_ARGUMENT: n: at most 16"
+
+
+def test_a_model_without_template_says_so() -> None:
+    version = ModelVersion(model="m", revision="abc")
+    line = printing.model_line(Model(model_version=version, max_model_len=64, workers=2, healthy_workers=1))
+    assert line == "m  revision abc  context 64  1/2 workers healthy, no chat template"

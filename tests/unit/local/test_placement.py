@@ -1,0 +1,85 @@
+"""What `weir up` plans, before it starts anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from weir_executor.settings import ExecutorSettings
+from weir_kvstore.settings import KvStoreSettings
+from weir_local.placement import Placement, PlannedService, find_model, plan
+from weir_postprocess.settings import PostprocessSettings
+from weir_router.settings import RouterSettings
+from weir_tokenizer.settings import TokenizerSettings
+
+SETTINGS = {
+    "executor": ExecutorSettings,
+    "kvstore": KvStoreSettings,
+    "postprocess": PostprocessSettings,
+    "router": RouterSettings,
+    "tokenizer": TokenizerSettings,
+}
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/config.json").write_text("{}")
+    return tmp_path / "tiny"
+
+
+def ports() -> Callable[[], int]:
+    return count(5000).__next__
+
+
+def of(service: str, plans: list[PlannedService]) -> list[PlannedService]:
+    return [planned for planned in plans if planned.service == service]
+
+
+def test_five_services_the_router_last_and_told_of_the_others(model_dir: Path) -> None:
+    plans = plan(Placement(model_dir, executors=2, port=7700), ports())
+    assert [p.service for p in plans] == ["kvstore", "tokenizer", "postprocess", "executor", "executor", "router"]
+    router = plans[-1]
+    assert router.address == "127.0.0.1:7700"
+    assert router.settings["executors"].split(",") == [p.address for p in of("executor", plans)]
+    assert router.settings["tokenizers"] == of("tokenizer", plans)[0].address
+    assert {p.settings["kvstore_address"] for p in of("executor", plans)} == {of("kvstore", plans)[0].address}
+
+
+def test_no_two_services_share_an_address(model_dir: Path) -> None:
+    for one_process in (False, True):
+        plans = plan(Placement(model_dir, executors=3, one_process=one_process), ports())
+        assert len({p.address for p in plans}) == len(plans)
+
+
+@pytest.mark.parametrize("one_process", [False, True])
+def test_every_service_takes_the_settings_that_it_is_given(model_dir: Path, one_process: bool) -> None:
+    placement = Placement(model_dir, dtype="float32", kv_store_mib=1, one_process=one_process)
+    for planned in plan(placement, ports()):
+        SETTINGS[planned.service].model_validate(dict(planned.settings))
+
+
+def test_the_environment_has_the_names_that_the_services_read(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = of("executor", plan(Placement(model_dir, name="m"), ports()))[0]
+    for name, value in executor.environment().items():
+        monkeypatch.setenv(name, value)
+    settings = ExecutorSettings()  # type: ignore[call-arg]  # from the environment
+    assert (settings.model, settings.model_dir, settings.port) == ("m", model_dir, int(executor.settings["port"]))
+
+
+def test_in_one_process_only_the_router_has_a_port(model_dir: Path) -> None:
+    plans = plan(Placement(model_dir, one_process=True), ports())
+    assert all(p.address.startswith("memory:") for p in plans[:-1])
+    assert plans[-1].address == "127.0.0.1:7700"
+
+
+def test_a_directory_without_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        find_model(tmp_path)
+
+
+def test_the_default_is_the_demo_that_the_repository_ships() -> None:
+    assert find_model(None).name == "demo"
