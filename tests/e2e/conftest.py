@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,8 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 
+from weir.executor.v1.executor_pb2 import GetLoadRequest, GetLoadResponse
+from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
+from weir_chassis.channel import open_channel
 from weir_client.stack import RunningService, read_stack
 
 _START_SECONDS = 90.0
@@ -92,6 +97,35 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     running = start_stack(tmp_path_factory.mktemp("stack"), "--executors", "2")
     yield running
     assert running.stop() == 0, (running.state / "up.log").read_text()
+
+
+async def load_of(address: str) -> GetLoadResponse:
+    async with open_channel(address) as channel:
+        return await ExecutorServiceStub(channel).GetLoad(GetLoadRequest(), timeout=5)
+
+
+async def until_idle(addresses: list[str], seconds: float = 10.0) -> None:
+    """Every executor back to no request, no sequence, no block in use; or fail with what is left.
+
+    One that was killed has that long to come back, too.
+    """
+    held: dict[str, object] = {}
+    for _ in range(int(seconds / 0.05)):
+        held = {address: left for address in addresses if (left := await _held_by(address))}
+        if not held:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"still held: {held}")
+
+
+async def _held_by(address: str) -> GetLoadResponse | grpc.StatusCode | None:
+    """The load of an executor that holds something, or why it does not say; None when it holds nothing."""
+    try:
+        load = await load_of(address)
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    live = load.running_sequences + load.waiting_requests + load.live_requests
+    return load if live or load.free_blocks != load.total_blocks else None
 
 
 def json_lines(text: str) -> list[dict[str, object]]:

@@ -10,36 +10,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from e2e.conftest import Stack, start_stack
-from weir.executor.v1.executor_pb2 import GetLoadRequest, GetLoadResponse
-from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
+from e2e.conftest import Stack, load_of, start_stack, until_idle
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir_chassis.channel import open_channel
 from weir_chassis.errors import Fault, WeirError, reason_name
 from weir_client.client import Client, collect, user
 
 _GREEDY = SamplingParameters(temperature=0)
 _LONG = StoppingConditions(max_tokens=1500, ignore_eos=True)
-
-
-async def _load(address: str) -> GetLoadResponse:
-    async with open_channel(address) as channel:
-        return await ExecutorServiceStub(channel).GetLoad(GetLoadRequest(), timeout=5)
-
-
-async def _until_idle(addresses: list[str], seconds: float = 10.0) -> None:
-    """Every executor back to no request, no sequence, no block in use; or fail with what is left."""
-    loads: list[GetLoadResponse] = []
-    for _ in range(int(seconds / 0.05)):
-        loads = [await _load(address) for address in addresses]
-        if all(
-            load.running_sequences == load.waiting_requests == load.live_requests == 0
-            and load.free_blocks == load.total_blocks
-            for load in loads
-        ):
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"still held: {loads}")
 
 
 async def test_an_executor_killed_in_mid_stream_is_unavailable_and_the_next_request_is_served(tmp_path: Path) -> None:
@@ -64,7 +41,7 @@ async def test_an_executor_killed_in_mid_stream_is_unavailable_and_the_next_requ
 
 
 async def _kill_the_busy_one(running: Stack) -> str:
-    loads = {address: await _load(address) for address in running.addresses("executor")}
+    loads = {address: await load_of(address) for address in running.addresses("executor")}
     (busy,) = (address for address, load in loads.items() if load.live_requests)
     os.kill(running.pid(busy), signal.SIGKILL)
     return busy
@@ -76,8 +53,8 @@ async def test_a_client_that_vanishes_frees_its_blocks(stack: Stack) -> None:
         async for event in events:
             if event.HasField("delta"):
                 break
-        assert sum([(await _load(a)).live_requests for a in stack.addresses("executor")]) == 1
-    await _until_idle(stack.addresses("executor"))
+        assert sum([(await load_of(a)).live_requests for a in stack.addresses("executor")]) == 1
+    await until_idle(stack.addresses("executor"))
 
 
 async def test_a_deadline_ends_the_request_everywhere(stack: Stack) -> None:
@@ -85,7 +62,7 @@ async def test_a_deadline_ends_the_request_everywhere(stack: Stack) -> None:
         with pytest.raises(WeirError) as caught:
             await collect(client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=_LONG, timeout=0.4))
     assert reason_name(caught.value.reason) == "DEADLINE_EXCEEDED"
-    await _until_idle(stack.addresses("executor"))
+    await until_idle(stack.addresses("executor"))
 
 
 async def test_a_second_executor_answers_a_shared_prompt_from_the_store(stack: Stack) -> None:
@@ -102,7 +79,7 @@ async def test_a_second_executor_answers_a_shared_prompt_from_the_store(stack: S
     assert second.receipt.store_cached_tokens >= 64
     assert second.usage.cached_prompt_tokens >= second.receipt.store_cached_tokens
     assert second.outputs[0].token_ids == first.outputs[0].token_ids
-    await _until_idle(stack.addresses("executor"))
+    await until_idle(stack.addresses("executor"))
 
 
 async def _occupy(client: Client, worker: str, stack: Stack) -> asyncio.Task[object]:
@@ -112,7 +89,7 @@ async def _occupy(client: Client, worker: str, stack: Stack) -> asyncio.Task[obj
             collect(client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=_LONG, timeout=60))
         )
         await asyncio.sleep(0.3)
-        if (await _load(worker)).live_requests:
+        if (await load_of(worker)).live_requests:
             return task
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -127,7 +104,7 @@ async def test_a_slow_reader_slows_only_itself(stack: Stack) -> None:
                 break  # reads no further for now
         other = await collect(client.chat([user("Hello")], sampling=_GREEDY, timeout=30))
         assert other.text
-    await _until_idle(stack.addresses("executor"))
+    await until_idle(stack.addresses("executor"))
 
 
 async def test_drain_lets_a_running_stream_finish(tmp_path: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 from collections import Counter
 from pathlib import Path
 
-from e2e.conftest import Stack, start_stack
-from e2e.test_failures import _until_idle
+import grpc
+
+from e2e.conftest import Stack, load_of, start_stack, until_idle
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.kvstore.v1.kvstore_pb2 import GetStatsRequest
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
@@ -19,6 +21,7 @@ from weir_chassis.errors import WeirError, reason_name
 from weir_client.client import Client, collect, user
 
 SEED, REQUESTS, AT_ONCE = 20, 500, 24
+KILLS = (150, 300)  # as these requests are sent, an executor with work is killed
 _ALLOWED = {"completed", "cancelled", "DEADLINE_EXCEEDED", "WORKER_LOST", "NO_WORKER", "OVERLOADED"}
 
 
@@ -32,6 +35,8 @@ async def test_leases_are_zero_after_500_requests_with_cancels_kills_and_deadlin
         assert endings["completed"] > REQUESTS / 2
         assert endings["cancelled"] > REQUESTS / 10
         assert endings["DEADLINE_EXCEEDED"] > 0
+        assert endings["WORKER_LOST"] > 0
+        assert (running.state / "up.log").read_text().count("ended with code -9") == len(KILLS)
         await _nothing_is_held(running)
     finally:
         running.process.send_signal(signal.SIGINT)
@@ -40,17 +45,26 @@ async def test_leases_are_zero_after_500_requests_with_cancels_kills_and_deadlin
 
 async def _storm(running: Stack) -> Counter[str]:
     rng, gate = random.Random(SEED), asyncio.Semaphore(AT_ONCE)
-    victim = running.pid(running.addresses("executor")[0])
 
     async def one(client: Client, index: int, fate: float, tokens: int) -> str:
         async with gate:
-            if index == REQUESTS // 2:
-                os.kill(victim, signal.SIGKILL)
+            if index in KILLS:
+                await _kill_a_busy_executor(running)
             return await _request(client, index, fate, tokens)
 
     async with Client(running.router) as client:
         plan = [(index, rng.random(), rng.randint(1, 24)) for index in range(REQUESTS)]
         return Counter(await asyncio.gather(*(one(client, *each) for each in plan)))
+
+
+async def _kill_a_busy_executor(running: Stack) -> None:
+    while True:
+        for address in running.addresses("executor"):
+            with contextlib.suppress(grpc.RpcError):  # it may be the one that was killed before
+                if (await load_of(address)).running_sequences:
+                    os.kill(running.pid(address), signal.SIGKILL)
+                    return
+        await asyncio.sleep(0.02)
 
 
 async def _request(client: Client, index: int, fate: float, tokens: int) -> str:
@@ -77,7 +91,7 @@ async def _request(client: Client, index: int, fate: float, tokens: int) -> str:
 
 
 async def _nothing_is_held(running: Stack) -> None:
-    await _until_idle(running.addresses("executor")[1:], seconds=20)
+    await until_idle(running.addresses("executor"), seconds=60)
     async with open_channel(running.addresses("kvstore")[0]) as channel:
         for _ in range(100):
             stats = await KvStoreServiceStub(channel).GetStats(GetStatsRequest(), timeout=5)

@@ -1,0 +1,15 @@
+"""The numbers that the contract (kvstore.proto) states, once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+HASH_BYTES: Final = 16
+# A million tokens in blocks of 16: longer than any context that is served.
+MAX_CHAIN_BLOCKS: Final = 65_536
+# One block of the largest models, all layers together; what a hostile size can make us allocate.
+MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
+# Copied and checksummed on the event loop in under a millisecond, and far below gRPC's message limit.
+MAX_CHUNK_BYTES: Final = 2 * 1024 * 1024
+# The longest that a vanished reader keeps blocks from being evicted.
+MAX_LEASE_SECONDS: Final = 60.0

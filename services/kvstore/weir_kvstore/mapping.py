@@ -1,0 +1,115 @@
+"""Requests checked and translated, results translated back. The limits are the contract's."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+
+from weir.kvstore.v1 import kvstore_pb2 as pb
+from weir.kvstore.v1.block_hash import split_hashes
+from weir_chassis.errors import InvalidArgument
+from weir_kvstore.bounds import (
+    HASH_BYTES,
+    MAX_CHAIN_BLOCKS,
+    MAX_CHUNK_BYTES,
+    MAX_LEASE_SECONDS,
+    MAX_PAYLOAD_BYTES,
+)
+from weir_kvstore.put import PutPiece, PutResult
+from weir_kvstore.reads import Piece
+from weir_kvstore.store import TierReport
+
+# Ours have 32; whatever is longer is nobody's, and would only be carried back in the error.
+_MAX_LEASE_ID_CHARS = 64
+
+
+def namespace(value: bytes) -> bytes:
+    return _hash("namespace", value)
+
+
+def block_hashes(packed: bytes) -> list[bytes]:
+    """At most 65536 of them."""
+    if len(packed) % HASH_BYTES:
+        raise InvalidArgument("block_hashes", f"{len(packed)} bytes are no whole number of {HASH_BYTES}-byte hashes")
+    if len(packed) > MAX_CHAIN_BLOCKS * HASH_BYTES:
+        raise InvalidArgument("block_hashes", f"{len(packed) // HASH_BYTES} blocks, the limit is {MAX_CHAIN_BLOCKS}")
+    return split_hashes(packed)
+
+
+def skip_blocks(value: int, num_blocks: int) -> int:
+    if value > num_blocks:
+        raise InvalidArgument("skip_blocks", f"{value} of {num_blocks} blocks")
+    return value
+
+
+def lease_id(value: str) -> str:
+    if not 0 < len(value) <= _MAX_LEASE_ID_CHARS:
+        raise InvalidArgument("lease_id", f"{len(value)} characters; as MatchPrefix gave it")
+    return value
+
+
+def lease_seconds(duration: Duration) -> float:
+    """0 to 60 s."""
+    seconds = duration.seconds + duration.nanos / 1e9
+    if not 0 <= seconds <= MAX_LEASE_SECONDS:
+        raise InvalidArgument("lease_duration", f"{seconds:g} s, the limit is {MAX_LEASE_SECONDS:g} s")
+    return seconds
+
+
+def put_piece(chunk: pb.PutChunk) -> PutPiece:
+    """One message's part of a block, its sizes in bounds and agreeing with one another."""
+    piece = PutPiece(
+        block_hash=_hash("chunk.block_hash", chunk.block_hash),
+        parent_block_hash=chunk.parent_block_hash and _hash("chunk.parent_block_hash", chunk.parent_block_hash),
+        payload_bytes=chunk.payload_bytes,
+        checksum=chunk.checksum,
+        offset=chunk.offset,
+        chunk=chunk.chunk,
+    )
+    if not 0 < piece.payload_bytes <= MAX_PAYLOAD_BYTES:
+        raise InvalidArgument("chunk.payload_bytes", f"{piece.payload_bytes}, the limits are 1 and {MAX_PAYLOAD_BYTES}")
+    if not 0 < len(piece.chunk) <= MAX_CHUNK_BYTES:
+        raise InvalidArgument("chunk.chunk", f"{len(piece.chunk)} bytes, the limits are 1 and {MAX_CHUNK_BYTES}")
+    if piece.offset + len(piece.chunk) > piece.payload_bytes:
+        raise InvalidArgument("chunk.offset", f"{len(piece.chunk)} bytes from {piece.offset} of {piece.payload_bytes}")
+    return piece
+
+
+def put_response(result: PutResult) -> pb.PutBlocksResponse:
+    return pb.PutBlocksResponse(
+        stored_blocks=result.stored,
+        present_blocks=result.present,
+        corrupt_blocks=result.corrupt,
+        refused_blocks=result.refused,
+    )
+
+
+def get_response(piece: Piece) -> pb.GetBlocksResponse:
+    return pb.GetBlocksResponse(
+        block_hash=piece.block.address.block_hash,
+        payload_bytes=piece.block.size_bytes,
+        offset=piece.offset,
+        chunk=bytes(piece.chunk),  # no copy where it is bytes already; protobuf takes no view
+        checksum=piece.block.checksum,
+    )
+
+
+def tier_stats(report: TierReport) -> pb.TierStats:
+    counters = report.counters
+    return pb.TierStats(
+        tier=report.tier,
+        blocks=report.blocks,
+        bytes=report.bytes,
+        capacity_bytes=report.capacity_bytes,
+        hits=counters.hits,
+        misses=counters.misses,
+        stored=counters.stored,
+        evicted=counters.evicted,
+        refused=counters.refused,
+        corrupt=counters.corrupt,
+    )
+
+
+def _hash(field: str, value: bytes) -> bytes:
+    if len(value) != HASH_BYTES:
+        raise InvalidArgument(field, f"{len(value)} bytes, a hash has {HASH_BYTES}")
+    return value

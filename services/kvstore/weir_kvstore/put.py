@@ -1,0 +1,221 @@
+"""Putting blocks in two phases: staged and checked piece by piece, then visible all at once.
+
+    open ──▶ begin ──▶ add, add, … ──▶ commit
+      └────────┴────────┴─── anything else that ends it ──▶ every staged byte is freed
+
+A put holds one lease of the ledger. Each message renews it, and the sweep ends a put whose sender has gone quiet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Final
+
+from weir_chassis.errors import DeadlineExceeded, InvalidArgument, Overloaded
+from weir_kvstore.bounds import MAX_CHAIN_BLOCKS
+from weir_kvstore.checksum import RunningChecksum
+from weir_kvstore.index import Address, Block
+from weir_kvstore.store import BlockStore
+
+KIND: Final = "put"
+# Over how many puts their mean duration, from which `retry_after` follows, forgets the past.
+_PUTS_REMEMBERED: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PutPiece:
+    """A range of one block, and the whole block's header, which every piece repeats. Sizes are in bounds already."""
+
+    block_hash: bytes
+    parent_block_hash: bytes
+    payload_bytes: int
+    checksum: int
+    offset: int
+    chunk: bytes
+
+    def continues(self, first: PutPiece) -> bool:
+        return (self.block_hash, self.parent_block_hash, self.payload_bytes, self.checksum) == (
+            first.block_hash,
+            first.parent_block_hash,
+            first.payload_bytes,
+            first.checksum,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    stored: int = 0
+    present: int = 0
+    corrupt: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class _Arriving:
+    """The block whose pieces come in now. Without `block` its bytes are let go: it is held already, or has no room."""
+
+    first: PutPiece
+    block: Block | None
+    received_bytes: int = 0
+    checksum: RunningChecksum = field(default_factory=RunningChecksum)
+
+
+class Put:
+    """One put, from its first message to its commit or its end."""
+
+    def __init__(self, store: BlockStore, *, heard: Callable[[], None]) -> None:
+        self._store = store
+        self._on_heard = heard
+        self._namespace: bytes | None = None
+        self._arriving: _Arriving | None = None
+        self._staged: list[Block] = []  # whole and verified
+        self._present: list[Address] = []
+        self._num_blocks = self._num_corrupt = self._num_refused = 0
+        self._over = False
+
+    def begin(self, namespace: bytes) -> None:
+        """Raises InvalidArgument for a second beginning."""
+        self._heard()
+        if self._namespace is not None:
+            raise InvalidArgument("begin", "only the first message begins a put")
+        self._namespace = namespace
+
+    async def add(self, piece: PutPiece) -> None:
+        """The next piece. Raises InvalidArgument for one out of order."""
+        self._heard()
+        arriving = self._place(piece)
+        arriving.received_bytes += len(piece.chunk)
+        if arriving.block is not None:
+            arriving.checksum.update(piece.chunk)
+            await self._store.tier.write(arriving.block.block_id, piece.offset, piece.chunk)
+            self._require_open()
+        if arriving.received_bytes == piece.payload_bytes:
+            self._finish_block()
+
+    def commit(self) -> PutResult:
+        """Everything that verified becomes visible in this instant, and the put is over. Raises InvalidArgument."""
+        self._heard()
+        if self._namespace is None:
+            raise InvalidArgument("commit", "nothing was begun")
+        self._finish_block()
+        staged, self._staged = self._staged, []
+        stored = self._store.publish(staged)
+        held = sum(self._store.index.find(address) is not None for address in self._present)
+        # What was held when it was offered, and was let go for that, may have been evicted since.
+        self._refuse(len(self._present) - held)
+        self._over = True
+        return PutResult(stored, len(staged) - stored + held, self._num_corrupt, self._num_refused)
+
+    def end(self) -> None:
+        """Frees whatever was not committed. Once is as good as twice."""
+        self._over = True
+        if self._arriving is not None and self._arriving.block is not None:
+            self._store.discard(self._arriving.block)
+        for block in self._staged:
+            self._store.discard(block)
+        self._arriving, self._staged = None, []
+
+    def _heard(self) -> None:
+        self._require_open()
+        self._on_heard()
+
+    def _require_open(self) -> None:
+        if self._over:
+            raise DeadlineExceeded("the put was ended, for nothing was heard for too long")
+
+    def _place(self, piece: PutPiece) -> _Arriving:
+        """The block that this piece belongs to, which it may begin."""
+        if self._namespace is None:
+            raise InvalidArgument("chunk", "the first message must begin the put")
+        if piece.offset == 0:
+            self._finish_block()
+            self._arriving = self._start_block(self._namespace, piece)
+        if self._arriving is None or not piece.continues(self._arriving.first):
+            raise InvalidArgument(
+                "chunk.offset",
+                "a block's pieces come in order, not mixed with others', alike in size, parent and checksum",
+            )
+        if piece.offset != self._arriving.received_bytes:
+            raise InvalidArgument("chunk.offset", f"{piece.offset} where {self._arriving.received_bytes} comes next")
+        return self._arriving
+
+    def _start_block(self, namespace: bytes, piece: PutPiece) -> _Arriving:
+        self._num_blocks += 1
+        if self._num_blocks > MAX_CHAIN_BLOCKS:
+            raise InvalidArgument("chunk", f"more than {MAX_CHAIN_BLOCKS} blocks in one put")
+        address = Address(namespace, piece.block_hash)
+        if self._store.index.find(address) is not None:
+            self._present.append(address)
+            return _Arriving(piece, None)
+        block = self._store.reserve(address, piece.parent_block_hash, piece.payload_bytes, piece.checksum)
+        if block is None:
+            self._refuse(1)
+        return _Arriving(piece, block)
+
+    def _finish_block(self) -> None:
+        """Keeps the block that was arriving if it is whole and right; frees it at once if it is not."""
+        arriving, self._arriving = self._arriving, None
+        if arriving is None or arriving.block is None:
+            return
+        whole = arriving.received_bytes == arriving.block.size_bytes
+        if whole and arriving.checksum.value == arriving.block.checksum:
+            self._staged.append(arriving.block)
+            return
+        self._store.discard(arriving.block)
+        self._store.counters.corrupt += 1
+        self._num_corrupt += 1
+
+    def _refuse(self, blocks: int) -> None:
+        self._store.counters.refused += blocks
+        self._num_refused += blocks
+
+
+class Puts:
+    """Opens puts, at most so many at once."""
+
+    def __init__(self, store: BlockStore, *, max_open: int, idle_seconds: float) -> None:
+        self._store = store
+        self._ledger = store.ledger
+        self._max_open = max_open
+        self._idle_seconds = idle_seconds
+        self._mean_seconds = 1.0  # of a put; a guess until some have been seen
+
+    def __len__(self) -> int:
+        return self._ledger.counts().get(KIND, 0)
+
+    @asynccontextmanager
+    async def open(self, owner: str) -> AsyncIterator[Put]:
+        """A put that is over when this is left. Raises Overloaded, and DeadlineExceeded when its sender goes quiet."""
+        self._require_place()
+        begun = self._ledger.clock.monotonic()
+        try:
+            async with asyncio.timeout(None) as alarm:
+                put = Put(self._store, heard=lambda: lease.renew(self._idle_seconds))
+                with self._ledger.acquire(
+                    KIND, owner, expires_after=self._idle_seconds, on_release=partial(_end, put, alarm)
+                ) as lease:
+                    yield put
+        except TimeoutError:
+            raise DeadlineExceeded(f"nothing was heard for {self._idle_seconds:g} s; nothing was stored") from None
+        finally:
+            self._mean_seconds += (self._ledger.clock.monotonic() - begun - self._mean_seconds) / _PUTS_REMEMBERED
+
+    def _require_place(self) -> None:
+        if len(self) < self._max_open:
+            return
+        wait = timedelta(seconds=self._mean_seconds / self._max_open)
+        raise Overloaded(f"{self._max_open} puts are open", retry_after=wait)
+
+
+def _end(put: Put, alarm: asyncio.Timeout) -> None:
+    """However a put ends. One that lapsed has a task that waits for a message: the alarm wakes it.
+
+    A task that leaves by itself takes the alarm down in the same turn of the loop, before it can ring.
+    """
+    put.end()
+    alarm.reschedule(asyncio.get_running_loop().time())

@@ -1,0 +1,52 @@
+"""The objects of a store, put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from weir.kvstore.v1 import kvstore_pb2
+from weir.kvstore.v1.kvstore_pb2_grpc import add_KvStoreServiceServicer_to_server
+from weir_chassis.clock import Clock
+from weir_chassis.leases import LeaseLedger
+from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
+from weir_kvstore.memory import RamTier
+from weir_kvstore.metrics import StoreCollector
+from weir_kvstore.put import Puts
+from weir_kvstore.servicer import KvStoreServicer
+from weir_kvstore.settings import KvStoreSettings
+from weir_kvstore.store import BlockStore, Bounds
+
+_NAME: Final = kvstore_pb2.DESCRIPTOR.services_by_name["KvStoreService"].full_name
+
+
+@asynccontextmanager
+async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Servicers]:
+    """An empty store. It reaches no other service, and what it held is gone with it."""
+    bounds = Bounds(settings.max_blocks, settings.staged_bytes, settings.max_live_leases)
+    store = BlockStore(
+        RamTier(settings.capacity_bytes),
+        chassis.leases,
+        bounds,
+        new_lease_id=lambda: f"{chassis.random.getrandbits(128):032x}",
+    )
+    puts = Puts(store, max_open=settings.max_open_puts, idle_seconds=settings.put_idle_seconds)
+    servicer = KvStoreServicer(store, puts, default_lease_seconds=settings.default_lease_seconds)
+    collector = StoreCollector(store)
+    chassis.metrics.registry.register(collector)
+    chassis.background.start(_sweep(chassis.leases, chassis.clock, settings.sweep_seconds), name="sweep_leases")
+    try:
+        yield Servicers([Registration(add_KvStoreServiceServicer_to_server, servicer, _NAME)])
+    finally:
+        chassis.metrics.registry.unregister(collector)
+
+
+async def _sweep(ledger: LeaseLedger, clock: Clock, seconds: float) -> None:
+    """For ever ends what has lapsed, so that it ends even when nobody calls."""
+    while True:
+        await clock.sleep(seconds)
+        ledger.expire()
+
+
+SERVICE: Final = ServiceDefinition("kvstore", KvStoreSettings, build)

@@ -1,0 +1,93 @@
+"""The contract's RPCs: checked, handed to the store, answered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from weir.kvstore.v1 import kvstore_pb2 as pb
+from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceServicer
+from weir_chassis.errors import InvalidArgument
+from weir_chassis.telemetry import current_request
+from weir_kvstore import mapping
+from weir_kvstore.put import Puts
+from weir_kvstore.reads import read_lease
+from weir_kvstore.store import BlockStore
+
+
+class KvStoreServicer(KvStoreServiceServicer):
+    def __init__(self, store: BlockStore, puts: Puts, *, default_lease_seconds: float) -> None:
+        self._store = store
+        self._puts = puts
+        self._default_lease_seconds = default_lease_seconds
+
+    async def MatchPrefix(self, request: pb.MatchPrefixRequest, _context: Any) -> pb.MatchPrefixResponse:
+        block_hashes = mapping.block_hashes(request.block_hashes)
+        match = self._store.match(
+            mapping.namespace(request.namespace),
+            block_hashes,
+            skip_blocks=mapping.skip_blocks(request.skip_blocks, len(block_hashes)),
+            seconds=self._lease_seconds(request),
+            owner=_owner(),
+        )
+        return pb.MatchPrefixResponse(
+            matched_blocks=match.matched_blocks, lease_id=match.lease_id, leased_bytes=match.leased_bytes
+        )
+
+    async def GetBlocks(self, request: pb.GetBlocksRequest, _context: Any) -> AsyncIterator[pb.GetBlocksResponse]:
+        async with aclosing(read_lease(self._store, mapping.lease_id(request.lease_id), owner=_owner())) as pieces:
+            async for piece in pieces:
+                yield mapping.get_response(piece)
+
+    async def PutBlocks(
+        self, request_iterator: AsyncIterator[pb.PutBlocksRequest], _context: Any
+    ) -> pb.PutBlocksResponse:
+        async with self._puts.open(_owner()) as put:
+            async for request in request_iterator:
+                match request.WhichOneof("part"):
+                    case "begin":
+                        put.begin(mapping.namespace(request.begin.namespace))
+                    case "chunk":
+                        await put.add(mapping.put_piece(request.chunk))
+                    case "commit":
+                        return mapping.put_response(put.commit())
+                    case _:
+                        raise InvalidArgument("part", "is not set")
+        return pb.PutBlocksResponse()
+
+    async def RenewLease(self, request: pb.RenewLeaseRequest, _context: Any) -> pb.RenewLeaseResponse:
+        seconds = self._lease_seconds(request)
+        if not seconds:
+            raise InvalidArgument("lease_duration", "a renewal is longer than zero; ReleaseLease gives a lease back")
+        self._store.leases.renew(mapping.lease_id(request.lease_id), seconds)
+        return pb.RenewLeaseResponse()
+
+    async def ReleaseLease(self, request: pb.ReleaseLeaseRequest, _context: Any) -> pb.ReleaseLeaseResponse:
+        self._store.leases.release(mapping.lease_id(request.lease_id))
+        return pb.ReleaseLeaseResponse()
+
+    async def RemoveBlocks(self, request: pb.RemoveBlocksRequest, _context: Any) -> pb.RemoveBlocksResponse:
+        block_hashes = mapping.block_hashes(request.block_hashes) if request.block_hashes else None
+        return pb.RemoveBlocksResponse(
+            removed_blocks=self._store.remove(mapping.namespace(request.namespace), block_hashes)
+        )
+
+    async def GetStats(self, _request: pb.GetStatsRequest, _context: Any) -> pb.GetStatsResponse:
+        return pb.GetStatsResponse(
+            tiers=[mapping.tier_stats(self._store.report())],
+            live_leases=len(self._store.leases),
+            expired_leases=self._store.leases.num_expired,
+            open_puts=len(self._puts),
+        )
+
+    def _lease_seconds(self, request: pb.MatchPrefixRequest | pb.RenewLeaseRequest) -> float:
+        if not request.HasField("lease_duration"):
+            return self._default_lease_seconds
+        return mapping.lease_seconds(request.lease_duration)
+
+
+def _owner() -> str:
+    """In whose name leases are held: the request's."""
+    request = current_request()
+    return request.request_id if request else "unknown"

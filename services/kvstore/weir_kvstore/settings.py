@@ -1,0 +1,46 @@
+"""What the store is told: `WEIR_KVSTORE_…`."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from weir_chassis.settings import ServiceSettings
+from weir_kvstore.bounds import MAX_LEASE_SECONDS
+
+
+class KvStoreSettings(ServiceSettings):
+    """One frozen object, made once."""
+
+    model_config = SettingsConfigDict(env_prefix="WEIR_KVSTORE_")
+
+    capacity_bytes: int = Field(default=1024**3, ge=1, description="payload bytes held in memory, staged ones included")
+    max_staged_bytes: int | None = Field(
+        default=None, ge=1, description="of the capacity, what puts may fill before they commit; unset: a quarter"
+    )
+    max_blocks: int = Field(
+        default=1_000_000, ge=1, description="blocks held; the index takes some 500 bytes for each besides its payload"
+    )
+    max_live_leases: int = Field(default=4096, ge=1, le=65_536, description="read leases at once; one more is refused")
+    max_open_puts: int = Field(default=256, ge=1, le=65_536, description="put streams at once; one more is refused")
+    default_lease_seconds: float = Field(
+        default=10.0, gt=0, le=MAX_LEASE_SECONDS, description="for a request that names none; the contract says 10"
+    )
+    put_idle_seconds: float = Field(
+        default=10.0, gt=0, le=3600, description="a put from which nothing is heard for so long is ended"
+    )
+    sweep_seconds: float = Field(
+        default=0.5, gt=0, le=60, description="how often lapsed leases and idle puts are looked for"
+    )
+
+    @property
+    def staged_bytes(self) -> int:
+        return self.max_staged_bytes or max(1, self.capacity_bytes // 4)
+
+    @model_validator(mode="after")
+    def _staging_fits(self) -> Self:
+        if self.staged_bytes > self.capacity_bytes:
+            raise ValueError("MAX_STAGED_BYTES must not exceed CAPACITY_BYTES")
+        return self

@@ -1,0 +1,160 @@
+"""What only the whole service does: sweep by itself, count for Prometheus, say when to come back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+
+from contract.kvstore_contract import (
+    MIB,
+    NAMESPACE,
+    begin,
+    chain,
+    connect,
+    eventually,
+    fails,
+    match,
+    nothing_is_left,
+    pieces,
+    put,
+    ram,
+    stats,
+)
+from weir.kvstore.v1 import kvstore_pb2 as pb
+from weir_chassis.errors import RemoteError, from_rpc_error
+from weir_chassis.server import Chassis, new_chassis
+from weir_chassis.testing import VirtualClock, assert_no_leases, serve_in_memory, settle
+from weir_kvstore.service import SERVICE, build
+from weir_kvstore.settings import KvStoreSettings
+
+if TYPE_CHECKING:
+    from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceAsyncStub as Stub
+
+
+def virtual_chassis() -> tuple[Chassis, VirtualClock]:
+    clock = VirtualClock()
+    chassis = replace(new_chassis("kvstore"), clock=clock)
+    chassis.leases.clock = clock
+    return chassis, clock
+
+
+@asynccontextmanager
+async def serve(chassis: Chassis, **settings: object) -> AsyncIterator[Stub]:
+    with_defaults = KvStoreSettings.model_validate({"capacity_bytes": 8 * MIB, **settings})
+    async with (
+        build(with_defaults, chassis) as servicers,
+        chassis.background,
+        serve_in_memory(*servicers.registrations) as channel,
+    ):
+        yield connect(channel)
+    assert chassis.background.failure is None
+
+
+async def test_leases_lapse_when_nobody_calls() -> None:
+    chassis, clock = virtual_chassis()
+    async with serve(chassis) as stub:
+        await put(stub, chain(1))
+        lease_id = (await match(stub, chain(1))).lease_id
+        await clock.advance(9.9)
+        assert (await stats(stub)).live_leases == 1
+        await clock.advance(0.6)
+        found = await stats(stub)
+        assert (found.live_leases, found.expired_leases) == (0, 1)
+        await fails(stub.RenewLease(pb.RenewLeaseRequest(lease_id=lease_id)), "LEASE_EXPIRED")
+    assert_no_leases(chassis.leases)
+
+
+async def test_a_renewal_without_a_duration_takes_the_default() -> None:
+    chassis, clock = virtual_chassis()
+    async with serve(chassis, default_lease_seconds=20) as stub:
+        await put(stub, chain(1))
+        lease_id = (await match(stub, chain(1), seconds=1)).lease_id
+        await stub.RenewLease(pb.RenewLeaseRequest(lease_id=lease_id))
+        await clock.advance(19)
+        assert (await stats(stub)).live_leases == 1
+        await clock.advance(2)
+        assert (await stats(stub)).live_leases == 0
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_silent_put_is_ended_by_the_sweep(begun: bool) -> None:
+    chassis, clock = virtual_chassis()
+    async with serve(chassis, put_idle_seconds=3) as stub:
+        call = stub.PutBlocks()
+        for message in [begin(), *pieces(chain(1)[0])] if begun else []:
+            await call.write(message)
+        await settle()
+        assert ((await stats(stub)).open_puts, (await ram(stub)).bytes) == (1, 1000 if begun else 0)
+        await clock.advance(3.5)
+        assert await nothing_is_left(stub)
+        await fails(call, "DEADLINE_EXCEEDED", "nothing was heard for 3 s")
+
+
+async def test_refusals_say_when_to_come_back() -> None:
+    chassis, _ = virtual_chassis()
+    async with serve(chassis, max_live_leases=1, max_open_puts=1) as stub:
+        await put(stub, chain(1))
+        await match(stub, chain(1), seconds=7)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await match(stub, chain(1))
+        assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert _retry_delay(raised.value) == Duration(seconds=7)
+        assert (await match(stub, chain(1), seconds=0)).matched_blocks == 1  # looking needs no place
+        waiting = stub.PutBlocks()
+        await waiting.write(begin())
+        await settle()
+        await fails(put(stub, chain(1)), "OVERLOADED", "1 puts are open")
+        waiting.cancel()
+        await eventually(lambda: _no_puts(stub))
+        await put(stub, chain(1))
+
+
+async def _no_puts(stub: Stub) -> bool:
+    return (await stats(stub)).open_puts == 0
+
+
+def _retry_delay(rpc_error: grpc.RpcError) -> Duration:
+    error = from_rpc_error(rpc_error)
+    assert isinstance(error, RemoteError)
+    info = RetryInfo()
+    assert any(detail.Unpack(info) for detail in error.status.details)
+    return Duration(seconds=info.retry_delay.seconds, nanos=info.retry_delay.nanos)
+
+
+async def test_leases_are_held_in_the_request_s_name() -> None:
+    chassis, _ = virtual_chassis()
+    async with serve(chassis) as stub:
+        await put(stub, chain(1))
+        request = pb.MatchPrefixRequest(namespace=NAMESPACE, block_hashes=chain(1)[0].block_hash)
+        await stub.MatchPrefix(request, metadata=(("weir-request-id", "request-7"),))
+        assert [lease.owner for lease in chassis.leases.live()] == ["request-7"]
+
+
+async def test_what_prometheus_sees() -> None:
+    chassis, _ = virtual_chassis()
+    registry = chassis.metrics.registry
+    async with serve(chassis) as stub:
+        await put(stub, chain(3))
+        await match(stub, chain(4))
+
+        def value(name: str, **labels: str) -> float | None:
+            return registry.get_sample_value(f"weir_kvstore_{name}", labels)
+
+        assert value("blocks", tier="ram") == 3
+        assert value("bytes", tier="ram") == 3000
+        assert value("capacity_bytes", tier="ram") == 8 * MIB
+        counted = {name: value(f"{name}_blocks_total", tier="ram") for name in ("stored", "hits", "misses", "corrupt")}
+        assert counted == {"stored": 3, "hits": 3, "misses": 1, "corrupt": 0}
+        assert value("leases", kind="read") == 1
+    assert registry.get_sample_value("weir_kvstore_blocks", {"tier": "ram"}) is None  # gone with the store
+
+
+def test_the_definition() -> None:
+    assert (SERVICE.name, SERVICE.settings, SERVICE.unbounded) == ("kvstore", KvStoreSettings, frozenset())

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from weir_chassis.settings import SettingsError, load_settings
+from weir_kvstore.settings import KvStoreSettings
+
+
+def test_the_defaults_are_sound() -> None:
+    settings = load_settings(KvStoreSettings)
+    assert settings.staged_bytes * 4 == settings.capacity_bytes == 1024**3
+    assert settings.default_lease_seconds == 10  # what the contract says
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEIR_KVSTORE_CAPACITY_BYTES", "1000")
+    monkeypatch.setenv("WEIR_KVSTORE_MAX_STAGED_BYTES", "1000")
+    monkeypatch.setenv("WEIR_KVSTORE_PUT_IDLE_SECONDS", "0.5")
+    settings = load_settings(KvStoreSettings)
+    assert (settings.capacity_bytes, settings.staged_bytes, settings.put_idle_seconds) == (1000, 1000, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CAPACITY_BYTES", "0"),
+        ("CAPACITY_BYTES", "1 GiB"),
+        ("MAX_STAGED_BYTES", "0"),
+        ("MAX_STAGED_BYTES", str(1024**3 + 1)),
+        ("MAX_BLOCKS", "0"),
+        ("MAX_LIVE_LEASES", "65537"),
+        ("MAX_OPEN_PUTS", "-1"),
+        ("DEFAULT_LEASE_SECONDS", "60.5"),
+        ("DEFAULT_LEASE_SECONDS", "0"),
+        ("PUT_IDLE_SECONDS", "0"),
+        ("SWEEP_SECONDS", "nan"),
+        ("SWEEP_SECOND", "1"),
+    ],
+)
+def test_a_bad_value_names_itself(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"WEIR_KVSTORE_{variable}", value)
+    with pytest.raises(SettingsError, match=variable):
+        load_settings(KvStoreSettings)
