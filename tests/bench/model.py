@@ -22,7 +22,7 @@ def make_model(directory: Path) -> Path:
         intermediate_size=1536,
         vocab_size=49152,
         max_position_embeddings=8192,
-        rope_theta=100000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         eos_token_id=2,

@@ -12,17 +12,19 @@
     ├── LeaseExpired   DataCorrupt
     └── Internal                    a bug of ours; what an unknown exception becomes at the seam
 
-A service raises these; the interceptor turns them into a status with `google.rpc` details (`to_status`), and a client turns
-a status back (`from_status`, `from_rpc_error`). The table is written out in words in weir/inference/v1/error.proto.
+A service raises these; the interceptor turns them into a status with `google.rpc` details (`to_status`), and a client
+turns a status back (`from_status`, `from_rpc_error`). The table is written out in weir/inference/v1/error.proto.
 """
+
+# ruff: noqa: N818  # an error is named for what is wrong; the suffix would say "error" twenty times
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -30,14 +32,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc import StatusCode
-from grpc_status import rpc_status
+from grpc_status import rpc_status  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from weir.inference.v1.error_pb2 import ErrorReason, Failure
+from weir_chassis.limits import MAX_ERROR_MESSAGE_BYTES, MAX_STATUS_BYTES
 
 DOMAIN = "weir"
 _PREFIX = "ERROR_REASON_"
-# Messages and metadata travel in HTTP/2 trailers, whose total is bounded to 8 KiB by most peers.
-_MAX_MESSAGE_CHARS = 1024
 
 
 class Fault(Enum):
@@ -86,9 +87,11 @@ class WeirError(Exception):
 
     reason: ClassVar[ErrorReason.ValueType]
 
-    def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None, retry_after: timedelta | None = None):
+    def __init__(
+        self, message: str, *, metadata: Mapping[str, str] | None = None, retry_after: timedelta | None = None
+    ):
         super().__init__(message)
-        self.message = message[:_MAX_MESSAGE_CHARS]
+        self.message = _cut(message, MAX_ERROR_MESSAGE_BYTES)
         self.metadata = dict(metadata or {})
         self.retry_after = retry_after
 
@@ -244,11 +247,19 @@ class Internal(WeirError):
 
 
 class RemoteError(WeirError):
-    """An error that another service gave, with its own reason, message and details kept as they came."""
+    """An error that another service gave, its message and details kept as they came.
 
-    def __init__(self, reason: ErrorReason.ValueType, status: status_pb2.Status, info: error_details_pb2.ErrorInfo):
-        super().__init__(status.message, metadata=info.metadata)
-        self.reason = reason  # type: ignore[misc]  # a class constant everywhere but here
+    What is raised is also of the reason's own class, so that `except Overloaded` sees an overload near and far.
+    """
+
+    def __init__(self, status: status_pb2.Status):
+        info, retry = _detail(status, error_details_pb2.ErrorInfo()), _detail(status, error_details_pb2.RetryInfo())
+        WeirError.__init__(
+            self,
+            status.message,
+            metadata=info.metadata if info else None,
+            retry_after=retry.retry_delay.ToTimedelta() if retry else None,
+        )
         self.status = status
 
 
@@ -261,27 +272,41 @@ def to_status(error: WeirError) -> status_pb2.Status:
     """The status a caller sees, details and all."""
     if isinstance(error, RemoteError):
         return error.status
-    info = error_details_pb2.ErrorInfo(reason=reason_name(error.reason), domain=DOMAIN, metadata=error.metadata)
-    details: list[Message] = [info, *error.details()]
+    info = error_details_pb2.ErrorInfo(
+        reason=reason_name(error.reason), domain=DOMAIN, metadata=_bounded(error.metadata)
+    )
+    details: list[Message] = [info]
     if error.retry_after is not None:
         delay = Duration()
         delay.FromTimedelta(error.retry_after)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status_pb2.Status(code=error.row.code.value[0], message=error.message, details=[_pack(d) for d in details])
+    details.extend(error.details())
+    status = status_pb2.Status(code=error.row.code.value[0], message=error.message, details=[_pack(d) for d in details])
+    while status.ByteSize() > MAX_STATUS_BYTES and len(status.details) > 1:
+        del status.details[-1]  # the first is `ErrorInfo`, which says what it is
+    return status
+
+
+def to_rpc_status(error: WeirError) -> grpc.Status:
+    """`to_status`, as a call is ended with it."""
+    rpc: grpc.Status = rpc_status.to_status(to_status(error))
+    return rpc
 
 
 def from_status(status: status_pb2.Status) -> WeirError:
     """The error behind a status of ours; for one without our `ErrorInfo`, the nearest by its code."""
-    for detail in status.details:
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info) and info.domain == DOMAIN and _PREFIX + info.reason in ErrorReason.keys():
-            return RemoteError(ErrorReason.Value(_PREFIX + info.reason), status, info)
-    return _nearest(status.code)(f"{code_pb2.Code.Name(status.code)}: {status.message}")
+    info = _detail(status, error_details_pb2.ErrorInfo())
+    if info is not None and info.domain == DOMAIN and _PREFIX + info.reason in _REMOTE:
+        return _REMOTE[_PREFIX + info.reason](status)
+    return _nearest(status)
 
 
 def from_rpc_error(error: grpc.RpcError) -> WeirError:
     """The error behind a failed call."""
-    status = rpc_status.from_call(error)
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # details that contradict the status are a stranger's; the status itself counts
+        status = None
     if status is None:
         status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
     return from_status(status)
@@ -301,14 +326,56 @@ def _pack(message: Message) -> AnyMessage:
     return packed
 
 
-def _nearest(code: int) -> type[WeirError]:
-    """For a status that gRPC itself or a stranger made: only these codes arise without our details."""
-    return {
-        StatusCode.CANCELLED.value[0]: Cancelled,
-        StatusCode.DEADLINE_EXCEEDED.value[0]: DeadlineExceeded,
-        StatusCode.UNAVAILABLE.value[0]: WorkerLost,
-        StatusCode.UNIMPLEMENTED.value[0]: Unsupported,
-        StatusCode.RESOURCE_EXHAUSTED.value[0]: Overloaded,
-        StatusCode.UNAUTHENTICATED.value[0]: Unauthenticated,
-        StatusCode.PERMISSION_DENIED.value[0]: PermissionDenied,
-    }.get(code, Internal)
+D = TypeVar("D", bound=Message)
+
+
+def _detail(status: status_pb2.Status, like: D) -> D | None:
+    """The first detail of this type."""
+    return next((like for packed in status.details if packed.Unpack(like)), None)
+
+
+def _bounded(metadata: Mapping[str, str]) -> dict[str, str]:
+    """As many whole entries as fit half a status; a value that is too long is cut."""
+    kept, room = {}, MAX_STATUS_BYTES // 2
+    for key, value in metadata.items():
+        short = _cut(value, MAX_STATUS_BYTES // 4)
+        room -= len(key.encode()) + len(short.encode())
+        if room < 0:
+            break
+        kept[key] = short
+    return kept
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    """The text as valid UTF-8 of at most this many bytes."""
+    return text.encode(errors="replace")[:limit_bytes].decode(errors="ignore")
+
+
+def _leaves(of: type[WeirError]) -> Iterator[type[WeirError]]:
+    for cls in of.__subclasses__():
+        if "reason" in vars(cls):
+            yield cls
+        yield from _leaves(cls)
+
+
+CLASSES: Mapping[ErrorReason.ValueType, type[WeirError]] = {cls.reason: cls for cls in _leaves(WeirError)}
+_REMOTE: Mapping[str, type[RemoteError]] = {
+    ErrorReason.Name(reason): type(f"Remote{cls.__name__}", (RemoteError, cls), {}) for reason, cls in CLASSES.items()
+}
+
+# Only these codes arise without our details: gRPC itself or a proxy made the status.
+_BY_CODE: Mapping[int, type[WeirError]] = {
+    StatusCode.CANCELLED.value[0]: Cancelled,
+    StatusCode.DEADLINE_EXCEEDED.value[0]: DeadlineExceeded,
+    StatusCode.UNAVAILABLE.value[0]: WorkerLost,
+    StatusCode.UNIMPLEMENTED.value[0]: Unsupported,
+    StatusCode.RESOURCE_EXHAUSTED.value[0]: Overloaded,
+    StatusCode.UNAUTHENTICATED.value[0]: Unauthenticated,
+    StatusCode.PERMISSION_DENIED.value[0]: PermissionDenied,
+}
+
+
+def _nearest(status: status_pb2.Status) -> WeirError:
+    known = status.code in code_pb2.Code.values()
+    name = code_pb2.Code.Name(status.code) if known else f"code {status.code}"
+    return _BY_CODE.get(status.code, Internal)(f"{name}: {status.message}")

@@ -1,0 +1,53 @@
+"""Every task has an owner. This one owns those that outlive a call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+from weir_chassis.telemetry import get_logger
+
+
+class Background:
+    """Runs tasks until it is left; then cancels them and waits for each.
+
+    A task that raises is logged and remembered in `failure`, and `failed` is set: the server stops the process on it,
+    because a service whose loop has died looks healthy and does nothing. A task that returns is simply done.
+    """
+
+    def __init__(self) -> None:
+        self.failure: BaseException | None = None
+        self.failed = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    def start(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+        assert not self._closed, f"background is closed; {name} cannot start"
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        get_logger().error("background_task_failed", task=task.get_name(), exc_info=error)
+        self.failure = self.failure or error
+        self.failed.set()

@@ -1,0 +1,230 @@
+"""Around every call of every service: telemetry around errors around deadline.
+
+    answer
+    ├── observed      request id and trace bound, call counted and timed
+    ├── translated    any exception becomes a status of the table, with details
+    └── limited       a call without a deadline gets the service's own
+        └── the servicer's method, with a context that cannot abort by itself
+
+One interceptor does all three, and wraps the handler, not the messages: a stream's messages go straight to gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from grpc import StatusCode
+
+from weir_chassis import errors
+from weir_chassis.calls import Calls, is_infrastructure
+from weir_chassis.clock import Clock
+from weir_chassis.deadline import time_left
+from weir_chassis.errors import DeadlineExceeded, Fault, Internal, Unsupported, WeirError
+from weir_chassis.metrics import Metrics
+from weir_chassis.telemetry import bound_request, get_logger, request_from
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic only in its stubs
+Method = Callable[[Any, Any], Any]
+Answer = Callable[[Any, Any], Awaitable[Any]]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a call ended, for the metrics."""
+
+    code: StatusCode = StatusCode.OK
+    reason: str = ""
+
+
+class GuardedContext:
+    """The context that servicers see. It cannot end the call: a servicer raises, and one place translates."""
+
+    def __init__(self, context: Any, deadline: float | None, clock: Clock):
+        self._context, self._deadline, self._clock = context, deadline, clock
+        # Bound once, so that a message costs no more than without the guard.
+        self.read, self.write = context.read, context.write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def time_remaining(self) -> float | None:
+        left: float | None = self._context.time_remaining()
+        if left is None and self._deadline is not None:
+            return max(0.0, self._deadline - self._clock.monotonic())
+        return left
+
+    async def abort(self, *_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("a servicer called context.abort; raise a WeirError")
+
+    async def abort_with_status(self, *_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("a servicer called context.abort_with_status; raise a WeirError")
+
+    def set_code(self, *_: Any) -> NoReturn:
+        raise AssertionError("a servicer called context.set_code; raise a WeirError")
+
+    def set_details(self, *_: Any) -> NoReturn:
+        raise AssertionError("a servicer called context.set_details; raise a WeirError")
+
+
+grpc.aio.ServicerContext.register(GuardedContext)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    def __init__(
+        self,
+        metrics: Metrics,
+        calls: Calls,
+        clock: Clock,
+        random: Random,
+        *,
+        default_deadline_seconds: float | None = None,
+        unbounded: frozenset[str] = frozenset(),
+    ):
+        """`unbounded` names the methods (`/weir.executor.v1.ExecutorService/Generate`) that live as long as a channel
+        and so get no default deadline."""
+        self._metrics, self._calls, self._clock, self._random = metrics, calls, clock, random
+        self._default_deadline_seconds = default_deadline_seconds
+        self._unbounded = unbounded
+        # Bounded by the methods that are registered: handlers are the same objects at each call.
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
+    ) -> Handler:
+        method = handler_call_details.method
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return grpc.stream_stream_rpc_method_handler(self._around("unknown", _unimplemented(method)))
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, self._wrap(method, handler))
+        return known[1]
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        make, function = _arity(handler)
+        if not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
+            # What a servicer inherits from the generated base: a plain function that says "not implemented".
+            function = _unimplemented(method)
+        wrapped: Handler = make(
+            self._around(method, function),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return wrapped
+
+    def _around(self, method: str, function: Method) -> Answer:
+        call = _write_each(function) if inspect.isasyncgenfunction(function) else function
+
+        async def answer(request: Any, context: Any) -> Any:
+            with self._observed(method, context) as outcome:
+                try:
+                    with self._calls.running(method):
+                        return await self._limited(method, call, request, context)
+                except BaseException as error:
+                    await self._refuse(method, error, context, outcome)
+
+        return answer
+
+    async def _limited(self, method: str, call: Answer, request: Any, context: Any) -> Any:
+        seconds = self._default_deadline_seconds
+        if seconds is None or method in self._unbounded or is_infrastructure(method) or time_left(context) is not None:
+            return await call(request, GuardedContext(context, None, self._clock))
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await call(request, GuardedContext(context, self._clock.monotonic() + seconds, self._clock))
+        except TimeoutError:
+            if limit.expired():
+                raise DeadlineExceeded(f"the call brought no deadline and ran for the default {seconds:g} s") from None
+            raise
+
+    async def _refuse(self, method: str, error: BaseException, context: Any, outcome: Outcome) -> NoReturn:
+        """Ends the call with the status of this error; a call whose client has gone just ends."""
+        if isinstance(error, asyncio.CancelledError) and _client_has_gone():
+            cut = self._calls.why_cut()
+            if cut is None:
+                outcome.code = StatusCode.DEADLINE_EXCEEDED if time_left(context) == 0.0 else StatusCode.CANCELLED
+                outcome.reason = outcome.code.name
+                raise error
+            error = cut
+        translated = translate(error)
+        outcome.code, outcome.reason = translated.row.code, errors.reason_name(translated.reason)
+        _log(method, translated, error)
+        await context.abort_with_status(errors.to_rpc_status(translated))
+        raise AssertionError("abort_with_status raises")
+
+    @contextmanager
+    def _observed(self, method: str, context: Any) -> Iterator[Outcome]:
+        start, outcome = self._clock.monotonic(), Outcome()
+        in_flight = self._metrics.calls_in_flight.labels(method)
+        in_flight.inc()
+        try:
+            with bound_request(request_from(context.invocation_metadata(), self._random)):
+                yield outcome
+        finally:
+            in_flight.dec()
+            self._metrics.calls.labels(method, outcome.code.name, outcome.reason).inc()
+            self._metrics.call_seconds.labels(method).observe(self._clock.monotonic() - start)
+
+
+def translate(error: BaseException) -> WeirError:
+    """What a caller is told about this exception. Only a WeirError's own words leave the process."""
+    if isinstance(error, WeirError):
+        return error
+    if isinstance(error, grpc.RpcError):
+        return errors.from_rpc_error(error)
+    if isinstance(error, BaseExceptionGroup):
+        # A task group of one request: the others were cancelled because of the first.
+        return translate(error.exceptions[0])
+    return Internal("internal error; the service's log has it under this request's id")
+
+
+def _client_has_gone() -> bool:
+    # Else nobody cancelled this task: something that it awaited was cancelled under it, which is a bug of ours.
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _log(method: str, translated: WeirError, error: BaseException) -> None:
+    logger, reason = get_logger(), errors.reason_name(translated.reason)
+    if isinstance(translated, Internal) and not isinstance(translated, errors.RemoteError):
+        logger.error("call_failed", method=method, reason=reason, exc_info=error)
+    elif translated.row.fault is Fault.SERVER:
+        logger.warning("call_failed", method=method, reason=reason, message=translated.message)
+    else:
+        logger.info("call_refused", method=method, reason=reason, message=translated.message)
+
+
+def _write_each(function: Callable[[Any, Any], AsyncIterator[Any]]) -> Answer:
+    """An async generator as a coroutine that writes. Unlike grpc.aio it closes the generator when the call is
+    cancelled during a write, so that what the generator holds is released now and not when garbage is collected."""
+
+    async def write_each(request: Any, context: Any) -> None:
+        async with aclosing(function(request, context)) as messages:  # type: ignore[type-var]
+            async for message in messages:
+                await context.write(message)
+
+    return write_each
+
+
+def _unimplemented(method: str) -> Answer:
+    async def unimplemented(_request: Any, _context: Any) -> NoReturn:
+        raise Unsupported(f"{method[:200]} is not implemented here")
+
+    return unimplemented
+
+
+def _arity(handler: Handler) -> tuple[Callable[..., Handler], Method]:
+    makers: dict[tuple[bool, bool], tuple[Callable[..., Handler], Any]] = {
+        (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
+        (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
+        (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
+        (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
+    }
+    return makers[handler.request_streaming, handler.response_streaming]

@@ -1,0 +1,101 @@
+"""The environment becomes one frozen object, once, loudly.
+
+A bad value and a misspelt variable both stop the process; the message names the variable, the problem and the limit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# Enough to recognise a value by; a mistaken paste of a key or a file should not fill the terminal.
+_MAX_SHOWN_CHARS = 80
+
+
+class SettingsError(Exception):
+    """The environment is wrong. One problem per line, each naming its variable."""
+
+
+class ServiceSettings(BaseSettings):
+    """What every service is told. A service subclasses this with its own fields and `env_prefix="WEIR_<SERVICE>_"`."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="the address to listen on; loopback unless told")
+    port: int = Field(
+        default=0, ge=0, le=65535, description="0 takes any free port, which the log line `serving` names"
+    )
+    metrics_port: int = Field(default=0, ge=0, le=65535, description="Prometheus metrics over HTTP; 0 is off")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    drain_seconds: float = Field(default=30.0, ge=0.0, le=3600.0, description="how long running calls may finish in")
+    max_concurrent_streams: int = Field(default=1024, ge=1, le=1_000_000, description="per connection")
+    default_deadline_seconds: float | None = Field(
+        default=None, gt=0.0, le=86_400.0, description="for a call that brings no deadline; unset lets it run"
+    )
+    exit_with_parent: int = Field(
+        default=0, ge=0, description="the id of the process that must outlive this one; 0 is none"
+    )
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with other values, for tests and for starting services from a program."""
+        return type(self).model_validate({**self.model_dump(), **changes})
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def load_settings(cls: type[S]) -> S:
+    """The settings from the environment, or SettingsError."""
+    problems = list(_unknown_variables(cls, os.environ))
+    try:
+        settings = cls()
+    except ValidationError as error:
+        problems.extend(_describe(cls, error))
+    except ValueError as error:  # pydantic-settings raises this for a list or a table that is not JSON
+        problems.append(f"{_prefix(cls)}*: {error}")
+    else:
+        if not problems:
+            return settings
+    raise SettingsError("\n".join(problems))
+
+
+def variable_names(cls: type[ServiceSettings]) -> Mapping[str, str]:
+    """Environment variable → field, for every field."""
+    return {_prefix(cls) + name.upper(): name for name in cls.model_fields}
+
+
+def _prefix(cls: type[ServiceSettings]) -> str:
+    prefix = cls.model_config.get("env_prefix", "").upper()
+    assert prefix.endswith("_"), f"{cls.__name__} needs an env_prefix such as 'WEIR_ROUTER_'"
+    return prefix
+
+
+def _unknown_variables(cls: type[ServiceSettings], environ: Mapping[str, str]) -> Iterator[str]:
+    known = variable_names(cls)
+    for variable in sorted(environ):
+        if variable.upper().startswith(_prefix(cls)) and variable.upper() not in known:
+            near = difflib.get_close_matches(variable.upper(), known, n=1)
+            yield f"{variable}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _describe(cls: type[ServiceSettings], error: ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        path = problem["loc"]
+        if not path:  # a relation between fields; its message names them
+            yield f"{_prefix(cls)}*: {problem['msg']}"
+            continue
+        inner = "".join(f"[{part}]" for part in path[1:])
+        yield f"{_prefix(cls)}{str(path[0]).upper()}{inner}={_shown(cls, path, problem['input'])}: {problem['msg']}"
+
+
+def _shown(cls: type[ServiceSettings], path: tuple[int | str, ...], value: object) -> str:
+    field = cls.model_fields.get(str(path[0]))
+    if field is not None and "Secret" in repr(field.annotation):
+        return "(secret)"
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "…"
