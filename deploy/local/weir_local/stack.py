@@ -50,10 +50,10 @@ async def running(placement: Placement) -> AsyncIterator[LocalStack]:
     state = state_directory()
     (state / "logs").mkdir(parents=True, exist_ok=True)
     try:
-        plans = plan(placement, _free_port)
+        plans = plan(placement, free_port)
         place = _in_one_process if placement.one_process else _in_processes
         async with place(plans, state / "logs") as (services, failed):
-            await _until_healthy(plans[-1].address, placement.executors)
+            await until_healthy(plans[-1].address, placement.executors)
             write_stack(services, state)
             yield LocalStack(router=plans[-1].address, failed=failed)
     except (processes.StartError, FileNotFoundError, SettingsError) as error:
@@ -62,7 +62,7 @@ async def running(placement: Placement) -> AsyncIterator[LocalStack]:
         clear_stack(state)
 
 
-async def _until_healthy(router: str, executors: int) -> None:
+async def until_healthy(router: str, executors: int) -> None:
     """A router serves before it has a worker; a user's stack is ready when it has all of them."""
     async with Client(router) as client:
         for _ in range(int(_SETTLE_SECONDS / _POLL_SECONDS)):
@@ -101,7 +101,7 @@ def _print_lost(service: PlannedService, code: int) -> None:
     click.echo(f"  {service.service:<12} {service.address:<22} {lost}; starting it again")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

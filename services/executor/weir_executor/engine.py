@@ -66,7 +66,9 @@ class GenerationRequest:
     key: int
     token_ids: Sequence[int]
     max_tokens: int
-    block_hashes: Sequence[bytes] = ()  # of the prompt's full blocks, chained; empty: the engine computes none and shares none
+    block_hashes: Sequence[
+        bytes
+    ] = ()  # of the prompt's full blocks, chained; empty: the engine computes none and shares none
     sampling: Sampling = Sampling()
     n: int = 1
     min_tokens: int = 0

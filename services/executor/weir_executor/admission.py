@@ -1,0 +1,136 @@
+"""From a `Submit` to the engine's queue, and out of it again.
+
+submit ─▶ check ─▶ ( load the stored prefix ) ─▶ engine.submit ─▶ … steps … ─▶ RequestEnd
+                          │ a task per request         │
+abort, deadline, ─────────┴── cancels it; told here ───┴── engine.abort; the engine's end follows
+end of the stream
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+
+from weir.executor.v1 import executor_pb2 as pb
+from weir_chassis.errors import DeadlineExceeded, Draining, Overloaded, WeirError
+from weir_executor.deadlines import Deadlines
+from weir_executor.drain_rate import DrainRate
+from weir_executor.engine import Engine, GenerationRequest, RequestEnd
+from weir_executor.kv_transfer import KvTransfer, LoadPlan
+from weir_executor.live_requests import Listener, LiveRequest, LiveRequests
+from weir_executor.mapping import Served, seconds_left, to_request
+
+
+class Admission:
+    """Every way in and every way out that the engine did not choose. Used from one event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        served: Served,
+        *,
+        requests: LiveRequests,
+        deadlines: Deadlines,
+        drain_rate: DrainRate,
+        transfer: KvTransfer | None,
+        draw_seed: Callable[[], int],
+    ) -> None:
+        self._engine, self._served, self._requests = engine, served, requests
+        self._deadlines, self._drain_rate = deadlines, drain_rate
+        self._transfer, self._draw_seed = transfer, draw_seed
+        self._keys = count(1)
+        self._draining = False
+
+    def drain(self) -> None:
+        """From now on nothing new is admitted; what lives goes on."""
+        self._draining = True
+
+    def submit(self, submit: pb.Submit, listener: Listener) -> LiveRequest:
+        """The request is queued, or its prefix is being loaded. Its listener hears of it from now on.
+
+        Raises the WeirError with which it was refused; then nothing is held for it.
+        """
+        if self._draining:
+            raise Draining("the executor is shutting down and takes no new requests")
+        seconds = seconds_left(submit)
+        request = to_request(submit, key=next(self._keys), served=self._served, draw_seed=self._draw_seed)
+        live = LiveRequest(request.key, submit.handle, listener, submit)
+        self._requests.add(live, owner=submit.request_id)
+        plan = self._transfer.plan(request) if self._transfer is not None else None
+        if plan is None:
+            self._enter(live, request)
+        else:
+            live.loading = asyncio.create_task(self._load(live, request, plan), name="load-prefix")
+        if seconds is not None:
+            self._deadlines.add(live.key, seconds)
+        return live
+
+    def abort(self, live: LiveRequest, output_index: int | None = None) -> None:
+        """What the caller asked for: it hears the request's end."""
+        if live.loading is None:
+            self._engine.abort(live.key, output_index)
+        elif output_index is None:
+            self._forget(live)
+            live.listener.hear_end(live, _never_ran(live))
+            live.listener.flush()
+        else:
+            live.early_aborts.append(output_index)
+
+    def discard(self, live: LiveRequest) -> None:
+        """Nobody wants to hear of it any more."""
+        live.told = True
+        self._deadlines.remove(live.key)
+        if live.loading is None:
+            self._engine.abort(live.key)
+        else:
+            self._forget(live)
+
+    def expire(self, key: int) -> None:
+        """Its caller's time is over."""
+        live = self._requests.get(key)
+        assert live is not None, f"deadline of unknown request {key}"
+        live.listener.hear_failure(live, DeadlineExceeded("the request's time was over before its end"))
+        live.listener.flush()
+        self.discard(live)
+
+    def _enter(self, live: LiveRequest, request: GenerationRequest) -> None:
+        """Into the engine's queue; or, refused, out of here."""
+        try:
+            self._engine.submit(request)
+        except Overloaded as error:
+            self._forget(live)
+            raise Overloaded(error.message, retry_after=self._drain_rate.refuse()) from error
+        except BaseException:
+            self._forget(live)
+            raise
+
+    async def _load(self, live: LiveRequest, request: GenerationRequest, plan: LoadPlan) -> None:
+        """Never fails the request: what the kvstore does not give in time is computed."""
+        assert self._transfer is not None
+        held = await self._transfer.load(plan)
+        if held is not None:
+            request = replace(request, stored_prefix=held.prefix)
+            live.release_prefix = held.release
+        live.loading = None
+        try:
+            self._enter(live, request)
+        except WeirError as error:
+            live.listener.hear_failure(live, error)
+            live.listener.flush()
+            return
+        for output_index in live.early_aborts:
+            self._engine.abort(live.key, output_index)
+
+    def _forget(self, live: LiveRequest) -> None:
+        """Out of here without the engine's word, which does not have it."""
+        self._deadlines.remove(live.key)
+        self._requests.remove(live.key)
+        if live.loading is not None:
+            live.loading.cancel()
+            live.loading = None
+
+
+def _never_ran(live: LiveRequest) -> RequestEnd:
+    return RequestEnd(live.key, live.prompt_tokens, 0, 0, 0)

@@ -1,0 +1,186 @@
+"""An engine without a model: arithmetic in place of a transformer, everything else as in the paged engine.
+
+The token at a place is a pure function of (prompt, seed, output index, place), so a resumed or preempted output goes
+on as if undisturbed. Blocks, preemption, prefix cache, queues and ends are those of `StepLoop`: leases can be checked.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from weir_chassis.errors import WeirError
+from weir_executor.engine import EngineInfo, StoredPrefix, TokenLogprobs
+from weir_executor.paged.scheduler import Batch, SchedulerLimits
+from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.paged.step_loop import Draw, LoopOptions, Result, StepLoop
+
+# A bias that no ordinary logit resists; the fake takes it for certainty and all smaller ones for nothing.
+_CERTAIN_BIAS = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class FakeEngineConfig:
+    """A small engine by default, so that tests reach its limits."""
+
+    vocab_size: int = 1000
+    max_model_len: int = 4096
+    block_size: int = 16
+    num_blocks: int = 1024
+    block_bytes: int = 64
+    max_num_seqs: int = 32
+    max_batched_tokens: int = 512
+    max_waiting: int = 256
+    max_n: int = 16
+    max_top_logprobs: int = 20
+    eos_token_ids: frozenset[int] = frozenset({2})
+    lowest_token_id: int = 3  # ordinary tokens are drawn from here up to the vocabulary's end
+    eos_after: int | None = None  # generated tokens before each output's EOS; None: it never comes
+    step_seconds: float = 0.0
+    prefix_cache: bool = True
+    emit_full_blocks: bool = False
+    transfers_blocks: bool = True
+    check_integrity: bool = False
+
+
+class FakeDeviceError(Exception):
+    """What `die` kills the step thread with."""
+
+
+class FakeEngine(StepLoop):
+    """See `Engine`. Faults are injected by `fail_step`, `fail_request`, `die`, `hang` and `resume`, from any thread."""
+
+    def __init__(self, config: FakeEngineConfig | None = None) -> None:
+        config = config or FakeEngineConfig()
+        self._fake = _FakeWorker(config)
+        limits = SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size)
+        options = LoopOptions(
+            max_waiting=config.max_waiting,
+            emit_full_blocks=config.emit_full_blocks,
+            prefix_cache=config.prefix_cache,
+            check_integrity=config.check_integrity,
+        )
+        super().__init__(_info(config), limits, self._fake, options)
+
+    def fail_step(self, error: Exception | None = None) -> None:
+        """The next step raises; the engine lives on."""
+        self._fake.next_error = error or RuntimeError("a step was told to fail")
+
+    def fail_request(self, key: int, error: WeirError) -> None:
+        """The request's next result is this error; its neighbours are unharmed."""
+        self._fake.request_errors[key] = error
+
+    def die(self) -> None:
+        """The next step stops the engine for good."""
+        self._fake.next_error = FakeDeviceError("the engine was told to die")
+
+    def hang(self) -> None:
+        """From the next step on nothing moves, until `resume` or `close`."""
+        self._fake.may_run.clear()
+
+    def resume(self) -> None:
+        self._fake.may_run.set()
+
+    def set_step_seconds(self, seconds: float) -> None:
+        self._fake.step_seconds = seconds
+
+
+class _FakeWorker:
+    def __init__(self, config: FakeEngineConfig) -> None:
+        self._config = config
+        self._closed = threading.Event()
+        self._payloads: dict[int, bytes] = {}
+        self.step_seconds = config.step_seconds
+        self.may_run = threading.Event()
+        self.may_run.set()
+        self.next_error: Exception | None = None
+        self.request_errors: dict[int, WeirError] = {}
+
+    def run(self, batch: Batch) -> Sequence[Result]:
+        self.may_run.wait()
+        if self.step_seconds:
+            self._closed.wait(self.step_seconds)
+        if self.next_error is not None:
+            error, self.next_error = self.next_error, None
+            raise error
+        return [self._result(scheduled.sequence, scheduled.samples) for scheduled in batch.scheduled]
+
+    def count_usable(self, stored: StoredPrefix) -> int:
+        wrong = (i for i, block in enumerate(stored.blocks) if len(block) != self._config.block_bytes)
+        return next(wrong, len(stored.blocks))
+
+    def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
+        """Some bytes of the right length that tell blocks apart."""
+        size = self._config.block_bytes
+        return [_digest((block_id,)).ljust(size, b"\0")[:size] for block_id in block_ids]
+
+    def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        pass
+
+    def is_fatal(self, error: Exception) -> bool:
+        return isinstance(error, FakeDeviceError)
+
+    def close(self) -> None:
+        self._closed.set()
+        self.may_run.set()
+
+    def _result(self, sequence: LiveSequence, samples: bool) -> Result:
+        if sequence.live.key in self.request_errors:
+            return self.request_errors.pop(sequence.live.key)
+        if not samples:
+            return None
+        token_id = next_token(sequence, self._config)
+        return Draw(token_id, _logprobs(sequence, token_id))
+
+
+def next_token(sequence: LiveSequence, config: FakeEngineConfig) -> int:
+    """The token after the sequence's last: one made certain by bias, EOS when it is time, else whatever its place gives."""
+    place, forbidden = sequence.num_generated, sequence.forbidden_token_ids
+    allowed_eos = sorted(config.eos_token_ids - forbidden)
+    certain = [token_id for token_id, bias in sequence.sampling.logit_bias.items() if bias >= _CERTAIN_BIAS]
+    if certain and certain[0] not in forbidden:
+        return certain[0]
+    if config.eos_after is not None and place >= config.eos_after and allowed_eos:
+        return allowed_eos[0]
+    prompt, width = _digest(sequence.token_ids[: sequence.num_prompt]), config.vocab_size - config.lowest_token_id
+    # A greedy model knows neither seed nor output.
+    seed, output = (sequence.sampling.seed % 2**64, sequence.output_index) if sequence.sampling.temperature else (0, 0)
+    for attempt in range(1 + len(forbidden) + len(config.eos_token_ids)):
+        digest = _digest((seed & 0xFFFFFFFF, seed >> 32, output, place, attempt), prompt)
+        token_id = config.lowest_token_id + int.from_bytes(digest[:8], "little") % width
+        if token_id not in forbidden and token_id not in config.eos_token_ids:
+            return token_id
+    return config.lowest_token_id
+
+
+def _logprobs(sequence: LiveSequence, token_id: int) -> TokenLogprobs | None:
+    """A certain token, and as many others as were asked for, each less likely than the one before."""
+    wanted = sequence.sampling.top_logprobs
+    if wanted is None:
+        return None
+    return TokenLogprobs(0.0, tuple(token_id ^ i for i in range(wanted)), tuple(-float(i) for i in range(wanted)))
+
+
+def _info(config: FakeEngineConfig) -> EngineInfo:
+    return EngineInfo(
+        engine="fake",
+        vocab_size=config.vocab_size,
+        max_model_len=min(config.max_model_len, config.num_blocks * config.block_size),
+        block_size=config.block_size,
+        num_blocks=config.num_blocks,
+        max_num_seqs=config.max_num_seqs,
+        max_n=config.max_n,
+        max_top_logprobs=config.max_top_logprobs,
+        eos_token_ids=config.eos_token_ids,
+        block_bytes=config.block_bytes,
+        kv_dtype="uint8",
+        kv_layout="fake",
+        transfers_blocks=config.transfers_blocks,
+    )
+
+
+def _digest(numbers: Iterable[int], key: bytes = b"") -> bytes:
+    return blake2b(array("I", numbers).tobytes(), digest_size=16, key=key, person=b"weir.fake").digest()

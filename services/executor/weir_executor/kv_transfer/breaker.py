@@ -1,0 +1,52 @@
+"""Whether a store that failed is asked again."""
+
+from __future__ import annotations
+
+from random import Random
+
+from weir_chassis.clock import Clock
+
+_FAILURES = 3  # in a row: one may be chance
+_FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 30.0
+
+
+class Breaker:
+    """Closed until a few failures in a row; then open for a while, which doubles with each failed trial.
+
+    When the while is over, one caller is let through to try, and the others wait for another while: a trial whose end
+    is never told holds nobody up for ever.
+    """
+
+    def __init__(self, clock: Clock, random: Random) -> None:
+        self._clock, self._random = clock, random
+        self._failures = 0
+        self._backoff_seconds = _FIRST_SECONDS
+        self._closed_again_at: float | None = None  # None: closed
+
+    @property
+    def open(self) -> bool:
+        return self._closed_again_at is not None
+
+    def allows(self) -> bool:
+        """Whether to make a call now. The caller tells its outcome."""
+        if self._closed_again_at is None:
+            return True
+        if self._clock.monotonic() < self._closed_again_at:
+            return False
+        self._closed_again_at = self._clock.monotonic() + self._jittered()
+        return True
+
+    def succeeded(self) -> None:
+        self._failures, self._backoff_seconds, self._closed_again_at = 0, _FIRST_SECONDS, None
+
+    def failed(self) -> None:
+        self._failures += 1
+        if self._failures < _FAILURES:
+            return
+        if self._failures > _FAILURES:
+            self._backoff_seconds = min(_LONGEST_SECONDS, 2 * self._backoff_seconds)
+        self._closed_again_at = self._clock.monotonic() + self._jittered()
+
+    def _jittered(self) -> float:
+        # So that executors that lost the same store do not come back to it together.
+        return self._backoff_seconds * (0.5 + 0.5 * self._random.random())

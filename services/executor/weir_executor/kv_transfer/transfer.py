@@ -1,0 +1,84 @@
+"""Both directions together: what the rest of the executor sees of the kvstore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import grpc
+
+from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
+from weir_chassis.clock import Clock
+from weir_executor.engine import Engine, FullBlock, GenerationRequest
+from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes, ScopeIndex
+from weir_executor.kv_transfer.loader import HeldPrefix, LoaderLimits, LoadPlan, PrefixLoader
+from weir_executor.kv_transfer.writer import BlockWriter, WriterLimits
+from weir_executor.metrics import ExecutorMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class TransferLimits:
+    load: LoaderLimits
+    put: WriterLimits
+
+
+class KvTransfer:
+    """`plan` and `load` on the event loop, `offer` on any thread, `run` for ever in the background."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        engine: Engine,
+        limits: TransferLimits,
+        *,
+        metrics: ExecutorMetrics,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        stub, info = KvStoreServiceStub(channel), engine.info
+        self._engine = engine
+        self._scopes, self._namespaces, known = ScopeIndex(), Namespaces(info), RecentHashes()
+        self._loader = PrefixLoader(
+            stub, info.block_bytes, limits.load, known=known, metrics=metrics, clock=clock, random=random
+        )
+        self._writer = BlockWriter(
+            stub,
+            limits.put,
+            scopes=self._scopes,
+            namespaces=self._namespaces,
+            known=known,
+            metrics=metrics,
+            clock=clock,
+            random=random,
+        )
+
+    def plan(self, request: GenerationRequest) -> LoadPlan | None:
+        """What to load for this request; None when all there is to gain is less than the asking costs."""
+        if not request.block_hashes:
+            return None
+        self._scopes.note(request.cache_scope, request.block_hashes)
+        # The last token is always computed, because its logits give the next one.
+        usable = request.block_hashes[: (len(request.token_ids) - 1) // self._engine.info.block_size]
+        local = self._engine.cached_prefix_blocks(usable)
+        plan = LoadPlan(self._namespaces.of(request.cache_scope), usable[:local], usable[local:])
+        return plan if self._loader.worth_asking(plan) else None
+
+    async def load(self, plan: LoadPlan) -> HeldPrefix | None:
+        """Never raises but CancelledError: what does not come is computed."""
+        return await self._loader.load(plan)
+
+    def offer(self, blocks: Sequence[FullBlock]) -> None:
+        self._writer.offer(blocks)
+
+    async def run(self) -> None:
+        """Sends what was offered, for ever."""
+        await self._writer.run()
+
+    async def close(self) -> None:
+        await self._loader.close()
+
+    @property
+    def held_bytes(self) -> int:
+        """Of prefixes on their way, or not yet taken by the engine."""
+        return self._loader.held_bytes

@@ -1,0 +1,161 @@
+"""Full blocks on their way to the store: a bounded queue and one task that empties it in batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import grpc
+from xxhash import xxh3_64_intdigest
+
+from weir.kvstore.v1 import kvstore_pb2 as kv
+from weir_chassis.clock import Clock
+from weir_executor.engine import FullBlock
+from weir_executor.kv_transfer.breaker import Breaker
+from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes, ScopeIndex
+from weir_executor.metrics import ExecutorMetrics
+
+if TYPE_CHECKING:
+    # The generated module has this name only for type checkers.
+    from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceAsyncStub
+
+_CHUNK_BYTES = 2 * 1024 * 1024  # PutChunk's own limit
+# Blocks become full in bursts: a prefill fills many in one step, and a batch per burst costs one call instead of many.
+_LINGER_SECONDS = 0.02
+# One PutBlocks call carries about this much: seconds of a slow wire, so a call that fails loses little.
+_BATCH_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class WriterLimits:
+    queue_bytes: int
+    deadline_seconds: float
+    bytes_per_second: float
+
+
+class BlockWriter:
+    def __init__(
+        self,
+        stub: KvStoreServiceAsyncStub,
+        limits: WriterLimits,
+        *,
+        scopes: ScopeIndex,
+        namespaces: Namespaces,
+        known: RecentHashes,
+        metrics: ExecutorMetrics,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        """Needs a running event loop."""
+        self._stub, self._limits, self._clock = stub, limits, clock
+        self._scopes, self._namespaces, self._known, self._metrics = scopes, namespaces, known, metrics
+        self._breaker = Breaker(clock, random)
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._lock = Lock()  # guards the two below
+        self._queue: deque[FullBlock] = deque()
+        self._queued_bytes = 0
+
+    def offer(self, blocks: Sequence[FullBlock]) -> None:
+        """Queues what there is room for and drops the rest. Any thread; never blocks."""
+        dropped = 0
+        with self._lock:
+            for block in blocks:
+                if self._queued_bytes + len(block.payload) > self._limits.queue_bytes:
+                    dropped += 1
+                    continue
+                self._queue.append(block)
+                self._queued_bytes += len(block.payload)
+        if dropped:
+            self._metrics.offers.labels("queue_full").inc(dropped)
+        self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def run(self) -> None:
+        """Empties the queue for ever."""
+        while True:
+            await self._wake.wait()
+            await self._clock.sleep(_LINGER_SECONDS)
+            self._wake.clear()
+            while batch := self._take():
+                for scope, blocks in self._by_scope(batch).items():
+                    await self._put(scope, blocks)
+
+    def _take(self) -> list[FullBlock]:
+        batch, size = [], 0
+        with self._lock:
+            while self._queue and size < _BATCH_BYTES:
+                block = self._queue.popleft()
+                batch.append(block)
+                size += len(block.payload)
+            self._queued_bytes -= size
+        return batch
+
+    def _by_scope(self, batch: Sequence[FullBlock]) -> dict[bytes, list[FullBlock]]:
+        groups: dict[bytes, list[FullBlock]] = defaultdict(list)
+        for block in batch:
+            scope = self._scopes.scope_of(block)
+            if scope is None:
+                self._metrics.offers.labels("no_scope").inc()
+            elif block.block_hash in self._known:
+                self._metrics.offers.labels("known").inc()
+            else:
+                groups[scope].append(block)
+        return groups
+
+    async def _put(self, scope: bytes, blocks: Sequence[FullBlock]) -> None:
+        if not self._breaker.allows():
+            self._metrics.offers.labels("breaker").inc(len(blocks))
+            return
+        size = sum(len(block.payload) for block in blocks)
+        checksums = await asyncio.to_thread(_checksums, blocks)
+        parts = _parts(self._namespaces.of(scope), blocks, checksums)
+        try:
+            response = await self._stub.PutBlocks(
+                parts, timeout=self._limits.deadline_seconds + size / self._limits.bytes_per_second
+            )
+        except grpc.RpcError:
+            self._breaker.failed()
+            self._metrics.offers.labels("failed").inc(len(blocks))
+            return
+        self._breaker.succeeded()
+        self._metrics.offer_bytes.inc(size)
+        self._note(response, blocks)
+
+    def _note(self, response: kv.PutBlocksResponse, blocks: Sequence[FullBlock]) -> None:
+        for outcome, count in (
+            ("stored", response.stored_blocks),
+            ("present", response.present_blocks),
+            ("corrupt", response.corrupt_blocks),
+            ("refused", response.refused_blocks),
+        ):
+            self._metrics.offers.labels(outcome).inc(count)
+        # The answer counts blocks and does not name them, so only when all are held is each one known to be.
+        if response.stored_blocks + response.present_blocks == len(blocks):
+            self._known.add(block.block_hash for block in blocks)
+
+
+def _checksums(blocks: Sequence[FullBlock]) -> list[int]:
+    return [xxh3_64_intdigest(block.payload) for block in blocks]
+
+
+async def _parts(
+    namespace: bytes, blocks: Sequence[FullBlock], checksums: Sequence[int]
+) -> AsyncIterator[kv.PutBlocksRequest]:
+    yield kv.PutBlocksRequest(begin=kv.PutBegin(namespace=namespace))
+    for block, checksum in zip(blocks, checksums, strict=True):
+        for offset in range(0, len(block.payload), _CHUNK_BYTES):
+            chunk = kv.PutChunk(
+                block_hash=block.block_hash,
+                parent_block_hash=block.parent_block_hash,
+                payload_bytes=len(block.payload),
+                offset=offset,
+                chunk=block.payload[offset : offset + _CHUNK_BYTES],
+                checksum=checksum,
+            )
+            yield kv.PutBlocksRequest(chunk=chunk)
+    yield kv.PutBlocksRequest(commit=kv.PutCommit())

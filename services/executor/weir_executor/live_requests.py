@@ -1,0 +1,100 @@
+"""The requests that this process holds, from their `Submit` to the engine's last word on them.
+
+    LOADING   its prefix is on the way from the kvstore; the engine does not know it yet
+    RUNNING   the engine has it, and owes it one `RequestEnd`
+    gone      removed from here; its slot is free
+
+`told` is apart from that: the caller has had its last word, or is no longer there to have it. A request whose deadline
+passed has been told, and is still here until the engine confirms that its blocks are free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from weir.executor.v1 import executor_pb2 as pb
+from weir_chassis.leases import Lease, LeaseLedger
+from weir_executor.engine import RequestEnd, TokenOutput
+
+
+class Listener(Protocol):
+    """The stream that a request came by, and that hears of it."""
+
+    def hear_tokens(self, live: LiveRequest, output: TokenOutput) -> None: ...
+
+    def hear_end(self, live: LiveRequest, end: RequestEnd) -> None: ...
+
+    def hear_failure(self, live: LiveRequest, error: Exception) -> None: ...
+
+    def flush(self) -> None:
+        """All of a step has been heard."""
+
+
+class LiveRequest:
+    """One request of one stream. `key` names it to the engine, `handle` to its caller."""
+
+    __slots__ = (
+        "accepted",
+        "early_aborts",
+        "handle",
+        "key",
+        "lease",
+        "listener",
+        "loading",
+        "prompt_tokens",
+        "release_prefix",
+        "stop_token_ids",
+        "told",
+    )
+
+    def __init__(self, key: int, handle: int, listener: Listener, submit: pb.Submit) -> None:
+        self.key, self.handle, self.listener = key, handle, listener
+        self.prompt_tokens = len(submit.token_ids)
+        self.stop_token_ids = frozenset(submit.stopping.stop_token_ids)
+        self.accepted = False  # the caller knows that its first token was computed
+        self.told = False
+        self.lease: Lease | None = None
+        self.loading: asyncio.Task[None] | None = None
+        self.early_aborts: list[int] = []  # outputs that were aborted while the prefix was loading
+        self.release_prefix: Callable[[], None] | None = None  # gives back the memory of what the kvstore sent
+
+
+class LiveRequests:
+    """By key. Each holds a lease of kind "slot". Used from one event loop."""
+
+    def __init__(self, leases: LeaseLedger) -> None:
+        self._leases = leases
+        self._by_key: dict[int, LiveRequest] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __iter__(self) -> Iterator[LiveRequest]:
+        return iter(list(self._by_key.values()))
+
+    def add(self, live: LiveRequest, owner: str) -> None:
+        assert live.key not in self._by_key, live.key
+        live.lease = self._leases.acquire("slot", owner)
+        self._by_key[live.key] = live
+
+    def get(self, key: int) -> LiveRequest | None:
+        return self._by_key.get(key)
+
+    def remove(self, key: int) -> LiveRequest | None:
+        """Gives back whatever the request held. None for a key that is unknown: it never reached the engine."""
+        live = self._by_key.pop(key, None)
+        if live is None:
+            return None
+        assert live.lease is not None, key
+        live.lease.release()
+        drop_prefix(live)
+        return live
+
+
+def drop_prefix(live: LiveRequest) -> None:
+    """The engine has taken the stored prefix, or will never take it."""
+    if live.release_prefix is not None:
+        live.release_prefix()
+        live.release_prefix = None

@@ -1,0 +1,251 @@
+"""`Submit` → `GenerationRequest`, nothing else. Pure: no I/O, no clock, no gRPC. `replies.py` is the way back.
+
+Whatever is wrong with a `Submit` is raised here as an error that names the field and its limit, before the engine sees
+it. The limits are those that executor.proto and sampling.proto state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from weir.executor.v1 import executor_pb2 as pb
+from weir.inference.v1.model_pb2 import ModelVersion
+from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir.kvstore.v1.block_hash import DIGEST_BYTES, HashScope, scope_root, split_hashes
+from weir_chassis.errors import DeadlineExceeded, InvalidArgument, ModelNotFound, PromptTooLong, RevisionMismatch
+from weir_executor.engine import EngineInfo, GenerationRequest, Sampling
+
+MAX_N, MAX_LOGPROBS, MAX_LOGIT_BIAS, MAX_STOP_TOKENS = 16, 20, 1024, 64
+# Of request ids, model names, adapters and salts: long enough for any name, short enough for a log line.
+MAX_NAME_BYTES = 128
+# Adapters and salts are few per deployment; a root costs 2 µs to compute, so a forgotten one is no loss.
+_MAX_KNOWN_ROOTS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    low: float
+    high: float
+    low_is_open: bool = False
+
+    def check(self, field: str, value: float) -> None:
+        # Written so that NaN, for which every comparison is false, is out of range.
+        above = value > self.low if self.low_is_open else value >= self.low
+        if not (above and value <= self.high):
+            bracket = "(" if self.low_is_open else "["
+            raise InvalidArgument(field, f"{value:g} is outside {bracket}{self.low:g}, {self.high:g}]")
+
+
+_RANGES: Mapping[str, _Range] = {
+    "temperature": _Range(0, 100),
+    "top_p": _Range(0, 1, low_is_open=True),
+    "min_p": _Range(0, 1),
+    "repetition_penalty": _Range(0, 100, low_is_open=True),
+    "presence_penalty": _Range(-100, 100),
+    "frequency_penalty": _Range(-100, 100),
+}
+_BIAS = _Range(-100, 100)
+_PRIORITY = _Range(-100, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What this executor serves: what a `Submit` is checked against. Constant while the process runs."""
+
+    version: ModelVersion
+    info: EngineInfo
+    default_sampling: Sampling  # the model's own; the parameters that a request leaves unset
+
+
+def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callable[[], int]) -> GenerationRequest:
+    """The request as the engine takes it: valid, and with every default filled in.
+
+    Raises ModelNotFound, RevisionMismatch, PromptTooLong, or InvalidArgument naming the field.
+    """
+    info, sampling, stopping = served.info, submit.sampling, submit.stopping
+    _check_bytes("request_id", submit.request_id)
+    _check_version(submit.model_version, served.version)
+    _check_prompt(submit.token_ids, info)
+    max_tokens = _max_tokens(stopping, len(submit.token_ids), info)
+    n = _n(sampling, info)
+    _PRIORITY.check("priority", submit.priority)
+    return GenerationRequest(
+        key=key,
+        token_ids=list(submit.token_ids),
+        max_tokens=max_tokens,
+        block_hashes=_block_hashes(submit, info),
+        sampling=_sampling(sampling, served, draw_seed),
+        n=n,
+        min_tokens=_min_tokens(stopping, max_tokens),
+        stop_token_ids=_stop_token_ids(stopping, info),
+        ignore_eos=stopping.ignore_eos,
+        priority=submit.priority,
+        resumed=_resumed(submit.resumed_outputs, n, max_tokens, info),
+        cache_scope=cache_scope(submit, served.version),
+    )
+
+
+def seconds_left(submit: pb.Submit) -> float | None:
+    """What is left of the client's deadline; None when it set none. Raises DeadlineExceeded when nothing is left."""
+    if not submit.HasField("time_left"):
+        return None
+    seconds = submit.time_left.seconds + submit.time_left.nanos * 1e-9
+    if seconds <= 0:
+        raise DeadlineExceeded("no time was left when the request arrived")
+    return seconds
+
+
+def cache_scope(submit: pb.Submit, version: ModelVersion) -> bytes:
+    """The root that the prompt's block hashes were seeded with."""
+    _check_bytes("adapter", submit.adapter)
+    _check_bytes("tenant_salt", submit.tenant_salt)
+    return _root(version.model, version.revision, version.tokenizer_hash, submit.adapter, submit.tenant_salt)
+
+
+@lru_cache(maxsize=_MAX_KNOWN_ROOTS)
+def _root(model: str, revision: str, tokenizer_hash: str, adapter: str, tenant_salt: str) -> bytes:
+    return scope_root(HashScope(model, revision, tokenizer_hash, adapter, tenant_salt))
+
+
+# ── what a Submit must satisfy ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_bytes(field: str, text: str) -> None:
+    # A string of at most 128/4 characters cannot be longer than 128 bytes, and most are: they need no encoding.
+    if len(text) * 4 > MAX_NAME_BYTES and len(text.encode()) > MAX_NAME_BYTES:
+        raise InvalidArgument(field, f"longer than {MAX_NAME_BYTES} bytes")
+
+
+def _check_version(asked: ModelVersion, ours: ModelVersion) -> None:
+    if not asked.model:
+        raise InvalidArgument("model_version.model", f"missing; 1 to {MAX_NAME_BYTES} bytes")
+    _check_bytes("model_version.model", asked.model)
+    if asked.model != ours.model:
+        raise ModelNotFound(asked.model, [ours.model])
+    if (asked.revision, asked.tokenizer_hash) != (ours.revision, ours.tokenizer_hash):
+        # Cut, because these come from a stranger and go back in a trailer of bounded size.
+        raise RevisionMismatch(
+            f"this executor serves another revision of {ours.model!r}",
+            metadata={
+                "revision": ours.revision,
+                "tokenizer_hash": ours.tokenizer_hash,
+                "asked_revision": asked.revision[:MAX_NAME_BYTES],
+                "asked_tokenizer_hash": asked.tokenizer_hash[:MAX_NAME_BYTES],
+            },
+        )
+
+
+def _check_prompt(token_ids: Sequence[int], info: EngineInfo) -> None:
+    if not token_ids:
+        raise InvalidArgument("token_ids", f"missing; 1 to {info.max_model_len - 1} tokens")
+    if len(token_ids) >= info.max_model_len:
+        raise PromptTooLong("token_ids", len(token_ids) + 1, info.max_model_len)
+    _check_vocabulary("token_ids", token_ids, info)
+
+
+def _check_vocabulary(field: str, token_ids: Collection[int], info: EngineInfo) -> None:
+    if token_ids and (largest := max(token_ids)) >= info.vocab_size:
+        raise InvalidArgument(field, f"token id {largest} is outside the vocabulary; at most {info.vocab_size - 1}")
+
+
+def _block_hashes(submit: pb.Submit, info: EngineInfo) -> list[bytes]:
+    full_blocks = len(submit.token_ids) // info.block_size
+    if submit.block_hashes and len(submit.block_hashes) != full_blocks * DIGEST_BYTES:
+        raise InvalidArgument(
+            "block_hashes",
+            f"{len(submit.block_hashes)} bytes; {DIGEST_BYTES} for each of the prompt's {full_blocks} full blocks of "
+            f"{info.block_size} tokens, or none",
+        )
+    return split_hashes(submit.block_hashes)
+
+
+def _n(sampling: SamplingParameters, info: EngineInfo) -> int:
+    limit, n = min(MAX_N, info.max_n), sampling.n if sampling.HasField("n") else 1
+    if not 1 <= n <= limit:
+        raise InvalidArgument("sampling.n", f"{n} is outside [1, {limit}]")
+    return n
+
+
+def _max_tokens(stopping: StoppingConditions, prompt_tokens: int, info: EngineInfo) -> int:
+    if not stopping.HasField("max_tokens"):
+        return info.max_model_len - prompt_tokens
+    if not stopping.max_tokens:
+        raise InvalidArgument("stopping.max_tokens", "0; at least 1")
+    if prompt_tokens + stopping.max_tokens > info.max_model_len:
+        raise PromptTooLong("token_ids", prompt_tokens + stopping.max_tokens, info.max_model_len)
+    return stopping.max_tokens
+
+
+def _min_tokens(stopping: StoppingConditions, max_tokens: int) -> int:
+    if stopping.min_tokens > max_tokens:
+        raise InvalidArgument("stopping.min_tokens", f"{stopping.min_tokens}; at most max_tokens, {max_tokens}")
+    return stopping.min_tokens
+
+
+def _stop_token_ids(stopping: StoppingConditions, info: EngineInfo) -> frozenset[int]:
+    if stopping.stop:
+        raise InvalidArgument("stopping.stop", "must be empty here: stop strings are found by postprocess")
+    if (count := len(stopping.stop_token_ids)) > MAX_STOP_TOKENS:
+        raise InvalidArgument("stopping.stop_token_ids", f"{count} ids; at most {MAX_STOP_TOKENS}")
+    _check_vocabulary("stopping.stop_token_ids", stopping.stop_token_ids, info)
+    return frozenset(stopping.stop_token_ids)
+
+
+def _resumed(
+    outputs: Sequence[pb.ResumedOutput], n: int, max_tokens: int, info: EngineInfo
+) -> Mapping[int, Sequence[int]]:
+    resumed: dict[int, Sequence[int]] = {}
+    for i, output in enumerate(outputs):
+        field = f"resumed_outputs[{i}]"
+        if output.output_index >= n or output.output_index in resumed:
+            raise InvalidArgument(f"{field}.output_index", f"{output.output_index}; each at most once and below n, {n}")
+        if (count := len(output.token_ids)) > max_tokens:
+            raise InvalidArgument(f"{field}.token_ids", f"{count} tokens; at most max_tokens, {max_tokens}")
+        _check_vocabulary(f"{field}.token_ids", output.token_ids, info)
+        resumed[output.output_index] = list(output.token_ids)
+    return resumed
+
+
+def check_sampling_value(name: str, value: float, field: str = "") -> None:
+    """Raises InvalidArgument when a parameter such as `top_p` is out of its range."""
+    _RANGES[name].check(field or name, value)
+
+
+def _sampling(asked: SamplingParameters, served: Served, draw_seed: Callable[[], int]) -> Sampling:
+    default = served.default_sampling
+    for name in _RANGES:
+        if asked.HasField(name):  # type: ignore[arg-type]  # a name out of our own table
+            check_sampling_value(name, getattr(asked, name), f"sampling.{name}")
+    return Sampling(
+        temperature=asked.temperature if asked.HasField("temperature") else default.temperature,
+        top_k=asked.top_k if asked.HasField("top_k") else default.top_k,
+        top_p=asked.top_p if asked.HasField("top_p") else default.top_p,
+        min_p=asked.min_p if asked.HasField("min_p") else default.min_p,
+        repetition_penalty=(
+            asked.repetition_penalty if asked.HasField("repetition_penalty") else default.repetition_penalty
+        ),
+        presence_penalty=asked.presence_penalty,
+        frequency_penalty=asked.frequency_penalty,
+        logit_bias=_logit_bias(asked, served.info),
+        seed=asked.seed if asked.HasField("seed") else draw_seed(),
+        top_logprobs=_top_logprobs(asked, served.info),
+    )
+
+
+def _logit_bias(asked: SamplingParameters, info: EngineInfo) -> Mapping[int, float]:
+    if len(asked.logit_bias) > MAX_LOGIT_BIAS:
+        raise InvalidArgument("sampling.logit_bias", f"{len(asked.logit_bias)} entries; at most {MAX_LOGIT_BIAS}")
+    _check_vocabulary("sampling.logit_bias", asked.logit_bias.keys(), info)
+    for token_id, bias in asked.logit_bias.items():
+        _BIAS.check(f"sampling.logit_bias[{token_id}]", bias)
+    return dict(asked.logit_bias)
+
+
+def _top_logprobs(asked: SamplingParameters, info: EngineInfo) -> int | None:
+    if not asked.HasField("logprobs"):
+        return None
+    if asked.logprobs > (limit := min(MAX_LOGPROBS, info.max_top_logprobs)):
+        raise InvalidArgument("sampling.logprobs", f"{asked.logprobs}; at most {limit}")
+    return asked.logprobs

@@ -1,0 +1,106 @@
+"""Our engine: a Llama-family model in PyTorch, on CPU or CUDA, behind the step loop.
+
+A step reads: schedule → run → sample → emit. `step_loop.py` holds the loop, this file what it is made of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from weir_executor.engine import EngineInfo
+from weir_executor.paged.attention import TorchAttention
+from weir_executor.paged.kv_cache import KV_LAYOUT, KvCache, block_bytes
+from weir_executor.paged.model.config import ModelConfig, ModelConfigError, load_config
+from weir_executor.paged.model.llama import load_model
+from weir_executor.paged.model.rope import position_limit
+from weir_executor.paged.runner import ModelRunner
+from weir_executor.paged.scheduler import SchedulerLimits
+from weir_executor.paged.step_loop import LoopOptions, StepLoop
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class PagedEngineConfig:
+    """What the engine loads and its limits. The edge has checked the values' ranges."""
+
+    model_dir: Path
+    device: str = "cpu"
+    dtype: str = "auto"  # "float32", "bfloat16", "float16"; "auto": as the checkpoint says
+    block_size: int = 16  # tokens
+    num_blocks: int | None = None  # overrides `kv_cache_bytes`
+    kv_cache_bytes: int = 1 << 30
+    max_num_seqs: int = 32
+    max_batched_tokens: int = 512
+    max_waiting: int = 256  # requests
+    max_model_len: int | None = None  # at most the model's own
+    max_n: int = 16
+    max_top_logprobs: int = 20
+    num_threads: int | None = None  # of PyTorch, process-wide; None: its own choice
+    prefix_cache: bool = True
+    emit_full_blocks: bool = False
+    check_integrity: bool = False  # after every step: for tests
+
+
+class PagedEngine(StepLoop):
+    """See `Engine`. Made by `load_engine`."""
+
+
+def load_engine(config: PagedEngineConfig) -> PagedEngine:
+    """Read the model, allocate the cache. Raises `ModelConfigError` or `ModelLoadError`."""
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    device = torch.device(config.device)
+    model_config = load_config(config.model_dir)
+    dtype = _dtype(config, model_config)
+    num_blocks = config.num_blocks or config.kv_cache_bytes // block_bytes(model_config, config.block_size, dtype)
+    if num_blocks < 1:
+        raise ModelConfigError(f"kv_cache_bytes: {config.kv_cache_bytes} is less than one block")
+    max_model_len = _max_model_len(config, model_config, num_blocks)
+    model = load_model(config.model_dir, model_config, max_model_len, dtype, device)
+    cache = KvCache(model_config, num_blocks, config.block_size, dtype, device)
+    attention = TorchAttention(cache, model_config.sliding_window)
+    return PagedEngine(
+        _info(config, model_config, cache, max_model_len, num_blocks),
+        SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size),
+        ModelRunner(model, cache, attention, device),
+        LoopOptions(config.max_waiting, config.emit_full_blocks, config.prefix_cache, config.check_integrity),
+    )
+
+
+def _dtype(config: PagedEngineConfig, model_config: ModelConfig) -> torch.dtype:
+    name = model_config.dtype if config.dtype == "auto" else config.dtype
+    if name not in _DTYPES:
+        raise ModelConfigError(f"dtype {name!r} is not known here; known: {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _max_model_len(config: PagedEngineConfig, model_config: ModelConfig, num_blocks: int) -> int:
+    """The context that model, pool and operator all allow: a sequence must always fit the pool alone."""
+    limit = position_limit(model_config)
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ModelConfigError(f"max_model_len {config.max_model_len} is beyond the model's {limit}")
+    return min(config.max_model_len or limit, num_blocks * config.block_size)
+
+
+def _info(
+    config: PagedEngineConfig, model_config: ModelConfig, cache: KvCache, max_model_len: int, num_blocks: int
+) -> EngineInfo:
+    return EngineInfo(
+        engine="paged",
+        vocab_size=model_config.vocab_size,
+        max_model_len=max_model_len,
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        max_num_seqs=config.max_num_seqs,
+        max_n=config.max_n,
+        max_top_logprobs=config.max_top_logprobs,
+        eos_token_ids=model_config.eos_token_ids,
+        block_bytes=cache.block_bytes,
+        kv_dtype=str(cache.dtype).removeprefix("torch."),
+        kv_layout=KV_LAYOUT,
+        transfers_blocks=True,
+    )

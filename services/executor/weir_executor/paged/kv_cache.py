@@ -1,0 +1,103 @@
+"""The memory behind block ids: keys and values of every block and layer.
+
+    blocks   [layers, 2 (keys, values), num_blocks, kv_heads, block_size, head_dim]
+
+A block's payload is its slice over layers, keys and values: [layers, 2, kv_heads, block_size, head_dim], in the cache's
+dtype, little endian. Heads stand outside tokens, so that gathering pieces of (block, head) gives each head's tokens in one
+row, [kv_heads, tokens, head_dim], which is what attention multiplies with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from weir_executor.paged.model.config import ModelConfig
+
+KV_LAYOUT = "layer,kv,head,token,dim"
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """One step's reading of some sequences' blocks: the same pieces and the same room in every layer."""
+
+    num_sequences: int
+    pieces: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+class KvCache:
+    """All blocks start as zeros and hold finite numbers ever after: what a mask hides is still multiplied by zero."""
+
+    def __init__(
+        self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.block_size, self.num_kv_heads, self.head_dim = block_size, config.num_kv_heads, config.head_dim
+        self.dtype, self.device = dtype, device
+        self.block_bytes = block_bytes(config, block_size, dtype)
+        self._block_shape = (config.num_layers, 2, config.num_kv_heads, block_size, config.head_dim)
+        layers, parts, *inside = self._block_shape
+        self._blocks = torch.zeros((layers, parts, num_blocks, *inside), dtype=dtype, device=device)
+        # Views by layer, keys and values apart: a row per token and head to write, a row per block and head to gather.
+        per_layer = [self._blocks[layer].flatten(1, 2) for layer in range(layers)]
+        self._tokens = [layer.flatten(1, 2).unbind() for layer in per_layer]
+        self._pieces = [layer.flatten(2).unbind() for layer in per_layer]
+        self._heads = torch.arange(config.num_kv_heads, device=device)
+
+    def token_rows(self, slots: Sequence[int]) -> torch.Tensor:
+        """Where tokens are written: a slot is block_id * block_size + offset. For `write`."""
+        slot = torch.tensor(slots, dtype=torch.int64, device=self.device).unsqueeze(1)
+        pieces = slot // self.block_size * self.num_kv_heads + self._heads
+        return (pieces * self.block_size + slot % self.block_size).flatten()
+
+    def plan_gather(self, table: Sequence[Sequence[int]]) -> Gather:
+        """Where the pieces of sequences' blocks are, for a table of block ids of equal length each; and room for them."""
+        block_ids = torch.tensor(table, dtype=torch.int64, device=self.device).unsqueeze(1)
+        pieces = (block_ids * self.num_kv_heads + self._heads.unsqueeze(1)).flatten()
+        room = torch.empty((2, len(pieces), self.block_size * self.head_dim), dtype=self.dtype, device=self.device)
+        return Gather(len(table), pieces, room[0], room[1])
+
+    def write(self, layer: int, token_rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put tokens' keys and values, [tokens, kv_heads, head_dim], into their slots."""
+        key_rows, value_rows = self._tokens[layer]
+        key_rows.index_copy_(0, token_rows, keys.flatten(0, 1))
+        value_rows.index_copy_(0, token_rows, values.flatten(0, 1))
+
+    def gather(self, layer: int, plan: Gather) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the table's sequences, each [sequences, kv_heads, tokens, head_dim]; valid until the next."""
+        shape = (plan.num_sequences, self.num_kv_heads, -1, self.head_dim)
+        keys, values = self._pieces[layer]
+        torch.index_select(keys, 0, plan.pieces, out=plan.keys)
+        torch.index_select(values, 0, plan.pieces, out=plan.values)
+        return plan.keys.view(shape), plan.values.view(shape)
+
+    def read_blocks(self, block_ids: Sequence[int]) -> list[bytes]:
+        """The payloads of these blocks, copied out."""
+        return [_to_bytes(self._blocks[:, :, block_id]) for block_id in block_ids]
+
+    def write_block(self, block_id: int, payload: bytes | memoryview) -> None:
+        self._blocks[:, :, block_id].copy_(self._from_bytes(payload))
+
+    def is_sound(self, payload: bytes | memoryview) -> bool:
+        """Whether a payload may be written: of the right length, and all finite."""
+        return len(payload) == self.block_bytes and bool(self._from_bytes(payload).isfinite().all())
+
+    def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        for block_id in block_ids:
+            self._blocks[:, :, block_id].zero_()
+
+    def _from_bytes(self, payload: bytes | memoryview) -> torch.Tensor:
+        # A bytearray, because PyTorch warns about memory that it may not write to.
+        return torch.frombuffer(bytearray(payload), dtype=self.dtype).view(self._block_shape)
+
+
+def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Of one block, all layers."""
+    return config.num_layers * 2 * config.num_kv_heads * block_size * config.head_dim * dtype.itemsize
+
+
+def _to_bytes(block: torch.Tensor) -> bytes:
+    return block.contiguous().cpu().view(torch.uint8).numpy().tobytes()

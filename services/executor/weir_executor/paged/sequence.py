@@ -1,0 +1,142 @@
+"""One sequence: its numbers and their invariant; and the live request that its sequences belong to.
+
+    token_ids   |<--------- prompt --------->|<-- resumed -->|<-- generated here -->|
+    computed    |<------------- KV is in `blocks` ------------->|
+    blocks      |  shared full blocks  |  private blocks, the last one maybe partial  |
+
+    0 ≤ num_cached ≤ num_computed ≤ len(token_ids),  num_computed ≤ len(blocks) * block_size
+
+A running sequence owns room for all of its tokens but perhaps the newest: only a new token ever asks for a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from enum import Enum
+
+from weir.kvstore.v1.block_hash import block_hash
+from weir_executor.engine import FinishReason, GenerationRequest, Sampling
+
+
+class Status(Enum):
+    WAITING = "waiting"  # holds no blocks; a preempted sequence is waiting again
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One output of a request. Only the scheduler changes it."""
+
+    live: LiveRequest
+    output_index: int
+    token_ids: list[int]
+    num_resumed: int
+    block_hashes: list[bytes]
+    status: Status = Status.WAITING
+    num_computed: int = 0
+    num_cached: int = 0  # of the computed, those not computed by this sequence since it was last admitted
+    num_stored: int = 0  # leading full blocks already offered to the prefix index
+    blocks: list[int] = field(default_factory=list)
+    deferred_steps: int = 0  # steps it stood back for a block that another sequence was computing
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Who goes first: higher priority, earlier arrival, lower output. Unique."""
+        return (-self.live.request.priority, self.live.arrival, self.output_index)
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.live.request.token_ids)
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens after the prompt, resumed ones included."""
+        return len(self.token_ids) - self.num_prompt
+
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def num_outstanding(self) -> int:
+        """Tokens still to compute, plus still to generate at most."""
+        return self.num_uncomputed + self.live.request.max_tokens - self.num_generated
+
+    @property
+    def forbidden_token_ids(self) -> frozenset[int]:
+        """Tokens that may not be drawn next: those that would end the output before `min_tokens`."""
+        return self.live.stop_token_ids if self.num_generated < self.live.request.min_tokens else frozenset()
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.live.request.sampling
+
+    def finish_reason(self) -> FinishReason | None:
+        """Why this output is over, if it is. A stop token counts only among generated tokens."""
+        if self.num_generated and self.token_ids[-1] in self.live.stop_token_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_generated >= self.live.request.max_tokens else None
+
+    def hash_full_blocks(self, block_size: int) -> None:
+        """Extend `block_hashes` to all full blocks of `token_ids`, for a request that shares its blocks."""
+        if not self.live.shares_blocks:
+            return
+        for index in range(len(self.block_hashes), len(self.token_ids) // block_size):
+            block = self.token_ids[index * block_size : (index + 1) * block_size]
+            self.block_hashes.append(block_hash(self.parent_hash(index), block))
+
+    def parent_hash(self, index: int) -> bytes:
+        """The hash that block number `index` hangs from."""
+        return self.block_hashes[index - 1] if index else self.live.request.cache_scope
+
+    def check_integrity(self, block_size: int) -> None:
+        assert 0 <= self.num_cached <= self.num_computed <= len(self.token_ids), self
+        assert self.num_computed <= len(self.blocks) * block_size, self
+        assert len(self.block_hashes) <= len(self.token_ids) // block_size, self
+        if self.status is Status.RUNNING:
+            assert len(self.token_ids) - 1 <= len(self.blocks) * block_size < len(self.token_ids) + block_size, self
+            assert self.num_uncomputed > 0, self
+        else:
+            assert not self.blocks, self
+            assert not self.num_computed, self
+
+
+@dataclass(slots=True, eq=False)
+class LiveRequest:
+    """A request between `submit` and its `RequestEnd`, with what that last word will say."""
+
+    request: GenerationRequest
+    arrival: int  # counts submits: first come, first served
+    stop_token_ids: frozenset[int]  # the request's own, and EOS unless ignored
+    shares_blocks: bool
+    submitted_at: float
+    stored_blocks: list[bytes | memoryview] = field(default_factory=list)
+    first_stored_block: int = 0
+    sequences: list[Sequence] = field(default_factory=list)  # those still live
+    started: bool = False  # a sequence of it has run
+    scheduled_at: float | None = None
+    first_token_at: float | None = None
+    cached_prompt_tokens: int = 0
+    loaded_prompt_tokens: int = 0
+    completion_tokens: int = 0
+    preemptions: int = 0
+
+    @property
+    def key(self) -> int:
+        return self.request.key
+
+
+def new_sequences(live: LiveRequest, block_size: int) -> list[Sequence]:
+    """The `n` sequences of a request, resumed tokens appended and hashes known."""
+    request = live.request
+    sequences = []
+    for output_index in range(request.n):
+        resumed: Items[int] = request.resumed.get(output_index, ())
+        token_ids = [*request.token_ids, *resumed]
+        block_hashes = list(request.block_hashes) if live.shares_blocks else []
+        sequence = Sequence(live, output_index, token_ids, len(resumed), block_hashes)
+        sequence.hash_full_blocks(block_size)
+        sequences.append(sequence)
+    return sequences

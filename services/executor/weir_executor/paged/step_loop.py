@@ -1,0 +1,408 @@
+"""The step loop: one thread that schedules, runs, samples and emits, and the thread-safe door to it.
+
+    submit, abort ──▶ inbox ──▶ │ take in → schedule → run → emit │ ──▶ deliver(StepOutput)
+    (any thread)                │ (this thread, one step a round) │
+
+What computes is a `Worker`: the PyTorch model, or arithmetic in the fake. The loop knows neither torch nor gRPC.
+
+Errors have three sizes. A result that is an error ends its request. An exception in `Worker.run` ends the requests of
+that batch, and the loop goes on. Anything else, and what the worker calls fatal, stops the loop and shows in
+`check_health`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from weir_chassis.errors import AlreadyExists, Draining, Internal, Overloaded, WeirError, WorkerLost
+from weir_executor.engine import (
+    Deliver,
+    EngineInfo,
+    EngineLoad,
+    FullBlock,
+    GenerationRequest,
+    RequestEnd,
+    StepOutput,
+    StoredPrefix,
+    TokenLogprobs,
+    TokenOutput,
+)
+from weir_executor.engine import FinishReason as Reason
+from weir_executor.paged.block_pool import BlockPool
+from weir_executor.paged.scheduler import Batch, NewBlock, Scheduled, Scheduler, SchedulerLimits
+from weir_executor.paged.sequence import LiveRequest, Status
+from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.paged.validation import check_request
+
+_log = logging.getLogger(__name__)
+# A step takes well under a second; a thread that has not come back by then hangs in a device call and is left behind.
+_JOIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The token that a step drew for one sequence."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+# Of one scheduled sequence: its new token; what is wrong with it alone; or None, when the step did not reach its end.
+Result = Draw | WeirError | None
+
+
+class Worker(Protocol):
+    """Computes what the scheduler decided. Called on the step thread only."""
+
+    def run(self, batch: Batch) -> Sequence[Result]:
+        """Write the KV of all scheduled tokens; one result per `batch.scheduled`, in its order."""
+
+    def count_usable(self, stored: StoredPrefix) -> int:
+        """How many leading blocks of a stored prefix are sound. The rest is a miss."""
+
+    def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
+        """Copy the blocks' payloads out."""
+
+    def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        """Forget what was written there: it is not finite, and would harm the block's next owner."""
+
+    def is_fatal(self, error: Exception) -> bool:
+        """Whether the device is of no use after this error."""
+
+    def close(self) -> None:
+        """Called from the closing thread: leave `run` as soon as possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    max_waiting: int  # requests; beyond it a queue only turns load into latency
+    emit_full_blocks: bool = False
+    prefix_cache: bool = True
+    check_integrity: bool = False  # after every step: for tests
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    key: int
+    output_index: int | None
+
+
+@dataclass(slots=True)
+class _Words:
+    """What a step has to say, as it comes together."""
+
+    outputs: list[TokenOutput] = field(default_factory=list)
+    ended: list[RequestEnd] = field(default_factory=list)
+    new_blocks: list[NewBlock] = field(default_factory=list)
+
+
+class StepLoop:
+    """An `Engine` around a `Worker`."""
+
+    def __init__(self, info: EngineInfo, limits: SchedulerLimits, worker: Worker, options: LoopOptions) -> None:
+        self._info, self._worker, self._options = info, worker, options
+        self._pool = BlockPool(info.num_blocks, prefix_cache=options.prefix_cache)
+        self._scheduler = Scheduler(self._pool, limits)
+        self._deliver: Deliver = _drop
+        self._inbox: deque[LiveRequest | _Abort] = deque()
+        self._wake = threading.Condition()  # guards the inbox, the keys, `_closing` and `_ended`
+        self._live: dict[int, LiveRequest] = {}  # from submit to RequestEnd, for `submit` and the very end
+        self._arrivals = 0
+        self._queued = 0  # requests in the inbox
+        self._closing = False
+        self._ended = False
+        self._error: BaseException | None = None
+        self._steps, self._last_step_seconds = 0, 0.0
+        self._load = self._measure()
+        self._thread = threading.Thread(target=self._run, name=f"{info.engine}-steps", daemon=True)
+
+    # ── any thread ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def start(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest) -> None:
+        check_request(request, self._info)
+        with self._wake:
+            self._check_open()
+            if request.key in self._live:
+                raise AlreadyExists(str(request.key), f"a request with key {request.key} is live")
+            if self._queued + self._load.waiting_requests >= self._options.max_waiting:
+                raise Overloaded(f"{self._options.max_waiting} requests are waiting already")
+            self._arrivals += 1
+            live = self._new_live(request)
+            self._live[request.key] = live
+            self._queued += 1
+            self._inbox.append(live)
+            self._wake.notify()
+
+    def abort(self, key: int, output_index: int | None = None) -> None:
+        with self._wake:
+            if key in self._live:
+                self._inbox.append(_Abort(key, output_index))
+                self._wake.notify()
+
+    def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
+        return len(self._pool.match(block_hashes))
+
+    def load(self) -> EngineLoad:
+        with self._wake:
+            return replace(self._load, waiting_requests=self._load.waiting_requests + self._queued)
+
+    def check_health(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._worker.close()
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_SECONDS)
+        self._end_all(WorkerLost("the engine stopped"))
+
+    def _check_open(self) -> None:
+        if self._error is not None:
+            raise WorkerLost("the engine has failed")
+        if self._closing:
+            raise Draining("the engine is closed")
+
+    def _new_live(self, request: GenerationRequest) -> LiveRequest:
+        eos = frozenset() if request.ignore_eos else self._info.eos_token_ids
+        has_root = bool(request.block_hashes) or (
+            len(request.token_ids) < self._info.block_size and bool(request.cache_scope)
+        )
+        stored = request.stored_prefix
+        return LiveRequest(
+            request=replace(request, stored_prefix=None),  # payloads are large: they go once they are in the pool
+            arrival=self._arrivals,
+            stop_token_ids=request.stop_token_ids | eos,
+            shares_blocks=has_root and self._options.prefix_cache,
+            submitted_at=self._options.clock(),
+            stored_blocks=list(stored.blocks) if stored else [],
+            first_stored_block=stored.first_block if stored else 0,
+        )
+
+    # ── the step thread ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        end: WeirError = Draining("the engine is closing")
+        try:
+            while self._await_work():
+                self._step()
+        except BaseException as error:
+            _log.exception("the step loop stopped")
+            self._error = error
+            end = WorkerLost(f"the engine failed: {type(error).__name__}")
+        else:
+            for live in list(self._scheduler.live.values()):
+                self._scheduler.finish_all(live)
+            self._load = self._measure()
+        self._end_all(end)
+
+    def _await_work(self) -> bool:
+        """Sleep until there is something to do; False when the engine closes."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing or self._inbox or self._scheduler.live)
+            return not self._closing
+
+    def _step(self) -> None:
+        started, words = self._options.clock(), _Words()
+        self._take_in(words)
+        batch = self._scheduler.schedule()
+        self._note_scheduled(batch, started)
+        self._emit(batch, self._results(batch), words)
+        if self._options.check_integrity:
+            self._scheduler.check_integrity()
+        self._steps += 1
+        self._last_step_seconds = self._options.clock() - started
+        self._say(words)
+
+    def _take_in(self, words: _Words) -> None:
+        with self._wake:
+            inbox, self._inbox = self._inbox, deque()
+            self._queued = 0
+            # Until the step is over, those just taken in count as waiting.
+            self._load = replace(self._load, waiting_requests=self._load.waiting_requests + _count_requests(inbox))
+        for item in inbox:
+            if isinstance(item, _Abort):
+                self._abort(item, words)
+            else:
+                self._add(item, words)
+
+    def _add(self, live: LiveRequest, words: _Words) -> None:
+        stored = StoredPrefix(live.first_stored_block, live.stored_blocks)
+        live.stored_blocks = live.stored_blocks[: self._worker.count_usable(stored)]
+        self._scheduler.add(live)
+        for sequence in list(live.sequences):
+            # A resumed output may have been over already; its caller just did not hear.
+            if sequence.finish_reason() is not None:
+                words.outputs.append(self._finished_output(sequence, sequence.num_generated, ()))
+                self._finish(sequence, words)
+
+    def _abort(self, abort: _Abort, words: _Words) -> None:
+        live = self._scheduler.live.get(abort.key)
+        for sequence in list(live.sequences) if live else []:
+            if abort.output_index in (None, sequence.output_index):
+                self._finish(sequence, words)
+
+    def _results(self, batch: Batch) -> Sequence[Result]:
+        """Run the batch. An exception becomes everyone's result, unless it is fatal."""
+        if not batch.scheduled:
+            return []
+        try:
+            return self._worker.run(batch)
+        except Exception as error:
+            if self._worker.is_fatal(error):
+                raise
+            _log.exception("a step of %d sequences failed", len(batch.scheduled))
+            return [Internal(f"the step failed: {type(error).__name__}")] * len(batch.scheduled)
+
+    def _note_scheduled(self, batch: Batch, now: float) -> None:
+        for scheduled in batch.scheduled:
+            live = scheduled.sequence.live
+            if live.scheduled_at is None:
+                live.scheduled_at = now
+
+    def _emit(self, batch: Batch, results: Sequence[Result], words: _Words) -> None:
+        now = self._options.clock()
+        for scheduled, result in zip(batch.scheduled, results, strict=True):
+            sequence = scheduled.sequence
+            if sequence.status is Status.FINISHED:
+                continue  # another output of its request failed in this very step
+            if isinstance(result, WeirError):
+                self._fail(sequence.live, result, words)
+                continue
+            words.new_blocks += self._scheduler.advance(scheduled)
+            if result is not None:
+                self._take_token(scheduled, result, now, words)
+
+    def _take_token(self, scheduled: Scheduled, draw: Draw, now: float, words: _Words) -> None:
+        sequence = scheduled.sequence
+        assert scheduled.first + scheduled.count == len(sequence.token_ids), scheduled
+        self._scheduler.append(sequence, draw.token_id)
+        sequence.live.completion_tokens += 1
+        if sequence.live.first_token_at is None:
+            sequence.live.first_token_at = now
+        logprobs = () if draw.logprobs is None else (draw.logprobs,)
+        first_token_index = sequence.num_generated - 1
+        if sequence.finish_reason() is not None:
+            words.outputs.append(self._finished_output(sequence, first_token_index, logprobs))
+            self._finish(sequence, words)
+        else:
+            key, index = sequence.live.key, sequence.output_index
+            words.outputs.append(TokenOutput(key, index, first_token_index, (draw.token_id,), logprobs))
+
+    def _finished_output(
+        self, sequence: LiveSequence, first_token_index: int, logprobs: Sequence[TokenLogprobs]
+    ) -> TokenOutput:
+        reason = sequence.finish_reason()
+        return TokenOutput(
+            key=sequence.live.key,
+            output_index=sequence.output_index,
+            first_token_index=first_token_index,
+            token_ids=tuple(sequence.token_ids[sequence.num_prompt + first_token_index :]),
+            logprobs=logprobs,
+            finish_reason=reason,
+            stop_token_id=sequence.token_ids[-1] if reason is Reason.STOP else None,
+        )
+
+    def _finish(self, sequence: LiveSequence, words: _Words) -> None:
+        self._scheduler.finish(sequence)
+        if not sequence.live.sequences:
+            words.ended.append(self._request_end(sequence.live, None))
+
+    def _fail(self, live: LiveRequest, error: WeirError, words: _Words) -> None:
+        self._worker.clear_blocks(self._scheduler.unshared_blocks(live))
+        self._scheduler.finish_all(live)
+        words.ended.append(self._request_end(live, error))
+
+    def _request_end(self, live: LiveRequest, error: Exception | None) -> RequestEnd:
+        now = self._options.clock()
+        scheduled_at = now if live.scheduled_at is None else live.scheduled_at
+        first_token_at = now if live.first_token_at is None else live.first_token_at
+        return RequestEnd(
+            key=live.key,
+            prompt_tokens=len(live.request.token_ids),
+            cached_prompt_tokens=live.cached_prompt_tokens,
+            loaded_prompt_tokens=live.loaded_prompt_tokens,
+            completion_tokens=live.completion_tokens,
+            queue_seconds=scheduled_at - live.submitted_at,
+            prefill_seconds=first_token_at - scheduled_at,
+            decode_seconds=now - first_token_at,
+            preemptions=live.preemptions,
+            error=error,
+        )
+
+    def _say(self, words: _Words) -> None:
+        """Deliver the step, and only then show its load: who sees a request gone from the load has heard its end."""
+        output = StepOutput(words.outputs, words.ended, self._copy_out(words.new_blocks), self._pool.take_events())
+        with self._wake:
+            if self._ended:
+                return  # `close` gave up on this thread, and every request has had its last word
+            for end in words.ended:
+                del self._live[end.key]
+        if output.outputs or output.ended or output.full_blocks or output.kv_events:
+            self._deliver(output)
+        with self._wake:
+            self._load = self._measure()
+
+    def _copy_out(self, new_blocks: Sequence[NewBlock]) -> Sequence[FullBlock]:
+        if not self._options.emit_full_blocks or not new_blocks:
+            return ()
+        payloads = self._worker.read_blocks([block.block_id for block in new_blocks])
+        return [
+            FullBlock(block.block_hash, block.parent_block_hash, payload)
+            for block, payload in zip(new_blocks, payloads, strict=True)
+        ]
+
+    def _measure(self) -> EngineLoad:
+        scheduler, pool = self._scheduler, self._pool
+        return EngineLoad(
+            step=self._steps,
+            waiting_requests=scheduler.num_waiting_requests,
+            running_sequences=scheduler.num_running,
+            free_blocks=pool.num_free,
+            total_blocks=pool.num_blocks,
+            cached_blocks=pool.num_cached,
+            outstanding_tokens=scheduler.outstanding_tokens,
+            preemptions=scheduler.preemptions,
+            last_step_seconds=self._last_step_seconds,
+        )
+
+    def _end_all(self, error: WeirError) -> None:
+        """The last words of every live request, once, from whichever thread comes first."""
+        with self._wake:
+            if self._ended:
+                return
+            self._ended = True
+            ends = [self._request_end(live, error) for live in self._live.values()]
+            self._live.clear()
+            self._inbox.clear()
+            self._queued = 0
+        try:
+            if ends:
+                self._deliver(StepOutput(ended=ends))
+        except Exception:
+            _log.exception("nobody heard the last words of %d requests", len(ends))
+
+
+def _count_requests(inbox: deque[LiveRequest | _Abort]) -> int:
+    return sum(isinstance(item, LiveRequest) for item in inbox)
+
+
+def _drop(_: StepOutput) -> None:
+    """Before `start` there is nobody to hear."""

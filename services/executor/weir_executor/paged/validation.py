@@ -1,0 +1,59 @@
+"""What a request must satisfy before it may wait: whatever could never run here is refused at once, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from weir_chassis.errors import InvalidArgument, PromptTooLong
+from weir_executor.engine import EngineInfo, GenerationRequest
+
+
+def check_request(request: GenerationRequest, info: EngineInfo) -> None:
+    """Raise what is wrong with the request for this engine."""
+    _check_counts(request, info)
+    _check_length(request, info)
+    _check_token_ids("token_ids", request.token_ids, info)
+    _check_token_ids("stop_token_ids", request.stop_token_ids, info)
+    _check_token_ids("sampling.logit_bias", request.sampling.logit_bias, info)
+    _check_resumed(request, info)
+    full_blocks = len(request.token_ids) // info.block_size
+    if request.block_hashes and len(request.block_hashes) != full_blocks:
+        found = f"{len(request.block_hashes)} hashes"
+        raise InvalidArgument("block_hashes", f"{found} for {full_blocks} full blocks of {info.block_size} tokens")
+
+
+def _check_counts(request: GenerationRequest, info: EngineInfo) -> None:
+    if not request.token_ids:
+        raise InvalidArgument("token_ids", "a prompt has at least one token")
+    if not 1 <= request.n <= info.max_n:
+        raise InvalidArgument("n", f"{request.n} is not between 1 and {info.max_n}")
+    if request.max_tokens < 1:
+        raise InvalidArgument("max_tokens", f"{request.max_tokens} is less than 1")
+    if not 0 <= request.min_tokens <= request.max_tokens:
+        raise InvalidArgument(
+            "min_tokens", f"{request.min_tokens} is not between 0 and max_tokens {request.max_tokens}"
+        )
+    if (request.sampling.top_logprobs or 0) > info.max_top_logprobs:
+        raise InvalidArgument("sampling.top_logprobs", f"the limit is {info.max_top_logprobs}")
+
+
+def _check_length(request: GenerationRequest, info: EngineInfo) -> None:
+    wanted = len(request.token_ids) + request.max_tokens
+    if wanted > info.max_model_len:
+        raise PromptTooLong("token_ids", wanted, info.max_model_len)
+
+
+def _check_resumed(request: GenerationRequest, info: EngineInfo) -> None:
+    for output_index, token_ids in request.resumed.items():
+        if not 0 <= output_index < request.n:
+            raise InvalidArgument("resumed", f"output {output_index} of {request.n}")
+        if len(token_ids) > request.max_tokens:
+            raise InvalidArgument("resumed", f"{len(token_ids)} tokens, max_tokens is {request.max_tokens}")
+        _check_token_ids("resumed", token_ids, info)
+
+
+def _check_token_ids(field: str, token_ids: Iterable[int], info: EngineInfo) -> None:
+    lowest, highest = min(token_ids, default=0), max(token_ids, default=0)
+    if lowest < 0 or highest >= info.vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise InvalidArgument(field, f"token id {wrong} is outside the vocabulary of {info.vocab_size}")

@@ -1,0 +1,125 @@
+"""Engine types → proto, nothing else. Pure. `step_message.py` packs what comes in every step; here is the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
+
+from weir.executor.v1 import executor_pb2 as pb
+from weir.inference.v1.output_pb2 import FinishReason as ProtoFinishReason
+from weir.inference.v1.output_pb2 import Usage
+from weir.inference.v1.sampling_pb2 import SamplingParameters
+from weir.kvstore.v1.block_hash import join_hashes
+from weir_chassis.errors import Internal, WeirError, to_failure
+from weir_executor.engine import BlockRemoved, BlockStored, EngineLoad, FinishReason, KvEvent, RequestEnd, TokenOutput
+from weir_executor.kv_events import KvBatch
+from weir_executor.mapping import MAX_LOGPROBS, MAX_N, Served
+
+_FINISH_REASONS: Mapping[FinishReason, ProtoFinishReason.ValueType] = {
+    FinishReason.STOP: ProtoFinishReason.FINISH_REASON_STOP,
+    FinishReason.LENGTH: ProtoFinishReason.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: ProtoFinishReason.FINISH_REASON_CANCELLED,
+}
+
+
+def to_finished(handle: int, output: TokenOutput, stop_token_ids: Collection[int]) -> pb.ExecutorOutputFinished:
+    """`stop_token_ids` are those that the request named: an end-of-sequence token that it did not name is not told."""
+    assert output.finish_reason is not None, output
+    named = output.stop_token_id is not None and output.stop_token_id in stop_token_ids
+    return pb.ExecutorOutputFinished(
+        handle=handle,
+        output_index=output.output_index,
+        finish_reason=_FINISH_REASONS[output.finish_reason],
+        stop_token_id=output.stop_token_id if named else None,
+    )
+
+
+def to_request_end(handle: int, end: RequestEnd) -> pb.RequestEnd:
+    return pb.RequestEnd(
+        handle=handle,
+        usage=Usage(
+            prompt_tokens=end.prompt_tokens,
+            cached_prompt_tokens=end.cached_prompt_tokens + end.loaded_prompt_tokens,
+            completion_tokens=end.completion_tokens,
+        ),
+        engine_cached_tokens=end.cached_prompt_tokens,
+        store_cached_tokens=end.loaded_prompt_tokens,
+        preemptions=end.preemptions,
+        queue=to_duration(end.queue_seconds),
+        prefill=to_duration(end.prefill_seconds),
+        decode=to_duration(end.decode_seconds),
+    )
+
+
+def to_request_failed(handle: int, error: Exception) -> pb.RequestFailed:
+    """An error that is not one of ours is a bug: its text may hold anything, so only its type is told."""
+    known = (
+        error if isinstance(error, WeirError) else Internal(f"the engine failed this request: {type(error).__name__}")
+    )
+    return pb.RequestFailed(handle=handle, failure=to_failure(known))
+
+
+def to_model_info(served: Served) -> pb.GetModelInfoResponse:
+    info, default = served.info, served.default_sampling
+    return pb.GetModelInfoResponse(
+        model_version=served.version,
+        engine=info.engine,
+        vocab_size=info.vocab_size,
+        max_model_len=info.max_model_len,
+        block_size=info.block_size,
+        num_blocks=info.num_blocks,
+        max_num_seqs=info.max_num_seqs,
+        max_n=min(MAX_N, info.max_n),
+        max_top_logprobs=min(MAX_LOGPROBS, info.max_top_logprobs),
+        eos_token_ids=sorted(info.eos_token_ids),
+        default_sampling=SamplingParameters(
+            temperature=default.temperature,
+            top_p=default.top_p,
+            top_k=default.top_k,
+            min_p=default.min_p,
+            repetition_penalty=default.repetition_penalty,
+            presence_penalty=default.presence_penalty,
+            frequency_penalty=default.frequency_penalty,
+            n=1,
+        ),
+    )
+
+
+def to_load(load: EngineLoad, *, epoch: int, live_streams: int, live_requests: int) -> pb.GetLoadResponse:
+    return pb.GetLoadResponse(
+        epoch=epoch,
+        step=load.step,
+        waiting_requests=load.waiting_requests,
+        running_sequences=load.running_sequences,
+        free_blocks=load.free_blocks,
+        total_blocks=load.total_blocks,
+        cached_blocks=load.cached_blocks,
+        outstanding_tokens=load.outstanding_tokens,
+        preemptions=load.preemptions,
+        last_step=to_duration(load.last_step_seconds),
+        live_streams=live_streams,
+        live_requests=live_requests,
+    )
+
+
+def to_kv_events(epoch: int, batch: KvBatch) -> pb.WatchKvEventsResponse:
+    reset = [pb.KvEvent(reset=pb.KvReset())] if batch.reset else []
+    events = [*reset, *map(_to_kv_event, batch.events)]
+    return pb.WatchKvEventsResponse(epoch=epoch, sequence=batch.sequence, events=events)
+
+
+def _to_kv_event(event: KvEvent) -> pb.KvEvent:
+    if isinstance(event, BlockStored):
+        hashes = join_hashes(event.block_hashes)
+        return pb.KvEvent(stored=pb.BlocksStored(block_hashes=hashes, parent_block_hash=event.parent_block_hash))
+    if isinstance(event, BlockRemoved):
+        return pb.KvEvent(removed=pb.BlocksRemoved(block_hashes=join_hashes(event.block_hashes)))
+    return pb.KvEvent(cleared=pb.AllBlocksCleared())
+
+
+def to_duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=max(0.0, seconds)))
+    return duration

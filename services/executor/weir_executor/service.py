@@ -1,0 +1,187 @@
+"""The executor service, from settings to servicer. The only place where its objects meet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+
+from weir.executor.v1 import executor_pb2
+from weir.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
+from weir_chassis.clock import Clock
+from weir_chassis.errors import Internal
+from weir_chassis.health import Health
+from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
+from weir_executor.admission import Admission
+from weir_executor.deadlines import Deadlines
+from weir_executor.drain_rate import DrainRate
+from weir_executor.engine import Engine
+from weir_executor.kv_events import KvEventLog
+from weir_executor.kv_transfer import KvTransfer, LoaderLimits, TransferLimits, WriterLimits
+from weir_executor.live_requests import LiveRequests
+from weir_executor.mapping import Served
+from weir_executor.metrics import ExecutorMetrics
+from weir_executor.model_files import ModelFiles, bad_model, read_model_files
+from weir_executor.servicer import ExecutorServicer
+from weir_executor.settings import ExecutorSettings
+from weir_executor.step_fanout import StepFanout
+
+SERVICE_NAME: Final = executor_pb2.DESCRIPTOR.services_by_name["ExecutorService"].full_name
+_UNBOUNDED: Final = frozenset(f"/{SERVICE_NAME}/{method}" for method in ("Generate", "WatchKvEvents"))
+_WATCH_SECONDS = 1.0
+# A put takes what it takes in the background, so its deadline only has to notice a store that hangs.
+_PUT_SECONDS = 5.0
+
+
+@asynccontextmanager
+async def build(settings: ExecutorSettings, chassis: Chassis) -> AsyncIterator[Servicers]:
+    """Loads the weights, starts the engine. Raises SettingsError for a model that cannot be served."""
+    files = await asyncio.to_thread(read_model_files, settings)
+    engine = await asyncio.to_thread(load_engine, settings, files)
+    async with serving(engine, files, settings, chassis) as servicers:
+        yield servicers
+
+
+def load_engine(settings: ExecutorSettings, files: ModelFiles) -> Engine:
+    """The engine, not yet started. Takes as long as the weights take. Raises SettingsError."""
+    if settings.engine == "fake":
+        return _load_fake(settings, files.config)
+    return _load_paged(settings)
+
+
+@asynccontextmanager
+async def serving(
+    engine: Engine, files: ModelFiles, settings: ExecutorSettings, chassis: Chassis
+) -> AsyncIterator[Servicers]:
+    """Everything around an engine. Starts it, and closes it at the end."""
+    served = Served(files.version, engine.info, files.default_sampling)
+    metrics, drain_rate = ExecutorMetrics(chassis.metrics), DrainRate(chassis.clock)
+    requests = LiveRequests(chassis.leases)
+    kv_events = KvEventLog(_epoch(chassis), settings.kv_event_log)
+    deadlines = Deadlines(chassis.clock)
+    async with AsyncExitStack() as stack:
+        transfer = await _connect_store(stack, engine, settings, chassis, metrics)
+        offer = transfer.offer if transfer is not None else None
+        fanout = StepFanout(requests, deadlines, drain_rate, metrics, record=kv_events.append, offer=offer)
+        admission = Admission(
+            engine,
+            served,
+            requests=requests,
+            deadlines=deadlines,
+            drain_rate=drain_rate,
+            transfer=transfer,
+            draw_seed=lambda: chassis.random.getrandbits(64),
+        )
+        servicer = ExecutorServicer(
+            engine,
+            served,
+            admission,
+            requests=requests,
+            kv_events=kv_events,
+            leases=chassis.leases,
+            max_buffered=settings.stream_buffer_entries,
+        )
+        engine.start(fanout.deliver)
+        stack.callback(fanout.close)
+        stack.push_async_callback(asyncio.to_thread, engine.close)
+        chassis.background.start(deadlines.run(admission.expire), name="sweep_deadlines")
+        chassis.background.start(watch_engine(engine, servicer, metrics, chassis.health, chassis.clock), name="watch")
+        if transfer is not None:
+            chassis.background.start(transfer.run(), name="put_blocks")
+        registration = Registration(add_ExecutorServiceServicer_to_server, servicer, SERVICE_NAME)
+        yield Servicers([registration], models=[settings.model], drain=servicer.drain)
+
+
+async def watch_engine(
+    engine: Engine, servicer: ExecutorServicer, metrics: ExecutorMetrics, health: Health, clock: Clock
+) -> None:
+    """Looks at the engine each second. When it has stopped, says so everywhere and raises: the process is of no more
+    use, and whoever runs it starts another."""
+    while True:
+        await clock.sleep(_WATCH_SECONDS)
+        metrics.note_load(engine.load())
+        try:
+            engine.check_health()
+        except Exception:
+            health.stop()
+            servicer.fail(Internal("the engine stopped; the service's log says why"))
+            raise
+
+
+async def _connect_store(
+    stack: AsyncExitStack, engine: Engine, settings: ExecutorSettings, chassis: Chassis, metrics: ExecutorMetrics
+) -> KvTransfer | None:
+    if not settings.kvstore_address or not engine.info.transfers_blocks:
+        return None
+    channel = chassis.connect(settings.kvstore_address)
+    stack.push_async_callback(channel.close, None)
+    limits = TransferLimits(
+        LoaderLimits(
+            deadline_seconds=settings.kvstore_deadline_seconds,
+            bytes_per_second=settings.kvstore_bytes_per_second,
+            min_blocks=settings.kvstore_min_blocks,
+            budget_bytes=settings.kvstore_load_bytes,
+            max_loads=settings.kvstore_max_loads,
+        ),
+        WriterLimits(settings.kvstore_queue_bytes, _PUT_SECONDS, settings.kvstore_bytes_per_second),
+    )
+    transfer = KvTransfer(channel, engine, limits, metrics=metrics, clock=chassis.clock, random=chassis.random)
+    stack.push_async_callback(transfer.close)
+    return transfer
+
+
+def _load_paged(settings: ExecutorSettings) -> Engine:
+    # Imported here, because only this engine needs torch, and importing that takes seconds.
+    from weir_executor.paged.engine import PagedEngineConfig  # noqa: PLC0415
+    from weir_executor.paged.engine import load_engine as load_paged  # noqa: PLC0415
+    from weir_executor.paged.model.weights import ModelLoadError  # noqa: PLC0415
+
+    config = PagedEngineConfig(
+        model_dir=settings.model_dir,
+        device=settings.device,
+        dtype=settings.dtype,
+        block_size=settings.block_size,
+        num_blocks=settings.num_blocks,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        max_num_seqs=settings.max_num_seqs,
+        max_batched_tokens=settings.max_batched_tokens,
+        max_waiting=settings.max_waiting,
+        max_model_len=settings.max_model_len,
+        num_threads=settings.num_threads,
+        prefix_cache=settings.prefix_cache,
+        emit_full_blocks=bool(settings.kvstore_address),
+    )
+    try:
+        return load_paged(config)
+    # ValueError and OSError: what the files say; RuntimeError: what the device says, such as that there is none.
+    except (ModelLoadError, ValueError, OSError, RuntimeError) as error:
+        raise bad_model(settings, f"{error} (device {settings.device!r}, dtype {settings.dtype!r})") from error
+
+
+def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:
+    from weir_executor.fake import FakeEngine, FakeEngineConfig  # noqa: PLC0415  # not for production
+
+    default = FakeEngineConfig()
+    return FakeEngine(
+        FakeEngineConfig(
+            vocab_size=int(config.get("vocab_size", default.vocab_size)),
+            max_model_len=settings.max_model_len or default.max_model_len,
+            block_size=settings.block_size,
+            num_blocks=settings.num_blocks or default.num_blocks,
+            max_num_seqs=settings.max_num_seqs,
+            max_batched_tokens=settings.max_batched_tokens,
+            max_waiting=settings.max_waiting,
+            step_seconds=settings.fake_step_seconds,
+            prefix_cache=settings.prefix_cache,
+            emit_full_blocks=bool(settings.kvstore_address),
+        )
+    )
+
+
+def _epoch(chassis: Chassis) -> int:
+    """One number per incarnation. Not 0, which is what an unset field reads as."""
+    return chassis.random.getrandbits(64) | 1
+
+
+SERVICE: Final = ServiceDefinition("executor", ExecutorSettings, build, unbounded=_UNBOUNDED)

@@ -1,0 +1,88 @@
+"""The ExecutorService: validate, translate, call, translate back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from weir.executor.v1 import executor_pb2 as pb
+from weir.executor.v1.executor_pb2_grpc import ExecutorServiceServicer
+from weir_chassis.errors import Draining
+from weir_chassis.leases import LeaseLedger
+from weir_chassis.telemetry import current_request
+from weir_executor.admission import Admission
+from weir_executor.caller_stream import CallerStream
+from weir_executor.engine import Engine
+from weir_executor.kv_events import KvEventLog
+from weir_executor.live_requests import LiveRequests
+from weir_executor.mapping import Served
+from weir_executor.replies import to_kv_events, to_load, to_model_info
+
+
+class ExecutorServicer(ExecutorServiceServicer):
+    def __init__(
+        self,
+        engine: Engine,
+        served: Served,
+        admission: Admission,
+        *,
+        requests: LiveRequests,
+        kv_events: KvEventLog,
+        leases: LeaseLedger,
+        max_buffered: int,
+    ) -> None:
+        self._engine, self._admission, self._requests = engine, admission, requests
+        self._kv_events, self._leases, self._max_buffered = kv_events, leases, max_buffered
+        self._model_info = to_model_info(served)
+        self._streams: set[CallerStream] = set()
+
+    async def Generate(
+        self, request_iterator: AsyncIterator[pb.GenerateRequest], _: Any
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        stream = CallerStream(self._admission, self._max_buffered)
+        self._streams.add(stream)
+        reader = asyncio.create_task(stream.read(request_iterator), name="read-commands")
+        request = current_request()
+        with self._leases.acquire("stream", request.request_id if request else ""):
+            try:
+                while (message := await stream.next_message()) is not None:
+                    yield message
+            finally:
+                # Before anything is awaited: the engine hears of it before its next step.
+                stream.close()
+                self._streams.discard(stream)
+                reader.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+
+    async def GetModelInfo(self, _: pb.GetModelInfoRequest, __: Any) -> pb.GetModelInfoResponse:
+        return self._model_info
+
+    async def GetLoad(self, _: pb.GetLoadRequest, __: Any) -> pb.GetLoadResponse:
+        return to_load(
+            self._engine.load(),
+            epoch=self._kv_events.epoch,
+            live_streams=len(self._streams),
+            live_requests=len(self._requests),
+        )
+
+    async def WatchKvEvents(self, request: pb.WatchKvEventsRequest, _: Any) -> AsyncIterator[pb.WatchKvEventsResponse]:
+        epoch = request.epoch if request.HasField("epoch") else None
+        from_sequence = request.from_sequence if request.HasField("from_sequence") else None
+        async with aclosing(self._kv_events.follow(epoch, from_sequence)) as batches:
+            async for batch in batches:
+                yield to_kv_events(self._kv_events.epoch, batch)
+
+    async def drain(self) -> None:
+        """Nothing new from now on; each stream ends when what lives on it has ended, and the watchers at once."""
+        self._admission.drain()
+        self._kv_events.close(Draining("the executor is shutting down"))
+        for stream in self._streams:
+            stream.drain()
+
+    def fail(self, error: Exception) -> None:
+        """The engine has stopped for good: every stream ends with this error, after its last words."""
+        self._kv_events.close(error)
+        for stream in list(self._streams):
+            stream.fail(error)

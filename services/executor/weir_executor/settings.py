@@ -1,0 +1,102 @@
+"""What the executor is told, by `WEIR_EXECUTOR_…` variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from weir_chassis.settings import ServiceSettings
+from weir_executor.mapping import MAX_NAME_BYTES
+
+_MIB, _GIB = 1 << 20, 1 << 30
+
+
+def _short(name: str) -> str:
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"longer than {MAX_NAME_BYTES} bytes")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_short)]
+
+
+class ExecutorSettings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="WEIR_EXECUTOR_", frozen=True, extra="forbid")
+
+    # ── the model ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    model_dir: Path = Field(description="a Hugging Face model directory: config.json, tokenizer.json, *.safetensors")
+    model: _Name = Field(min_length=1, description="the name clients use")
+    revision: _Name = Field(default="", description="empty: the fingerprint of the directory's files")
+
+    # ── the engine ────────────────────────────────────────────────────────────────────────────────────────────────────
+    engine: Literal["paged", "fake"] = Field(
+        default="paged", description="fake: tokens by arithmetic, no weights; for tests"
+    )
+    device: str = Field(default="cpu", min_length=1, description="cpu, cuda or cuda:<index>")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto: as the checkpoint says"
+    )
+    block_size: int = Field(default=16, ge=1, le=1024, description="tokens per KV block; the tokenizer hashes by it")
+    num_blocks: int | None = Field(default=None, ge=1, description="unset: as many as kv_cache_bytes hold")
+    kv_cache_bytes: int = Field(default=_GIB, ge=1, description="memory for KV blocks")
+    max_num_seqs: int = Field(default=32, ge=1, le=4096, description="sequences running at once")
+    max_batched_tokens: int = Field(
+        default=512, ge=1, description="tokens per step: longer prompts are prefilled in chunks"
+    )
+    max_waiting: int = Field(
+        default=256, ge=1, le=100_000, description="requests waiting; more are refused as OVERLOADED"
+    )
+    max_model_len: int | None = Field(
+        default=None, ge=2, description="prompt and generated tokens; unset: the model's own"
+    )
+    prefix_cache: bool = Field(default=True, description="keep full blocks for later prompts that begin alike")
+    num_threads: int | None = Field(
+        default=None, ge=1, le=1024, description="of PyTorch on a CPU; unset: its own choice"
+    )
+    fake_step_seconds: float = Field(
+        default=0.0, ge=0.0, le=60.0, description="how long a step of the fake engine takes"
+    )
+
+    # ── the streams ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # An entry takes up to 40 bytes, so one stream that is not read holds at most 10 MB.
+    stream_buffer_entries: int = Field(
+        default=262_144,
+        ge=64,
+        description="tokens, log-probabilities and other entries kept for a caller that does not read",
+    )
+    # A router that was away for a minute comes back to about this many events at full load.
+    kv_event_log: int = Field(default=65_536, ge=1, description="KV events remembered for a watcher that comes back")
+
+    # ── the kvstore ───────────────────────────────────────────────────────────────────────────────────────────────────
+    kvstore_address: str = Field(default="", description="host:port of the kvstore service; empty: none")
+    kvstore_deadline_seconds: float = Field(
+        default=0.25, gt=0.0, le=60.0, description="for an answer; what is not there by then is computed"
+    )
+    kvstore_bytes_per_second: float = Field(
+        default=200e6,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="the slowest wire worth waiting for: extends the deadline by the size of what is loaded",
+    )
+    kvstore_min_blocks: int = Field(
+        default=4, ge=1, description="a shorter prefix is computed sooner than it is loaded"
+    )
+    kvstore_max_loads: int = Field(default=16, ge=1, le=1024, description="loads at once")
+    kvstore_load_bytes: int = Field(
+        default=_GIB, ge=1, description="memory for prefixes that the engine has not taken yet"
+    )
+    kvstore_queue_bytes: int = Field(
+        default=256 * _MIB, ge=1, description="memory for full blocks on their way to the store"
+    )
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        if self.max_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_batched_tokens {self.max_batched_tokens} is less than max_num_seqs {self.max_num_seqs}: "
+                "every running sequence must be able to take a step"
+            )
+        return self

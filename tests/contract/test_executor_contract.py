@@ -1,0 +1,71 @@
+"""The contract, kept by the executor: with the fake and the paged engine, over a real connection and in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from contract import executor_contract
+from contract.executor_contract import Check, until_idle
+from models_fixture import tiny_model
+from weir.inference.v1.model_pb2 import ModelVersion
+from weir_chassis.server import Chassis, new_chassis
+from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
+from weir_executor.engine import Engine, Sampling
+from weir_executor.fake import FakeEngine, FakeEngineConfig
+from weir_executor.model_files import ModelFiles
+from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.service import serving
+from weir_executor.settings import ExecutorSettings
+
+if TYPE_CHECKING:
+    from weir.executor.v1.executor_pb2_grpc import ExecutorServiceAsyncStub as Stub
+
+PLACES = {"loopback": serve_on_loopback, "memory": serve_in_memory}
+FILES = ModelFiles(ModelVersion(model="tiny", revision="r1", tokenizer_hash="t1"), Sampling(), {})
+SETTINGS = ExecutorSettings(model_dir=Path("unused"), model="tiny")
+
+
+def make_fake() -> Engine:
+    return FakeEngine(FakeEngineConfig(check_integrity=True))
+
+
+def make_paged() -> Engine:
+    config = PagedEngineConfig(
+        tiny_model("llama3"),
+        num_blocks=128,
+        max_num_seqs=16,
+        max_batched_tokens=128,
+        num_threads=1,
+        check_integrity=True,
+    )
+    return load_engine(config)
+
+
+ENGINES: Mapping[str, Callable[[], Engine]] = {"fake": make_fake, "paged": make_paged}
+
+
+@asynccontextmanager
+async def serve(place: str, engine: Engine, chassis: Chassis) -> AsyncIterator[Stub]:
+    async with (
+        serving(engine, FILES, SETTINGS, chassis) as servicers,
+        chassis.background,
+        PLACES[place](*servicers.registrations) as channel,
+    ):
+        yield executor_contract.connect(channel)
+
+
+@pytest.mark.parametrize("check", executor_contract.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("place", PLACES)
+async def test_contract(place: str, engine: str, check: Check) -> None:
+    chassis = new_chassis("executor")
+    async with serve(place, ENGINES[engine](), chassis) as stub:
+        await check(stub)
+        await until_idle(stub)
+    assert_no_leases(chassis.leases)
+    assert chassis.background.failure is None

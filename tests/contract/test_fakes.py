@@ -1,0 +1,61 @@
+"""The fakes keep the contracts of what they stand for, so that a test before them means something.
+
+Left out, by name, is what no router sees: blocks kept between requests, the log of KV events, chance, and the refusal
+of what a router has refused already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+
+from contract import executor_contract, postprocess_contract
+from fakes.executor import FakeExecutor
+from fakes.postprocess import FakePostprocess
+from fakes.suite import Fakes
+from weir_chassis.inmemory import InMemoryChannel
+
+BEYOND_THE_FAKE = {
+    "check_a_prefix_is_found_again",
+    "check_an_unset_seed_is_drawn",
+    "check_bad_requests_name_field_and_limit",
+    "check_kv_events_begin_with_a_reset_and_go_on",
+    "check_kv_events_resume_where_they_stopped",
+    "check_kv_events_of_another_epoch_are_reset",
+}
+EXECUTOR_CHECKS = [check for check in executor_contract.CHECKS if check.__name__ not in BEYOND_THE_FAKE]
+
+
+@asynccontextmanager
+async def served(fakes: Fakes) -> AsyncIterator[grpc.aio.Channel]:
+    (worker,) = fakes.workers.values()
+    await worker.server.start()
+    channel = InMemoryChannel(worker.server)
+    try:
+        yield channel
+    finally:
+        await channel.close()
+        await worker.server.stop(None)
+
+
+def test_what_is_left_out_exists() -> None:
+    assert {check.__name__ for check in executor_contract.CHECKS} >= BEYOND_THE_FAKE
+
+
+@pytest.mark.parametrize("check", EXECUTOR_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+async def test_executor(check: executor_contract.Check) -> None:
+    executor = FakeExecutor()
+    async with served(Fakes.make([executor], [], [])) as channel:
+        await check(executor_contract.connect(channel))
+    assert executor.live == 0
+
+
+@pytest.mark.parametrize("check", postprocess_contract.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+async def test_postprocess(check: postprocess_contract.Check) -> None:
+    postprocess = FakePostprocess()
+    async with served(Fakes.make([], [], [postprocess])) as channel:
+        await check(postprocess_contract.connect(channel))
+    assert postprocess.live == 0

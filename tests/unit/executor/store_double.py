@@ -1,0 +1,128 @@
+"""A kvstore as small as the contract allows, with faults: for tests of those who call one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from xxhash import xxh3_64_intdigest
+
+from weir.kvstore.v1 import kvstore_pb2 as kv
+from weir.kvstore.v1.block_hash import split_hashes
+from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceServicer, add_KvStoreServiceServicer_to_server
+from weir_chassis.errors import Internal, NotFound, Unsupported
+from weir_chassis.server import Registration
+from weir_chassis.testing import serve_in_memory
+
+_NAME = kv.DESCRIPTOR.services_by_name["KvStoreService"].full_name
+
+
+class StoreDouble(KvStoreServiceServicer):
+    """A test may set `answering`, `sending`, `broken`, `corrupt`, `piece_bytes`, `stop_after`, and look at the rest."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[tuple[bytes, bytes], bytes] = {}
+        self.parents: dict[bytes, bytes] = {}
+        self.leases: dict[str, list[tuple[bytes, bytes]]] = {}
+        self.released = 0
+        self.matches: list[kv.MatchPrefixRequest] = []
+        self.gets = 0
+        self.puts = 0
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.sending = asyncio.Event()  # of GetBlocks alone
+        self.sending.set()
+        self.broken = False
+        self.corrupt: set[bytes] = set()
+        self.piece_bytes = 1 << 20
+        self.stop_after: int | None = None  # blocks that GetBlocks sends before it breaks off
+
+    async def MatchPrefix(self, request: kv.MatchPrefixRequest, context: Any) -> kv.MatchPrefixResponse:
+        self.matches.append(request)
+        await self._may_answer()
+        addresses = [(request.namespace, block_hash) for block_hash in split_hashes(request.block_hashes)]
+        matched = request.skip_blocks
+        while matched < len(addresses) and addresses[matched] in self.blocks:
+            matched += 1
+        response = kv.MatchPrefixResponse(matched_blocks=matched)
+        if leased := addresses[request.skip_blocks : matched]:
+            response.lease_id = f"lease-{len(self.matches)}"
+            response.leased_bytes = sum(len(self.blocks[address]) for address in leased)
+            self.leases[response.lease_id] = leased
+        return response
+
+    async def GetBlocks(self, request: kv.GetBlocksRequest, context: Any) -> AsyncIterator[kv.GetBlocksResponse]:
+        self.gets += 1
+        if request.lease_id not in self.leases:
+            raise NotFound(request.lease_id)
+        for i, (namespace, block_hash) in enumerate(self.leases[request.lease_id]):
+            if i == self.stop_after:
+                raise Internal("broken off")
+            await self.sending.wait()
+            payload = self.blocks[namespace, block_hash]
+            sent = bytes(reversed(payload)) if block_hash in self.corrupt else payload
+            for offset in range(0, len(payload), self.piece_bytes):
+                yield kv.GetBlocksResponse(
+                    block_hash=block_hash,
+                    payload_bytes=len(payload),
+                    offset=offset,
+                    chunk=sent[offset : offset + self.piece_bytes],
+                    checksum=xxh3_64_intdigest(payload),
+                )
+
+    async def PutBlocks(
+        self, request_iterator: AsyncIterator[kv.PutBlocksRequest], context: Any
+    ) -> kv.PutBlocksResponse:
+        self.puts += 1
+        await self._may_answer()
+        namespace, staged, response, committed = b"", dict[bytes, bytearray](), kv.PutBlocksResponse(), False
+        async for part in request_iterator:
+            assert not committed
+            match part.WhichOneof("part"):
+                case "begin":
+                    namespace = part.begin.namespace
+                case "chunk":
+                    chunk = part.chunk
+                    whole = staged.setdefault(chunk.block_hash, bytearray())
+                    assert chunk.offset == len(whole)
+                    whole += chunk.chunk
+                    self.parents[chunk.block_hash] = chunk.parent_block_hash
+                    if len(whole) == chunk.payload_bytes:
+                        assert xxh3_64_intdigest(whole) == chunk.checksum
+                case "commit":
+                    committed = True
+        assert committed
+        for block_hash, payload in staged.items():
+            if (namespace, block_hash) in self.blocks:
+                response.present_blocks += 1
+            else:
+                self.blocks[namespace, block_hash] = bytes(payload)
+                response.stored_blocks += 1
+        return response
+
+    async def ReleaseLease(self, request: kv.ReleaseLeaseRequest, context: Any) -> kv.ReleaseLeaseResponse:
+        self.released += self.leases.pop(request.lease_id, None) is not None
+        return kv.ReleaseLeaseResponse()
+
+    async def RenewLease(self, request: kv.RenewLeaseRequest, context: Any) -> kv.RenewLeaseResponse:
+        raise Unsupported("leases of the double do not lapse")
+
+    async def RemoveBlocks(self, request: kv.RemoveBlocksRequest, context: Any) -> kv.RemoveBlocksResponse:
+        raise Unsupported("a test changes `blocks` itself")
+
+    async def GetStats(self, request: kv.GetStatsRequest, context: Any) -> kv.GetStatsResponse:
+        raise Unsupported("a test looks at `blocks` itself")
+
+    async def _may_answer(self) -> None:
+        await self.answering.wait()
+        if self.broken:
+            raise Internal("told to be broken")
+
+
+@asynccontextmanager
+async def serve_store(store: StoreDouble) -> AsyncIterator[grpc.aio.Channel]:
+    async with serve_in_memory(Registration(add_KvStoreServiceServicer_to_server, store, _NAME)) as channel:
+        yield channel

@@ -1,0 +1,70 @@
+"""Logits of the paged model are those of `transformers`, in float32 closely and in bfloat16 as closely as it allows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from contract.engine_contract import prompt, request
+from models_fixture import FAMILIES, tiny_model
+from unit.executor.oracle import reference_logits
+from weir_executor.paged.attention import TorchAttention
+from weir_executor.paged.kv_cache import KvCache
+from weir_executor.paged.model.config import load_config
+from weir_executor.paged.model.llama import load_model
+from weir_executor.paged.scheduler import Scheduled
+from weir_executor.paged.sequence import LiveRequest, Sequence
+
+_CPU = torch.device("cpu")
+_TOKENS = prompt(100)
+
+
+def paged_logits(family: str, chunks: list[int], dtype: str) -> torch.Tensor:
+    """All logits of `_TOKENS`, computed chunk by chunk over scattered blocks."""
+    config = load_config(tiny_model(family, dtype))
+    kind = getattr(torch, dtype)
+    with torch.inference_mode():
+        model = load_model(tiny_model(family, dtype), config, 512, kind, _CPU)
+        cache = KvCache(config, 40, 16, kind, _CPU)
+        attention = TorchAttention(cache, config.sliding_window)
+        live = LiveRequest(request(0, _TOKENS), 0, frozenset(), shares_blocks=False, submitted_at=0.0)
+        sequence = Sequence(live, 0, list(_TOKENS), 0, [], blocks=[31, 7, 30, 2, 15, 9, 22])
+        parts, first = [], 0
+        for count in chunks:
+            attention.plan([Scheduled(sequence, first, count)])
+            ids, positions = torch.tensor(_TOKENS[first : first + count]), torch.arange(first, first + count)
+            parts.append(model.logits(model.forward(ids, positions, attention.attend)))
+            first += count
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("chunks", [[100], [37, 1, 1, 20, 41]], ids=["whole", "chunked"])
+def test_float32(family: str, chunks: list[int]) -> None:
+    torch.testing.assert_close(
+        paged_logits(family, chunks, "float32"), reference_logits(family, _TOKENS), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_as_near_to_float32_as_transformers_is(family: str) -> None:
+    """Both round, at different places. Ours may be no farther from the exact logits, and no farther from theirs."""
+    ours = paged_logits(family, [64, 1, 35], "bfloat16")
+    theirs = reference_logits(family, _TOKENS, "bfloat16")
+    exact = _exact_of_bfloat16_weights(family)
+    their_error = (theirs - exact).square().mean().sqrt()
+    assert (ours - exact).square().mean().sqrt() <= 1.25 * their_error
+    assert (ours - theirs).square().mean().sqrt() <= 2 * their_error
+    assert their_error < 0.1 * exact.std()
+
+
+def _exact_of_bfloat16_weights(family: str) -> torch.Tensor:
+    """What the rounded weights give in float32 arithmetic."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_model(family, "bfloat16"), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.inference_mode():
+        logits: torch.Tensor = model(torch.tensor([_TOKENS])).logits[0]
+        return logits

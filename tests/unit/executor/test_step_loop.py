@@ -1,0 +1,208 @@
+"""The step loop's faults, ends and limits, over the fake's arithmetic."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from contract.engine_contract import Listener, hashes, is_idle, prompt, request
+from weir_chassis.errors import DataCorrupt, Draining, Internal, WorkerLost
+from weir_executor.fake import FakeDeviceError, FakeEngine, FakeEngineConfig
+from weir_executor.paged import step_loop
+
+
+@pytest.fixture
+def fake() -> FakeEngine:
+    return FakeEngine(FakeEngineConfig(num_blocks=64, max_num_seqs=4, check_integrity=True))
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_an_exception_in_a_step_fails_its_requests_and_the_loop_goes_on(fake: FakeEngine) -> None:
+    heard = Listener()
+    fake.fail_step(ValueError("a bad kernel"))
+    fake.submit(request(1, prompt(20), 5))
+    fake.submit(request(2, prompt(20), 5, n=2))
+    fake.start(heard)
+    for end in heard.wait_for_ends(1, 2):
+        assert isinstance(end.error, Internal)
+        assert "ValueError" in end.error.message
+    fake.submit(request(1, prompt(20), 5))
+    assert heard.wait_for_ends(1)[0]
+    fake.check_health()
+    _until(lambda: is_idle(fake.load()))
+    fake.close()
+
+
+def test_the_failed_requests_blocks_hold_no_prefix(fake: FakeEngine) -> None:
+    heard, tokens = Listener(), prompt(50)
+    fake.fail_step()
+    fake.submit(request(1, tokens, 5, block_hashes=hashes(tokens, 16)))
+    fake.start(heard)
+    heard.wait_for_ends(1)
+    assert fake.cached_prefix_blocks(hashes(tokens, 16)) == 0
+    fake.close()
+
+
+def test_an_error_of_one_request_leaves_the_others(fake: FakeEngine) -> None:
+    heard = Listener()
+    fake.fail_request(1, DataCorrupt("not a number"))
+    fake.submit(request(1, prompt(20), 5, n=3))
+    fake.submit(request(2, prompt(20), 5))
+    fake.start(heard)
+    first, second = heard.wait_for_ends(1, 2)
+    assert isinstance(first.error, DataCorrupt)
+    assert (second.error, second.completion_tokens) == (None, 5)
+    _until(lambda: is_idle(fake.load()))
+    assert not heard.wrongs
+    fake.close()
+
+
+def test_a_fatal_error_ends_everything_and_shows_in_health(fake: FakeEngine) -> None:
+    heard = Listener()
+    fake.die()
+    for key in range(6):
+        fake.submit(request(key, prompt(20), 5))
+    fake.start(heard)
+    assert all(isinstance(end.error, WorkerLost) for end in heard.wait_for_ends(*range(6)))
+    with pytest.raises(FakeDeviceError):
+        fake.check_health()
+    with pytest.raises(WorkerLost):
+        fake.submit(request(9, prompt(20), 5))
+    fake.close()
+    assert len(heard.ends) == 6
+
+
+def test_a_hang_shows_as_a_step_count_that_stands_still(fake: FakeEngine) -> None:
+    heard = Listener()
+    fake.start(heard)
+    fake.hang()
+    fake.submit(request(1, prompt(20), 5))
+    _until(lambda: fake.load().waiting_requests == 1)
+    time.sleep(0.02)
+    assert fake.load().step == 0
+    fake.check_health()  # slow is not broken: who watches the steps decides
+    fake.resume()
+    assert heard.wait_for_ends(1)[0].error is None
+    fake.close()
+
+
+def test_close_does_not_wait_for_ever_for_a_hung_step(fake: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step thread is left behind in its device call; what it says when it comes back is no longer heard."""
+    monkeypatch.setattr(step_loop, "_JOIN_SECONDS", 0.05)
+    stuck, entered = threading.Event(), threading.Event()
+
+    def run(batch: object) -> list[None]:
+        entered.set()
+        stuck.wait()
+        return [None]
+
+    monkeypatch.setattr(fake._fake, "run", run)
+    heard = Listener()
+    fake.start(heard)
+    fake.submit(request(1, prompt(20), 5))
+    entered.wait()
+    fake.close()
+    (end,) = heard.wait_for_ends(1)
+    assert isinstance(end.error, WorkerLost)
+    stuck.set()
+    fake._thread.join()
+    assert not heard.wrongs
+    assert len(heard.ends) == 1
+
+
+def test_a_listener_that_raises_stops_the_engine_and_shows(fake: FakeEngine) -> None:
+    def deaf(_: object) -> None:
+        raise LookupError("nobody here")
+
+    fake.start(deaf)
+    fake.submit(request(1, prompt(4), 5))
+    fake._thread.join(10)
+    with pytest.raises(LookupError):
+        fake.check_health()
+    fake.close()
+
+
+def test_close_before_start_and_without_work(fake: FakeEngine) -> None:
+    fake.submit(request(1, prompt(4), 5))
+    fake.close()
+    with pytest.raises(Draining):
+        fake.submit(request(2, prompt(4), 5))
+    fake.check_health()
+
+
+def test_an_idle_loop_does_not_step(fake: FakeEngine) -> None:
+    heard = Listener()
+    fake.start(heard)
+    fake.submit(request(1, prompt(4), 5))
+    heard.wait_for_ends(1)
+    _until(lambda: is_idle(fake.load()))
+    steps = fake.load().step
+    time.sleep(0.02)
+    assert fake.load().step == steps
+    fake.close()
+
+
+def test_seconds_are_those_of_the_clock(fake: FakeEngine) -> None:
+    heard = Listener()
+    fake.set_step_seconds(0.01)
+    fake.start(heard)
+    fake.submit(request(1, prompt(4), 4))
+    (end,) = heard.wait_for_ends(1)
+    assert end.prefill_seconds >= 0.01
+    assert end.decode_seconds >= 0.03
+    assert 0 <= end.queue_seconds < 1
+    fake.close()
+
+
+def test_two_thousand_random_operations_leave_nothing_behind() -> None:
+    """Submits, aborts of requests and outputs, failures of steps and requests, over a pool that is always too small."""
+    dice, heard = random.Random(20_240_607), Listener()
+    fake = FakeEngine(
+        FakeEngineConfig(num_blocks=24, max_num_seqs=6, max_waiting=40, max_batched_tokens=48, check_integrity=True)
+    )
+    fake.start(heard)
+    refused, submitted = 0, []
+    for key in range(2000):
+        action = dice.random()
+        if action < 0.6:
+            tokens = prompt(dice.randint(1, 120), start=dice.randint(0, 3))
+            known = hashes(tokens, 16) if dice.random() < 0.7 else ()
+            try:
+                fake.submit(
+                    request(
+                        key,
+                        tokens,
+                        dice.randint(1, 40),
+                        n=dice.randint(1, 3),
+                        block_hashes=known,
+                        priority=dice.randint(0, 2),
+                    )
+                )
+                submitted.append(key)
+            except Exception:
+                refused += 1
+                time.sleep(0.002)
+        elif submitted and action < 0.97:
+            fake.abort(dice.choice(submitted[-30:]), dice.choice((None, None, 0, 1)))
+        elif action < 0.985:
+            fake.fail_step()
+        elif submitted:
+            fake.fail_request(submitted[-1], Internal("told to"))
+    heard.wait_for_ends(*submitted)
+    _until(lambda: is_idle(fake.load()))
+    fake.check_health()
+    fake.close()
+    assert not heard.wrongs, heard.wrongs[:3]
+    assert heard.ends.keys() == set(submitted)
+    assert len(submitted) > 800
+    assert fake.load().preemptions > 0
