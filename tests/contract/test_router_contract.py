@@ -1,4 +1,4 @@
-"""The contract, kept by the router: before fakes, in memory and over a real connection, and before the real services."""
+"""The contract, kept by the router: before fakes, in memory and over a real connection, and before real services."""
 
 from __future__ import annotations
 

@@ -30,9 +30,7 @@ def distributions(extra: str) -> set[str]:
     """Import names that the base dependencies and one extra allow."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = project["dependencies"] + project["optional-dependencies"][extra]
-    names = {
-        requirement.split(">")[0].split("=")[0].split(";")[0].split("<")[0].strip() for requirement in requirements
-    }
+    names = {re.split(r"[<>=;\s]", requirement)[0] for requirement in requirements}
     return set().union(*(IMPORT_NAMES.get(name, {name}) for name in names))
 
 

@@ -32,7 +32,7 @@ class FinishReason(Enum):
 class Sampling:
     """How the next token is drawn. Every value is already validated and defaulted; `temperature` 0 is greedy.
 
-    A draw is a pure function of (`seed`, output index, token position), so that a sequence that is preempted, batched with
+    A draw is a pure function of (`seed`, output index, token position): a sequence that is preempted, batched with
     others, or resumed on another worker draws the same tokens.
     """
 
@@ -93,7 +93,7 @@ class TokenLogprobs:
 class TokenOutput:
     """What one step added to one output. `token_ids` are new tokens only, never the ones before.
 
-    `first_token_index` counts from 0 at the output's first generated token, resumed tokens included. An EOS or stop token
+    `first_token_index` counts from 0 at the output's first generated token, resumed ones included. An EOS or stop token
     that ended the output is part of `token_ids`; `stop_token_id` names it.
     """
 
@@ -108,7 +108,7 @@ class TokenOutput:
 
 @dataclass(frozen=True, slots=True)
 class RequestEnd:
-    """The last word on a request: all outputs finished, it was aborted, or it failed (`error`). Its resources are free."""
+    """The last word on a request: all outputs finished, it was aborted, or it failed (`error`). Its blocks are free."""
 
     key: int
     prompt_tokens: int
@@ -209,18 +209,19 @@ class Engine(Protocol):
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request. Returns at once.
 
-        Raises a `WeirError` when the request can never run here (too long for the context or the pool, a token id outside the
-        vocabulary, `n` over the limit) or the waiting queue is full. What was submitted ends in exactly one `RequestEnd`.
+        Raises a `WeirError` when the request can never run here (too long for the context or the pool, a token id
+        outside the vocabulary, `n` over the limit) or the waiting queue is full. What was submitted ends in exactly one
+        `RequestEnd`.
         """
 
     def abort(self, key: int, output_index: int | None = None) -> None:
         """End a request, or one of its outputs, before the next step. Unknown keys are ignored: it may have just ended.
 
-        An output aborted alone ends with no further `TokenOutput`; the request's `RequestEnd` follows its last live output.
+        An output aborted alone ends with no further `TokenOutput`; the `RequestEnd` follows the last live output.
         """
 
     def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
-        """How many leading blocks the pool holds now: an estimate for choosing what to load. Thread-safe; takes no reference."""
+        """How many leading blocks the pool holds now: an estimate, to choose what to load. Thread-safe; pins nothing."""
 
     def load(self) -> EngineLoad:
         """The newest load. Thread-safe and cheap."""

@@ -1,12 +1,12 @@
 """The address of a KV block, executable: what the comment on `block_hash` in kvstore.proto promises.
 
     frame(x)      = uint32_le(len(x)) + x
-    scope         = frame(model) + frame(revision) + frame(tokenizer_hash) + frame(adapter) + frame(tenant_salt)     (UTF-8)
+    scope         = frame(model) + frame(revision) + frame(tokenizer_hash) + frame(adapter) + frame(tenant_salt), UTF-8
     root          = BLAKE2b-128(scope,                                        person="weir.scope.v1")
     block_hash[0] = BLAKE2b-128(root            + uint32_le(token_ids of block 0), person="weir.block.v1")
     block_hash[i] = BLAKE2b-128(block_hash[i-1] + uint32_le(token_ids of block i), person="weir.block.v1")
 
-Only full blocks have a hash. The length of a block is part of what is hashed, so two block sizes never share an address.
+Only full blocks have a hash. A block's length is part of what is hashed, so two block sizes never share an address.
 BLAKE2b is RFC 7693; the digest is 16 bytes, no key, no salt, `person` padded with zero bytes to 16.
 """
 
@@ -58,7 +58,7 @@ def iterate_block_hashes(root: bytes, token_ids: Sequence[int], block_size: int)
 
 
 def namespace_fingerprint(root: bytes, *, kv_dtype: str, kv_layout: str, block_size: int, shard: str = "") -> bytes:
-    """16 bytes naming the part of a store in which `block_hash` means these very bytes: scope, dtype, layout, size, shard."""
+    """16 bytes naming the part of a store in which `block_hash` means these very bytes."""
     return _digest(root + _framed((kv_dtype, kv_layout, str(block_size), shard)), _NAMESPACE)
 
 

@@ -1,0 +1,164 @@
+"""Who may go, who waits and who is turned away. `AdmissionQueue` decides without a clock; `Admission` waits and leases.
+
+    enter ──► running (≤ max_running) ──► leave
+      │           ▲
+      ├──► waiting (≤ max_waiting): highest priority first, then first come first served
+      └──► refused, with the time that the queue needs to drain
+
+A request that waits keeps its deadline and may leave at any time; the caller's timeout and cancellation end the wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from weir_chassis.clock import Clock
+from weir_chassis.errors import Overloaded
+from weir_chassis.leases import LeaseLedger
+from weir_router.metrics import RouterMetrics
+
+# The mean over so many requests follows a change of load within seconds on a busy router, and does not jump on a quiet
+# one.
+_HOLDS_REMEMBERED = 64
+# Before anything was measured.
+_UNMEASURED_HOLD_SECONDS = 1.0
+# A client should neither hammer nor give up.
+_MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 60.0
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """One request's place in the queue. Times in seconds of the caller's clock."""
+
+    priority: int
+    entered_at: float
+    running_since: float | None = None
+    # Woken when a place is free; made only for a ticket that has to wait.
+    admitted: asyncio.Event | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.running_since is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    retry_after_seconds: float
+
+
+class AdmissionQueue:
+    """Counts places. Every method is a decision without waiting; `now` is in seconds."""
+
+    def __init__(self, max_running: int, max_waiting: int):
+        assert max_running > 0, max_running
+        assert max_waiting >= 0, max_waiting
+        self._max_running, self._max_waiting = max_running, max_waiting
+        self._running = 0
+        # By priority, each in order of arrival; a priority without tickets has no entry, so there are at most 201.
+        self._waiting: dict[int, OrderedDict[Ticket, None]] = {}
+        self._num_waiting = 0
+        self._holds: deque[float] = deque(maxlen=_HOLDS_REMEMBERED)
+
+    @property
+    def num_running(self) -> int:
+        return self._running
+
+    @property
+    def num_waiting(self) -> int:
+        return self._num_waiting
+
+    def enter(self, priority: int, now: float) -> Ticket | Refused:
+        ticket = Ticket(priority, entered_at=now)
+        if self._running < self._max_running:
+            # Nobody is overtaken: whoever waits is admitted as soon as a place is free.
+            assert self._num_waiting == 0, "a place was free while somebody waited"
+            return self._admit(ticket, now)
+        if self._num_waiting >= self._max_waiting:
+            return Refused(self.retry_after_seconds())
+        self._waiting.setdefault(priority, OrderedDict())[ticket] = None
+        self._num_waiting += 1
+        return ticket
+
+    def leave(self, ticket: Ticket, now: float) -> Ticket | None:
+        """Takes the ticket out, running or waiting; returns the one that now has its place."""
+        if ticket.running_since is None:
+            self._remove_waiting(ticket)
+            return None
+        self._running -= 1
+        self._holds.append(now - ticket.running_since)
+        return self._admit_next(now)
+
+    def retry_after_seconds(self) -> float:
+        """How long until all that wait now are in: places free up at max_running / (mean time a place is held)."""
+        hold = sum(self._holds) / len(self._holds) if self._holds else _UNMEASURED_HOLD_SECONDS
+        seconds = (self._num_waiting + 1) * hold / self._max_running
+        return min(max(seconds, _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)
+
+    def check_integrity(self) -> None:
+        assert 0 <= self._running <= self._max_running, self._running
+        assert 0 <= self._num_waiting <= self._max_waiting, self._num_waiting
+        assert self._num_waiting == sum(map(len, self._waiting.values()))
+        assert self._num_waiting == 0 or self._running == self._max_running, "somebody waits beside a free place"
+        assert all(self._waiting.values()), "a priority without tickets is remembered"
+
+    def _admit(self, ticket: Ticket, now: float) -> Ticket:
+        ticket.running_since = now
+        self._running += 1
+        return ticket
+
+    def _admit_next(self, now: float) -> Ticket | None:
+        if not self._waiting:
+            return None
+        ticket = next(iter(self._waiting[max(self._waiting)]))
+        self._remove_waiting(ticket)
+        return self._admit(ticket, now)
+
+    def _remove_waiting(self, ticket: Ticket) -> None:
+        queue = self._waiting[ticket.priority]
+        del queue[ticket]
+        self._num_waiting -= 1
+        if not queue:
+            del self._waiting[ticket.priority]
+
+
+class Admission:
+    """The queue, with waiting and leases. `place` is the one place where a place is given back."""
+
+    def __init__(self, queue: AdmissionQueue, clock: Clock, leases: LeaseLedger, metrics: RouterMetrics):
+        self._queue, self._clock, self._leases, self._metrics = queue, clock, leases, metrics
+
+    @asynccontextmanager
+    async def place(self, priority: int, owner: str) -> AsyncIterator[float]:
+        """Holds a place among the running; yields the seconds that were waited. Raises Overloaded when all is full."""
+        ticket = self._enter(priority)
+        with self._leases.acquire("place", owner, on_release=lambda: self._leave(ticket)):
+            if not ticket.running:
+                ticket.admitted = asyncio.Event()
+                await ticket.admitted.wait()
+            waited = self._clock.monotonic() - ticket.entered_at
+            self._metrics.admission_seconds.observe(waited)
+            yield waited
+
+    def _enter(self, priority: int) -> Ticket:
+        ticket = self._queue.enter(priority, self._clock.monotonic())
+        if isinstance(ticket, Refused):
+            message = f"{self._queue.num_running} requests run and {self._queue.num_waiting} wait"
+            raise Overloaded(message, retry_after=timedelta(seconds=ticket.retry_after_seconds))
+        self._show()
+        return ticket
+
+    def _leave(self, ticket: Ticket) -> None:
+        successor = self._queue.leave(ticket, self._clock.monotonic())
+        if successor is not None:
+            assert successor.admitted is not None, "a ticket waited without anything to wake it"
+            successor.admitted.set()
+        self._show()
+
+    def _show(self) -> None:
+        self._metrics.waiting.set(self._queue.num_waiting)
+        self._metrics.running.set(self._queue.num_running)

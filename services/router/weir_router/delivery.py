@@ -1,0 +1,118 @@
+"""What waits for one client: sent at once when its stream is idle, merged while an earlier message is being written.
+
+The outbox holds at most one delta per output, however many came, so a slow client costs memory by its tokens and not by
+its messages; when even these are too many its request ends, and nobody else's waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from weir.inference.v1.output_pb2 import Usage
+from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt, TokenLogprob
+from weir_chassis.errors import SlowConsumer, WeirError
+
+Event = Accepted | Delta | Continued | OutputFinished | Usage | Receipt
+
+
+class MergedDelta:
+    """Deltas of one output as one. The first is kept as it came: mostly it stays the only one."""
+
+    __slots__ = ("_first", "_logprobs", "_texts", "_token_ids")
+
+    def __init__(self, first: Delta):
+        self._first = first
+        self._token_ids: list[int] = []
+        self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def add(self, delta: Delta) -> None:
+        # Copied out, so that the message in which it came, with everybody's deltas, can be freed.
+        self._token_ids.extend(delta.token_ids)
+        self._texts.append(delta.text)
+        for entry in delta.logprobs:
+            copy = TokenLogprob()
+            copy.CopyFrom(entry)
+            self._logprobs.append(copy)
+
+    def message(self) -> Delta:
+        if not self._texts:
+            return self._first
+        merged = Delta()
+        merged.CopyFrom(self._first)
+        merged.token_ids.extend(self._token_ids)
+        merged.text += "".join(self._texts)
+        merged.logprobs.extend(self._logprobs)
+        return merged
+
+
+class Outbox:
+    """One attempt's events on their way to its client. Filled by callbacks, emptied by the client's own task."""
+
+    def __init__(self, max_pending_tokens: int):
+        self._max_pending_tokens = max_pending_tokens
+        self._pending: list[Event | MergedDelta] = []
+        # The delta of each output to which later ones are added.
+        self._open: dict[int, MergedDelta] = {}
+        self._pending_tokens = 0
+        self._error: WeirError | None = None
+        self._closed = False
+        self._wake: asyncio.Future[None] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Nothing can be added any more."""
+        return self._closed
+
+    @property
+    def error(self) -> WeirError | None:
+        return self._error
+
+    def add(self, event: Event) -> None:
+        """Anything but a delta."""
+        assert not self._closed
+        self._pending.append(event)
+        self._notify()
+
+    def add_delta(self, delta: Delta, count: int) -> None:
+        """`count` is the number of its tokens. The outbox closes with SlowConsumer when it would hold too many."""
+        assert not self._closed
+        self._pending_tokens += count
+        if self._pending_tokens > self._max_pending_tokens:
+            self._overflow()
+            return
+        if (merged := self._open.get(delta.output_index)) is not None:
+            merged.add(delta)
+            return
+        self._open[delta.output_index] = merged = MergedDelta(delta)
+        self._pending.append(merged)
+        self._notify()
+
+    def close(self, error: WeirError | None = None) -> None:
+        """No more events. What is pending can still be taken; after it, `take` raises the error, if there is one."""
+        if not self._closed:
+            self._closed, self._error = True, error
+            self._notify()
+
+    async def take(self) -> list[Event]:
+        """Everything that is pending, as soon as there is something; empty at the end."""
+        if not self._pending and not self._closed:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        events = [event.message() if isinstance(event, MergedDelta) else event for event in self._pending]
+        self._pending.clear()
+        self._open.clear()
+        self._pending_tokens = 0
+        if not events and self._error is not None:
+            raise self._error
+        return events
+
+    def _overflow(self) -> None:
+        # What it has not read will never be complete, so it is dropped here and now.
+        self._pending.clear()
+        self._open.clear()
+        self.close(SlowConsumer(f"more than {self._max_pending_tokens} tokens wait to be read"))
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)

@@ -1,0 +1,118 @@
+"""A prompt of any kind becomes token ids, their block hashes, and the model version in which both mean something."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import grpc
+
+from weir.inference.v1.chat_pb2 import ChatPrompt
+from weir.kvstore.v1 import block_hash
+from weir.tokenizer.v1.tokenizer_pb2 import ApplyChatTemplateRequest, HashScope, TokenizeRequest
+from weir_chassis.channel import call_metadata
+from weir_chassis.deadline import hop_timeout
+from weir_chassis.errors import DeadlineExceeded, WeirError, WorkerLost, from_rpc_error
+from weir_router.fleet import Fleet
+from weir_router.journey import Journey
+from weir_router.model_version import Version
+from weir_router.policy import choose_tokenizer
+from weir_router.request import EncodedPrompt, TextPrompt, TokenIdsPrompt
+from weir_router.retry import may_retry
+from weir_router.snapshot import ExecutorModel
+from weir_router.validation import check_vocabulary
+
+if TYPE_CHECKING:
+    from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
+
+
+class Encoder:
+    """`timeout_seconds` bounds one call to one tokenizer."""
+
+    def __init__(self, fleet: Fleet, timeout_seconds: float):
+        self._fleet, self._timeout_seconds = fleet, timeout_seconds
+
+    async def encode(self, model: str, journey: Journey) -> EncodedPrompt:
+        """Raises NoWorker, RevisionMismatch, DeadlineExceeded, and whatever the tokenizer refuses with."""
+        prompt = journey.request.prompt
+        if isinstance(prompt, TokenIdsPrompt):
+            agreed = [executor.model for executor in self._fleet.snapshot().agreed(model) if executor.model]
+            return await _hash(prompt, agreed[journey.turn % len(agreed)])
+        return await self._tokenize(prompt, model, journey)
+
+    async def _tokenize(self, prompt: TextPrompt | ChatPrompt, model: str, journey: Journey) -> EncodedPrompt:
+        """Tokenizers keep nothing between calls, so a second one may be asked when the first fails."""
+        snapshot = self._fleet.snapshot()
+        tokenizer, executor = choose_tokenizer(snapshot, model, turn=journey.turn)
+        try:
+            return await self._ask(tokenizer.address, prompt, executor, journey)
+        except WeirError as error:
+            if not may_retry(error, 1, first_delta_sent=False):
+                raise
+            others = [t for t in snapshot.tokenizers if t.address != tokenizer.address]
+            if not others:
+                raise
+        tokenizer, executor = choose_tokenizer(
+            self._fleet.snapshot(), model, turn=journey.turn, excluded=frozenset({tokenizer.address})
+        )
+        return await self._ask(tokenizer.address, prompt, executor, journey)
+
+    async def _ask(
+        self, address: str, prompt: TextPrompt | ChatPrompt, model: ExecutorModel, journey: Journey
+    ) -> EncodedPrompt:
+        timeout = hop_timeout(journey.left_seconds(), limit=self._timeout_seconds)
+        scope = HashScope(block_size=model.block_size)
+        stub = self._fleet.tokenizer_stub(address)
+        try:
+            return await _call(stub, prompt, model, scope, timeout)
+        except grpc.RpcError as error:
+            raise _explain(from_rpc_error(error), address, journey) from None
+
+
+async def _call(
+    stub: TokenizerServiceAsyncStub,
+    prompt: TextPrompt | ChatPrompt,
+    model: ExecutorModel,
+    scope: HashScope,
+    timeout: float | None,
+) -> EncodedPrompt:
+    metadata, name = call_metadata(), model.version.model
+    if isinstance(prompt, ChatPrompt):
+        ask = ApplyChatTemplateRequest(model=name, prompt=prompt, hash_scope=scope)
+        chat = await stub.ApplyChatTemplate(ask, timeout=timeout, metadata=metadata)
+        version, tokenized = chat.model_version, chat.prompt
+    else:
+        texts = TokenizeRequest(model=name, texts=[prompt.text], hash_scope=scope)
+        if prompt.add_special_tokens is not None:
+            texts.add_special_tokens = prompt.add_special_tokens
+        answer = await stub.Tokenize(texts, timeout=timeout, metadata=metadata)
+        version, tokenized = answer.model_version, answer.prompts[0]
+    return EncodedPrompt(Version.of(version), tokenized.token_ids, tokenized.block_hashes, scope.block_size)
+
+
+def _explain(error: WeirError, address: str, journey: Journey) -> WeirError:
+    """A tokenizer that is too slow although the client still has time is a lost worker, not the client's deadline."""
+    late = isinstance(error, DeadlineExceeded) or error.row.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    if late and journey.left_seconds() != 0.0:
+        return WorkerLost(f"tokenizer {address} did not answer in time", metadata={"worker": address})
+    if isinstance(error, WorkerLost):
+        return WorkerLost(f"tokenizer {address} was lost: {error.message}", metadata={"worker": address})
+    return error
+
+
+async def _hash(prompt: TokenIdsPrompt, model: ExecutorModel) -> EncodedPrompt:
+    """Ids need no tokenizer; their hashes are computed here by the contract's own code. Raises InvalidArgument."""
+    check_vocabulary(prompt.token_ids, model.vocab_size)
+    hashes = await hash_blocks(model.version, prompt.token_ids, model.block_size)
+    return EncodedPrompt(model.version, prompt.token_ids, hashes, model.block_size)
+
+
+async def hash_blocks(version: Version, token_ids: Sequence[int], block_size: int) -> bytes:
+    """16 bytes for each full block. Off the event loop: a long prompt has thousands of blocks."""
+    scope = block_hash.HashScope(version.model, version.revision, version.tokenizer_hash)
+    return await asyncio.to_thread(_hash_blocks, scope, token_ids, block_size)
+
+
+def _hash_blocks(scope: block_hash.HashScope, token_ids: Sequence[int], block_size: int) -> bytes:
+    return block_hash.join_hashes(block_hash.block_hashes(block_hash.scope_root(scope), token_ids, block_size))

@@ -1,0 +1,154 @@
+"""All of this router's requests on one executor, on one stream.
+
+    submit, abort ──► one message each ──► executor
+    sinks by handle ◄── one message per engine step, for all of them
+
+A step's tokens are not taken apart: the whole batch goes on to the postprocess stream of its requests, and is split
+only where the requests of one step are on several, or some have gone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+import grpc
+
+from weir.executor.v1.executor_pb2 import (
+    Abort,
+    ExecutorOutputFinished,
+    GenerateRequest,
+    GenerateResponse,
+    RequestEnd,
+    Submit,
+)
+from weir.inference.v1.output_pb2 import TokenBatch
+from weir_chassis.clock import Clock
+from weir_chassis.errors import Internal, WeirError, WorkerLost, from_failure
+from weir_router import token_batch
+from weir_router.duplex import Duplex
+
+
+class TokenLane(Protocol):
+    """Where a request's tokens go on to."""
+
+    def add_tokens(self, batch: TokenBatch) -> None: ...
+
+
+class ExecutorSink(Protocol):
+    """One request on the stream. It gets one of `on_ended` and `on_failed`, last, unless it is withdrawn before.
+
+    Its methods must not raise and must not wait.
+    """
+
+    @property
+    def lane(self) -> TokenLane: ...
+    def on_accepted(self) -> None: ...
+    def on_tokens(self, count: int) -> None: ...
+    def on_finished(self, row: ExecutorOutputFinished) -> None: ...
+    def on_ended(self, end: RequestEnd) -> None: ...
+    def on_failed(self, error: WeirError) -> None: ...
+
+
+Call = grpc.aio.StreamStreamCall[GenerateRequest, GenerateResponse]
+
+
+class ExecutorStream:
+    """One call's life. `last_progress` is when the executor last said anything, or was last idle."""
+
+    def __init__(self, address: str, clock: Clock):
+        self.address = address
+        self._clock = clock
+        self._sinks: dict[int, ExecutorSink] = {}
+        # Bounded by the router's running requests: a submit and at most n + 1 aborts for each.
+        self._outgoing: deque[GenerateRequest] = deque()
+        self._duplex: Duplex[GenerateRequest, GenerateResponse] = Duplex(self._next_message, self._on_step)
+        self._open = True
+        self.last_progress = clock.monotonic()
+        # What its requests are told when it is taken down from outside.
+        self.cause = "its connection failed"
+
+    @property
+    def num_live(self) -> int:
+        return len(self._sinks)
+
+    async def run(self, call: Call) -> None:
+        """Until the call ends: always raises a WeirError, after every request on it has been told."""
+        try:
+            await self._duplex.run(call)
+        except WeirError as error:
+            self.cause = error.message
+            raise
+        finally:
+            self._open = False
+            self._fail_all()
+
+    def submit(self, submit: Submit, sink: ExecutorSink) -> None:
+        """Raises WorkerLost when the stream has ended."""
+        if not self._open:
+            raise self._lost("its stream has ended")
+        assert submit.handle not in self._sinks, f"handle {submit.handle} lives"
+        if not self._sinks:
+            self.last_progress = self._clock.monotonic()
+        self._sinks[submit.handle] = sink
+        self._send(GenerateRequest(submit=submit))
+
+    def abort_output(self, handle: int, output_index: int) -> None:
+        """Ends one output; its request lives on, and ends when all its outputs have."""
+        if handle in self._sinks:
+            self._send(GenerateRequest(abort=Abort(handle=handle, output_index=output_index)))
+
+    def withdraw(self, handle: int) -> None:
+        """Ends a request, if it lives; its sink hears nothing more."""
+        if self._sinks.pop(handle, None) is not None:
+            self._send(GenerateRequest(abort=Abort(handle=handle)))
+
+    def _send(self, message: GenerateRequest) -> None:
+        if self._open:
+            self._outgoing.append(message)
+            self._duplex.wake()
+
+    def _next_message(self) -> GenerateRequest | None:
+        return self._outgoing.popleft() if self._outgoing else None
+
+    def _on_step(self, step: GenerateResponse) -> None:
+        self.last_progress = self._clock.monotonic()
+        for handle in step.accepted_handles:
+            if (sink := self._sinks.get(handle)) is not None:
+                sink.on_accepted()
+        if step.tokens.handles:
+            self._pass_tokens(step.tokens)
+        for finished in step.finished:
+            if (sink := self._sinks.get(finished.handle)) is not None:
+                sink.on_finished(finished)
+        for end in step.ended:
+            if (sink := self._sinks.pop(end.handle, None)) is not None:
+                sink.on_ended(end)
+        for failed in step.failed:
+            if (sink := self._sinks.pop(failed.handle, None)) is not None:
+                sink.on_failed(from_failure(failed.failure))
+
+    def _pass_tokens(self, batch: TokenBatch) -> None:
+        if not token_batch.is_well_formed(batch):
+            raise Internal("the worker sent a batch whose columns disagree")
+        lanes: list[TokenLane | None] = []
+        for handle, count in zip(batch.handles, batch.token_counts, strict=True):
+            sink = self._sinks.get(handle)
+            if sink is not None:
+                sink.on_tokens(count)
+            lanes.append(sink.lane if sink is not None else None)
+        first = lanes[0]
+        if first is not None and lanes.count(first) == len(lanes):
+            first.add_tokens(batch)
+            return
+        for lane, part in token_batch.split(batch, lanes).items():
+            lane.add_tokens(part)
+
+    def _fail_all(self) -> None:
+        sinks, self._sinks = self._sinks, {}
+        self._outgoing.clear()
+        for sink in sinks.values():
+            sink.on_failed(self._lost(self.cause))
+
+    def _lost(self, cause: str) -> WorkerLost:
+        return WorkerLost(f"executor {self.address} was lost: {cause}", metadata={"worker": self.address})

@@ -1,0 +1,86 @@
+"""The workers that this router was told of, each kept connected; what is known of them is one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from weir_chassis.health import model_name
+from weir_chassis.server import Chassis
+from weir_chassis.telemetry import get_logger
+from weir_router.executor_link import ExecutorLink
+from weir_router.link import Link, LinkContext
+from weir_router.metrics import RouterMetrics
+from weir_router.postprocess_link import PostprocessLink
+from weir_router.settings import RouterSettings
+from weir_router.snapshot import FleetSnapshot, WorkerState
+from weir_router.tokenizer_link import TokenizerLink
+
+if TYPE_CHECKING:
+    from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
+
+
+class Fleet:
+    """`snapshot` for deciding; `executor`, `postprocessor` and `tokenizer_stub` for acting on what was decided."""
+
+    def __init__(self, settings: RouterSettings, chassis: Chassis, metrics: RouterMetrics):
+        context = LinkContext(settings, chassis.connect, chassis.clock, chassis.random.random, self._changed)
+        self._health, self._metrics = chassis.health, metrics
+        self._executors = {address: ExecutorLink(address, context) for address in settings.executors}
+        self._tokenizers = {address: TokenizerLink(address, context) for address in settings.tokenizers}
+        self._postprocessors = {address: PostprocessLink(address, context) for address in settings.postprocessors}
+        self._mismatched: frozenset[str] = frozenset()
+
+    @property
+    def links(self) -> list[Link]:
+        return [*self._executors.values(), *self._tokenizers.values(), *self._postprocessors.values()]
+
+    def snapshot(self) -> FleetSnapshot:
+        return FleetSnapshot(
+            tuple(link.view() for link in self._executors.values()),
+            tuple(link.view() for link in self._tokenizers.values()),
+            tuple(link.view() for link in self._postprocessors.values()),
+        )
+
+    def executor(self, address: str) -> ExecutorLink:
+        return self._executors[address]
+
+    def postprocessor(self, address: str) -> PostprocessLink:
+        return self._postprocessors[address]
+
+    def tokenizer_stub(self, address: str) -> TokenizerServiceAsyncStub:
+        return self._tokenizers[address].stub
+
+    def _changed(self) -> None:
+        """A worker came, went or changed: what the world may know of it."""
+        snapshot = self.snapshot()
+        self._announce_models(snapshot)
+        self._report_mismatches(snapshot)
+        for kind in ("executor", "tokenizer", "postprocess"):
+            serving = sum(link.kind == kind and link.state is WorkerState.SERVING for link in self.links)
+            self._metrics.healthy_workers.labels(kind).set(serving)
+
+    def _announce_models(self, snapshot: FleetSnapshot) -> None:
+        for model in snapshot.known_models():
+            self._health.set(model_name(model), bool(snapshot.serving(model)))
+
+    def _report_mismatches(self, snapshot: FleetSnapshot) -> None:
+        mismatched = frozenset(snapshot.mismatched())
+        for address in sorted(mismatched - self._mismatched):
+            get_logger().error("revision_mismatch", executor=address, consequence="it is given no requests")
+        self._mismatched = mismatched
+
+
+@asynccontextmanager
+async def open_fleet(settings: RouterSettings, chassis: Chassis, metrics: RouterMetrics) -> AsyncIterator[Fleet]:
+    """Connects to everybody and waits for nobody: a fleet that is empty or half there says so to each request."""
+    fleet = Fleet(settings, chassis, metrics)
+    for kind in ("executors", "tokenizers", "postprocessors"):
+        if not getattr(settings, kind):
+            get_logger().warning("fleet_is_incomplete", missing=kind, variable=f"WEIR_ROUTER_{kind.upper()}")
+    async with AsyncExitStack() as stack:
+        for link in fleet.links:
+            stack.push_async_callback(link.close)
+            chassis.background.start(link.run(), name=f"{link.kind}-link")
+        yield fleet

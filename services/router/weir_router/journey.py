@@ -1,0 +1,90 @@
+"""What is known of one request on its way: when it came, until when it may go on, and how long each stage took.
+
+Times are monotonic seconds of one clock; durations are seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
+
+from weir.executor.v1.executor_pb2 import RequestEnd
+from weir.inference.v1.output_pb2 import Usage
+from weir.inference.v1.stream_pb2 import Receipt, Timings
+from weir_chassis.clock import Clock
+from weir_router.attempt import Progress
+from weir_router.policy import POLICY_NAME, Choice
+from weir_router.request import ClientRequest, EncodedPrompt
+
+
+@dataclass(slots=True)
+class Journey:
+    request: ClientRequest
+    # The number of this request at this router.
+    turn: int
+    clock: Clock
+    started_at: float
+    # None: it may go on for ever.
+    expires_at: float | None
+    admission_seconds: float = 0.0
+    tokenize_seconds: float = 0.0
+    attempts: int = 0
+    # The client has been told that its request was accepted.
+    accepted: bool = False
+    first_delta_at: float | None = None
+    delivered_tokens: int = 0
+
+    def note(self, progress: Progress) -> None:
+        """An attempt is over."""
+        self.accepted = self.accepted or progress.accepted_at is not None
+        self.first_delta_at = self.first_delta_at or progress.first_delta_at
+        self.delivered_tokens += progress.delivered_tokens
+
+    def left_seconds(self) -> float | None:
+        """What is left of the client's deadline; None when it has none. Never negative."""
+        return None if self.expires_at is None else max(0.0, self.expires_at - self.clock.monotonic())
+
+    def usage(self, prompt: EncodedPrompt, progress: Progress) -> Usage:
+        """Counts what the client was given: tokens that the executor drew past a stop string are not among them."""
+        end = progress.end or RequestEnd()
+        return Usage(
+            prompt_tokens=len(prompt.token_ids),
+            cached_prompt_tokens=end.usage.cached_prompt_tokens,
+            completion_tokens=progress.delivered_tokens,
+        )
+
+    def receipt(self, prompt: EncodedPrompt, choice: Choice, progress: Progress) -> Receipt:
+        end = progress.end or RequestEnd()
+        return Receipt(
+            request_id=self.request.request_id,
+            model_version=prompt.version.message(),
+            attempts=self.attempts,
+            worker=choice.executor,
+            policy=POLICY_NAME,
+            seed=self.request.sampling.seed,
+            engine_cached_tokens=end.engine_cached_tokens,
+            store_cached_tokens=end.store_cached_tokens,
+            preemptions=end.preemptions,
+            timings=self._timings(end, progress),
+        )
+
+    def _timings(self, end: RequestEnd, progress: Progress) -> Timings:
+        timings = Timings(
+            admission=duration(self.admission_seconds),
+            tokenize=duration(self.tokenize_seconds),
+            queue=end.queue,
+            prefill=end.prefill,
+            decode=end.decode,
+            total=duration(self.clock.monotonic() - self.started_at),
+        )
+        if progress.first_delta_at is not None and progress.accepted_at is not None:
+            timings.time_to_first_token.CopyFrom(duration(progress.first_delta_at - progress.accepted_at))
+        return timings
+
+
+def duration(seconds: float) -> Duration:
+    message = Duration()
+    message.FromTimedelta(timedelta(seconds=seconds))
+    return message

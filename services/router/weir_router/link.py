@@ -1,0 +1,113 @@
+"""One worker, kept connected: probe it, live with it until something fails, pause, and again.
+
+    DOWN ── probe answers ──► SERVING ◄── health ──► DRAINING
+     ▲                           │ stream, health watch or probe fails
+     └──── pause, doubling ──────┘
+
+A worker that is not there when the router starts is no error: it is probed like one that was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from weir_chassis.channel import Connect
+from weir_chassis.clock import Clock
+from weir_chassis.errors import WeirError, WorkerLost, from_rpc_error
+from weir_chassis.telemetry import get_logger
+from weir_router.settings import RouterSettings
+from weir_router.snapshot import WorkerState
+
+
+@dataclass(frozen=True, slots=True)
+class LinkContext:
+    """What every link is given. `jitter` draws from [0, 1); `on_change` is told of every change of a state."""
+
+    settings: RouterSettings
+    connect: Connect
+    clock: Clock
+    jitter: Callable[[], float]
+    on_change: Callable[[], None]
+
+
+class Link(ABC):
+    kind: str
+    # The worker's name in grpc.health.v1.
+    service: str
+
+    def __init__(self, address: str, context: LinkContext):
+        self.address, self.context = address, context
+        self.channel = context.connect(address)
+        self.state = WorkerState.DOWN
+
+    async def run(self) -> NoReturn:
+        settings = self.context.settings
+        pause = settings.reconnect_min_seconds
+        while True:
+            try:
+                await self._live()
+            except* (WeirError, grpc.RpcError) as errors:
+                lived = self.state is not WorkerState.DOWN
+                self._set_state(WorkerState.DOWN, _cause(errors))
+            pause = settings.reconnect_min_seconds if lived else min(2 * pause, settings.reconnect_max_seconds)
+            # Half of the pause is drawn, so that many routers do not probe a returning worker in step.
+            await self.context.clock.sleep(pause * (0.5 + 0.5 * self.context.jitter()))
+
+    async def close(self) -> None:
+        await self.channel.close()
+
+    @abstractmethod
+    async def probe(self) -> None:
+        """Asks the worker what it is. Raises RpcError or WeirError when it is of no use."""
+
+    @abstractmethod
+    async def poll(self) -> None:
+        """One look at the worker, every `load_interval_seconds`. Raises WeirError when it is to be given up."""
+
+    async def hold(self) -> None:
+        """Whatever is to be held open while the worker lives. Returns never, or raises."""
+        await asyncio.Event().wait()
+
+    async def _live(self) -> NoReturn:
+        await self.probe()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.hold(), name=f"{self.kind}-hold")
+            tasks.create_task(self._watch_health(), name=f"{self.kind}-health")
+            tasks.create_task(self._poll(), name=f"{self.kind}-poll")
+        raise AssertionError("a worker's tasks never return")
+
+    async def _poll(self) -> NoReturn:
+        while True:
+            await self.poll()
+            await self.context.clock.sleep(self.context.settings.load_interval_seconds)
+
+    async def _watch_health(self) -> None:
+        """Serving or draining as the worker itself says. Its load plays no part."""
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        async for answer in stub.Watch(health_pb2.HealthCheckRequest(service=self.service)):
+            serving = answer.status == health_pb2.HealthCheckResponse.SERVING
+            self._set_state(WorkerState.SERVING if serving else WorkerState.DRAINING, "its health says so")
+        raise WorkerLost("the worker ended the health watch")
+
+    def _set_state(self, state: WorkerState, cause: str) -> None:
+        if state is self.state:
+            return
+        self.state = state
+        get_logger().info("worker_state", kind=self.kind, address=self.address, state=state.value, cause=cause)
+        self.context.on_change()
+
+
+def _cause(errors: BaseExceptionGroup[WeirError | grpc.RpcError]) -> str:
+    first: BaseException = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    error = from_rpc_error(first) if isinstance(first, grpc.RpcError) else first
+    assert isinstance(error, WeirError)
+    return error.message

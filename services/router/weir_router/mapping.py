@@ -1,0 +1,97 @@
+"""Messages of the two doors ⇄ the one request and its events. Nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weir.inference.v1.output_pb2 import Usage
+from weir.inference.v1.sampling_pb2 import SamplingParameters
+from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt
+from weir.router.v1.router_pb2 import (
+    ChatRequest,
+    ChatResponse,
+    GenerateRequest,
+    GenerateResponse,
+    ListModelsResponse,
+    Model,
+)
+from weir_router.delivery import Event
+from weir_router.model_version import Version
+from weir_router.request import ClientRequest, Prompt, TextPrompt, TokenIdsPrompt
+from weir_router.snapshot import ExecutorView, FleetSnapshot, WorkerState
+
+_FIELDS: dict[type[Event], str] = {
+    Accepted: "accepted",
+    Delta: "delta",
+    Continued: "continued",
+    OutputFinished: "finished",
+    Usage: "usage",
+    Receipt: "receipt",
+}
+
+
+def from_generate(request: GenerateRequest, request_id: str, seed: int) -> ClientRequest:
+    """`seed` is for a request that names none. The request must be valid."""
+    return _request(request, request_id, seed, _prompt(request))
+
+
+def from_chat(request: ChatRequest, request_id: str, seed: int) -> ClientRequest:
+    """As `from_generate`."""
+    return _request(request, request_id, seed, request.prompt)
+
+
+def generate_response(event: Event) -> GenerateResponse:
+    fields: dict[str, Any] = {_FIELDS[type(event)]: event}
+    return GenerateResponse(**fields)
+
+
+def chat_response(event: Event) -> ChatResponse:
+    fields: dict[str, Any] = {_FIELDS[type(event)]: event}
+    return ChatResponse(**fields)
+
+
+def list_models(snapshot: FleetSnapshot) -> ListModelsResponse:
+    """One entry per version that an executor serves or has served."""
+    by_version: dict[Version, list[ExecutorView]] = {}
+    for executor in snapshot.executors:
+        if executor.model is not None:
+            by_version.setdefault(executor.model.version, []).append(executor)
+    return ListModelsResponse(models=[_model(v, by_version[v], snapshot) for v in sorted(by_version)])
+
+
+def _model(version: Version, executors: list[ExecutorView], snapshot: FleetSnapshot) -> Model:
+    return Model(
+        model_version=version.message(),
+        max_model_len=max(executor.model.max_model_len for executor in executors if executor.model),
+        workers=len(executors),
+        healthy_workers=sum(executor.state is WorkerState.SERVING for executor in executors),
+        has_chat_template=snapshot.has_chat_template(version),
+    )
+
+
+def _request(request: GenerateRequest | ChatRequest, request_id: str, seed: int, prompt: Prompt) -> ClientRequest:
+    return ClientRequest(
+        request_id=request_id,
+        model=request.model,
+        prompt=prompt,
+        sampling=_complete(request.sampling, seed),
+        stopping=request.stopping,
+        priority=request.priority,
+        skip_special_tokens=request.skip_special_tokens if request.HasField("skip_special_tokens") else None,
+    )
+
+
+def _prompt(request: GenerateRequest) -> Prompt:
+    if request.HasField("token_ids"):
+        return TokenIdsPrompt(tuple(request.token_ids.token_ids))
+    return TextPrompt(request.text, request.add_special_tokens if request.HasField("add_special_tokens") else None)
+
+
+def _complete(sampling: SamplingParameters, seed: int) -> SamplingParameters:
+    complete = SamplingParameters()
+    complete.CopyFrom(sampling)
+    if not complete.HasField("seed"):
+        complete.seed = seed
+    if not complete.HasField("n"):
+        complete.n = 1
+    return complete

@@ -1,0 +1,220 @@
+"""One request's way through the suite: admit → tokenize → choose → execute → postprocess → deliver.
+
+Whatever ends it (its last token, a failure, the deadline, the client's own cancellation), the `with` blocks here give
+back what it held: its place in the queue, its reservation on an executor, its handles on both streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+
+from weir.executor.v1.executor_pb2 import Submit
+from weir.inference.v1.sampling_pb2 import StoppingConditions
+from weir.inference.v1.stream_pb2 import Accepted
+from weir.postprocess.v1.postprocess_pb2 import Open
+from weir_chassis.clock import Clock
+from weir_chassis.errors import NoWorker, WeirError, reason_name
+from weir_chassis.leases import LeaseLedger
+from weir_router.admission import Admission
+from weir_router.attempt import Attempt
+from weir_router.delivery import Event, Outbox
+from weir_router.encoder import Encoder, hash_blocks
+from weir_router.fleet import Fleet
+from weir_router.journey import Journey, duration
+from weir_router.metrics import RouterMetrics
+from weir_router.policy import Choice, Demand, choose
+from weir_router.request import ClientRequest, EncodedPrompt
+from weir_router.retry import may_retry
+from weir_router.time_limit import TimeLimit, time_limit
+
+Write = Callable[[Event], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`max_pending_tokens`: held for one slow client. `end_wait_seconds`: for an executor's last word."""
+
+    max_pending_tokens: int
+    end_wait_seconds: float
+
+
+class Pipeline:
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        admission: Admission,
+        encoder: Encoder,
+        limits: Limits,
+        clock: Clock,
+        leases: LeaseLedger,
+        metrics: RouterMetrics,
+    ):
+        self._fleet, self._admission, self._encoder, self._limits = fleet, admission, encoder, limits
+        self._clock, self._leases, self._metrics = clock, leases, metrics
+        # Of requests, for taking turns; of attempts, so that no handle is ever used twice on any stream.
+        self._turns, self._handles = count(), count(1)
+
+    async def run(self, request: ClientRequest, write: Write, left_seconds: float | None) -> None:
+        """Writes the request's events in the order of stream.proto, or raises a WeirError."""
+        journey = self._begin(request, left_seconds)
+        with self._observed(journey):
+            async with time_limit(left_seconds) as limit:
+                model = self._fleet.snapshot().resolve_model(request.model)
+                async with self._admission.place(request.priority, request.request_id) as journey.admission_seconds:
+                    prompt = await self._tokenize(model, journey)
+                    await self._generate(journey, prompt, write, limit)
+
+    def _begin(self, request: ClientRequest, left_seconds: float | None) -> Journey:
+        now = self._clock.monotonic()
+        expires_at = None if left_seconds is None else now + left_seconds
+        return Journey(request, next(self._turns), self._clock, started_at=now, expires_at=expires_at)
+
+    async def _tokenize(self, model: str, journey: Journey) -> EncodedPrompt:
+        start = self._clock.monotonic()
+        prompt = await self._encoder.encode(model, journey)
+        journey.tokenize_seconds = self._clock.monotonic() - start
+        return prompt
+
+    async def _generate(self, journey: Journey, prompt: EncodedPrompt, write: Write, limit: TimeLimit) -> None:
+        """Attempts until one succeeds or fails for good. `excluded` are the workers that failed it."""
+        excluded: frozenset[str] = frozenset()
+        failure: WeirError | None = None
+        for journey.attempts in count(1):
+            choice = self._choose(journey, prompt, excluded, failure)
+            with self._attempt(journey, prompt, choice, limit) as attempt:
+                try:
+                    await self._execute(attempt, journey, prompt, choice)
+                    await _deliver(attempt, write)
+                    await self._conclude(attempt, journey, prompt, choice, write)
+                    return
+                except WeirError as error:
+                    started = attempt.progress.first_delta_at is not None
+                    if not may_retry(error, journey.attempts, first_delta_sent=started):
+                        raise
+                    failure, excluded = error, excluded | attempt.progress.failed_workers
+
+    def _choose(
+        self, journey: Journey, prompt: EncodedPrompt, excluded: frozenset[str], failure: WeirError | None
+    ) -> Choice:
+        demand = Demand(
+            version=prompt.version,
+            prompt_tokens=len(prompt.token_ids),
+            max_tokens=_max_tokens(journey.request.stopping),
+            n=journey.request.n,
+            turn=journey.turn,
+            excluded=excluded,
+        )
+        try:
+            return choose(self._fleet.snapshot(), demand)
+        except NoWorker as error:
+            # That nobody else is there matters less to the client than what happened.
+            raise failure or error from None
+
+    @contextmanager
+    def _attempt(self, journey: Journey, prompt: EncodedPrompt, choice: Choice, limit: TimeLimit) -> Iterator[Attempt]:
+        """Counts the request against its executor at once, before anybody else chooses."""
+        executor = self._fleet.executor(choice.executor)
+        outbox = Outbox(self._limits.max_pending_tokens)
+        attempt = Attempt(
+            handle=next(self._handles),
+            n=journey.request.n,
+            executor=executor.stream,
+            lane=self._fleet.postprocessor(choice.postprocessor).stream,
+            reservation=executor.outstanding.reserve(choice.reserved_tokens),
+            outbox=outbox,
+            accepted=None if journey.accepted else _accepted(journey, prompt),
+            clock=self._clock,
+            metrics=self._metrics,
+            on_slow=limit.cut,
+        )
+        with self._leases.acquire("attempt", journey.request.request_id, on_release=attempt.stop):
+            end = "CANCELLED"
+            try:
+                yield attempt
+                end = "OK"
+            finally:
+                error = attempt.outbox.error
+                journey.note(attempt.progress)
+                self._metrics.attempts.labels(reason_name(error.reason) if error else end).inc()
+
+    async def _execute(self, attempt: Attempt, journey: Journey, prompt: EncodedPrompt, choice: Choice) -> None:
+        hashes, model = prompt.block_hashes, choice.model
+        if model.block_size != prompt.block_size:
+            hashes = await hash_blocks(prompt.version, prompt.token_ids, model.block_size)
+        request, left = journey.request, journey.left_seconds()
+        submit = Submit(
+            handle=attempt.handle,
+            request_id=request.request_id,
+            model_version=prompt.version.message(),
+            token_ids=prompt.token_ids,
+            block_hashes=hashes,
+            sampling=request.sampling,
+            stopping=_without_strings(request.stopping),
+            priority=request.priority,
+            time_left=None if left is None else duration(left),
+        )
+        attempt.start(submit, _opening(attempt.handle, request, prompt))
+
+    async def _conclude(
+        self, attempt: Attempt, journey: Journey, prompt: EncodedPrompt, choice: Choice, write: Write
+    ) -> None:
+        """The executor's last word comes a step after a stop string ended an output; it is waited for, not long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.end_wait_seconds):
+                await attempt.ended.wait()
+        await write(journey.usage(prompt, attempt.progress))
+        await write(journey.receipt(prompt, choice, attempt.progress))
+
+    @contextmanager
+    def _observed(self, journey: Journey) -> Iterator[None]:
+        """Counts what was refused before the client was told that it was accepted."""
+        try:
+            yield
+        except WeirError as error:
+            if not journey.accepted:
+                self._metrics.refused(error)
+            raise
+        finally:
+            if journey.first_delta_at is not None:
+                self._metrics.ttft_seconds.observe(journey.first_delta_at - journey.started_at)
+            self._metrics.completion_tokens.inc(journey.delivered_tokens)
+
+
+async def _deliver(attempt: Attempt, write: Write) -> None:
+    while events := await attempt.outbox.take():
+        for event in events:
+            await write(event)
+
+
+def _accepted(journey: Journey, prompt: EncodedPrompt) -> Accepted:
+    version = prompt.version.message()
+    return Accepted(request_id=journey.request.request_id, attempt=journey.attempts, model_version=version)
+
+
+def _opening(handle: int, request: ClientRequest, prompt: EncodedPrompt) -> Open:
+    return Open(
+        handle=handle,
+        model=prompt.version.model,
+        n=request.n,
+        stop=request.stopping.stop,
+        include_stop_in_output=request.stopping.include_stop_in_output,
+        skip_special_tokens=request.skip_special_tokens,
+    )
+
+
+def _without_strings(stopping: StoppingConditions) -> StoppingConditions:
+    """Stop strings are postprocess's business; an executor refuses them."""
+    tokens_only = StoppingConditions()
+    tokens_only.CopyFrom(stopping)
+    tokens_only.ClearField("stop")
+    tokens_only.ClearField("include_stop_in_output")
+    return tokens_only
+
+
+def _max_tokens(stopping: StoppingConditions) -> int | None:
+    return stopping.max_tokens if stopping.HasField("max_tokens") else None

@@ -1,0 +1,125 @@
+"""Where a request goes: pure functions from a snapshot to a name. They make no call and keep no state.
+
+`least_outstanding_tokens`: of the executors that may take the request, the one with the fewest tokens still to be
+prefilled or generated. What this router has routed counts at once, before the next choice is made, so a burst spreads;
+what other routers have routed counts as of the worker's newest report. Among equals the request's own number decides,
+so that equal workers take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from weir_chassis.errors import NoWorker, PromptTooLong
+from weir_router.model_version import Version
+from weir_router.snapshot import (
+    ExecutorModel,
+    ExecutorView,
+    FleetSnapshot,
+    PostprocessorView,
+    TokenizerView,
+    WorkerState,
+    revision_mismatch,
+)
+
+POLICY_NAME = "least_outstanding_tokens"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the choice depends on. `turn` is any number that differs from request to request."""
+
+    version: Version
+    prompt_tokens: int
+    # Per output; None: up to the model's context.
+    max_tokens: int | None
+    n: int
+    turn: int
+    # Addresses of workers of any kind that failed this request.
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    executor: str
+    model: ExecutorModel
+    postprocessor: str
+    # What the request may cost the executor at most: its prompt and all its outputs.
+    reserved_tokens: int
+
+
+def choose(snapshot: FleetSnapshot, demand: Demand) -> Choice:
+    """Raises NoWorker, RevisionMismatch, or PromptTooLong when it fits none that is eligible."""
+    executors = _eligible(snapshot, demand)
+    fitting = [(executor, model) for executor, model in executors if _fits(model, demand)]
+    if not fitting:
+        raise _too_long(demand, max(model.max_model_len for _, model in executors))
+    executor, model = _least(fitting, lambda pair: pair[0].outstanding_tokens, demand.turn)
+    postprocessor = choose_postprocessor(snapshot, demand)
+    return Choice(executor.address, model, postprocessor.address, _reserved_tokens(model, demand))
+
+
+def choose_postprocessor(snapshot: FleetSnapshot, demand: Demand) -> PostprocessorView:
+    """The replica with the fewest of our requests. Raises NoWorker."""
+    replicas = [p for p in snapshot.postprocessors if _may_serve(p, demand.excluded)]
+    if not replicas:
+        raise NoWorker("no postprocess service is healthy")
+    return _least(replicas, lambda replica: replica.live_requests, demand.turn)
+
+
+def choose_tokenizer(
+    snapshot: FleetSnapshot, model: str, *, turn: int, excluded: frozenset[str] = frozenset()
+) -> tuple[TokenizerView, ExecutorModel]:
+    """Replicas in turn, and an executor's model that agrees with the one chosen. Raises NoWorker, RevisionMismatch."""
+    executors = {executor.model.version: executor.model for executor in snapshot.agreed(model) if executor.model}
+    candidates = [
+        (tokenizer, executors[known.version])
+        for tokenizer in snapshot.tokenizers
+        if _may_serve(tokenizer, excluded)
+        for known in tokenizer.models
+        if known.version in executors
+    ]
+    if not candidates:
+        raise NoWorker(f"no tokenizer for {model!r} is healthy")
+    return candidates[turn % len(candidates)]
+
+
+def _eligible(snapshot: FleetSnapshot, demand: Demand) -> list[tuple[ExecutorView, ExecutorModel]]:
+    agreed = [(e, e.model) for e in snapshot.agreed(demand.version.model) if e.model]
+    same = [(executor, model) for executor, model in agreed if model.version == demand.version]
+    if not same:
+        raise revision_mismatch(demand.version.model, [model.version for _, model in agreed], [demand.version])
+    eligible = [(executor, model) for executor, model in same if executor.address not in demand.excluded]
+    if not eligible:
+        raise NoWorker(f"no other executor that serves {demand.version.model!r} is healthy")
+    return eligible
+
+
+def _may_serve(worker: TokenizerView | PostprocessorView, excluded: frozenset[str]) -> bool:
+    return worker.state is WorkerState.SERVING and worker.address not in excluded
+
+
+def _fits(model: ExecutorModel, demand: Demand) -> bool:
+    return demand.prompt_tokens + (demand.max_tokens or 1) <= model.max_model_len
+
+
+def _too_long(demand: Demand, limit: int) -> PromptTooLong:
+    """Names the prompt when it is too long by itself, else what is wanted on top of it."""
+    if demand.prompt_tokens >= limit:
+        return PromptTooLong("prompt", demand.prompt_tokens, limit - 1)
+    return PromptTooLong("stopping.max_tokens", demand.prompt_tokens + (demand.max_tokens or 1), limit)
+
+
+def _reserved_tokens(model: ExecutorModel, demand: Demand) -> int:
+    per_output = demand.max_tokens or model.max_model_len - demand.prompt_tokens
+    return demand.prompt_tokens + demand.n * per_output
+
+
+def _least(workers: Sequence[T], load: Callable[[T], int], turn: int) -> T:
+    least = min(map(load, workers))
+    equals = [worker for worker in workers if load(worker) == least]
+    return equals[turn % len(equals)]

@@ -1,0 +1,158 @@
+"""All of this router's requests on one postprocess replica, on one stream, a message per engine step.
+
+What comes in during one turn of the event loop, or while an earlier message is still being written, goes out as one
+message. Handles are never used twice, so joining messages cannot mix two requests.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import grpc
+
+from weir.inference.v1.output_pb2 import FinishReason, TokenBatch
+from weir.inference.v1.stream_pb2 import Delta
+from weir.postprocess.v1.postprocess_pb2 import (
+    Finish,
+    Open,
+    PostprocessOutputFinished,
+    PostprocessRequest,
+    PostprocessResponse,
+)
+from weir_chassis.clock import Clock
+from weir_chassis.errors import Internal, WeirError, WorkerLost, from_failure
+from weir_router import token_batch
+from weir_router.duplex import Duplex
+
+# A replica that has not taken so many tokens has stopped reading. At 4 bytes each they are no burden, and at 256
+# running requests they are many seconds' worth.
+_MAX_UNSENT_TOKENS = 65_536
+
+
+class TextSink(Protocol):
+    """One request on the stream. Its methods must not raise and must not wait."""
+
+    def on_delta(self, delta: Delta, now: float) -> None: ...
+    def on_text_finished(self, row: PostprocessOutputFinished) -> None: ...
+    def on_text_failed(self, error: WeirError) -> None: ...
+
+
+Call = grpc.aio.StreamStreamCall[PostprocessRequest, PostprocessResponse]
+
+
+class PostprocessStream:
+    """One call's life."""
+
+    def __init__(self, address: str, clock: Clock):
+        self.address = address
+        self._clock = clock
+        self._sinks: dict[int, TextSink] = {}
+        # Outputs whose finish was sent and has not come back, and when it was.
+        self._finishing: dict[tuple[int, int], float] = {}
+        self._unsent = PostprocessRequest()
+        self._has_unsent = False
+        self._duplex: Duplex[PostprocessRequest, PostprocessResponse] = Duplex(self._next_message, self._on_message)
+        self._open = True
+        self._call: Call | None = None
+        # What its requests are told when it is taken down from outside.
+        self.cause = "its connection failed"
+
+    @property
+    def num_live(self) -> int:
+        return len(self._sinks)
+
+    def silent_seconds(self, now: float) -> float:
+        """How long the oldest output that was finished has not been answered: the one answer that is always owed."""
+        oldest = next(iter(self._finishing.values()), now)
+        return now - oldest
+
+    async def run(self, call: Call) -> None:
+        """Until the call ends: always raises a WeirError, after every request on it has been told."""
+        self._call = call
+        try:
+            await self._duplex.run(call)
+        except WeirError as error:
+            self.cause = error.message
+            raise
+        finally:
+            self._open = False
+            self._fail_all()
+
+    def open(self, request: Open, sink: TextSink) -> None:
+        """Raises WorkerLost when the stream has ended."""
+        if not self._open:
+            raise self._lost("its stream has ended")
+        assert request.handle not in self._sinks, f"handle {request.handle} lives"
+        self._sinks[request.handle] = sink
+        self._unsent.opens.append(request)
+        self._wake()
+
+    def add_tokens(self, batch: TokenBatch) -> None:
+        if not self._open:
+            return  # its requests have been told
+        token_batch.append(self._unsent.tokens, batch)
+        self._wake()
+        if len(self._unsent.tokens.token_ids) > _MAX_UNSENT_TOKENS and self._call is not None:
+            self._call.cancel()
+
+    def finish(self, handle: int, output_index: int, reason: FinishReason.ValueType) -> None:
+        """No more tokens will come for this output. One that ended with STOP here ended with a token of its own."""
+        if handle not in self._sinks:
+            return
+        stopped = reason == FinishReason.FINISH_REASON_STOP
+        row = Finish(handle=handle, output_index=output_index, finish_reason=reason, ends_with_stop_token=stopped)
+        self._unsent.finishes.append(row)
+        self._finishing[handle, output_index] = self._clock.monotonic()
+        self._wake()
+
+    def close(self, handle: int) -> None:
+        """Forgets a request, if it lives; its sink hears nothing more."""
+        if self._drop(handle) and self._open:
+            self._unsent.closed_handles.append(handle)
+            self._wake()
+
+    def done(self, handle: int) -> None:
+        """Every output of the request has come back, so the replica has forgotten it by itself."""
+        self._drop(handle)
+
+    def _drop(self, handle: int) -> bool:
+        for key in [key for key in self._finishing if key[0] == handle]:
+            del self._finishing[key]
+        return self._sinks.pop(handle, None) is not None
+
+    def _wake(self) -> None:
+        self._has_unsent = True
+        self._duplex.wake()
+
+    def _next_message(self) -> PostprocessRequest | None:
+        if not self._has_unsent:
+            return None
+        message, self._unsent, self._has_unsent = self._unsent, PostprocessRequest(), False
+        return message
+
+    def _on_message(self, message: PostprocessResponse) -> None:
+        now = self._clock.monotonic()
+        if len(message.handles) != len(message.deltas):
+            raise Internal("the worker sent deltas without their handles")
+        for handle, delta in zip(message.handles, message.deltas, strict=True):
+            if (sink := self._sinks.get(handle)) is not None:
+                sink.on_delta(delta, now)
+        for row in message.finished:
+            self._finishing.pop((row.handle, row.output_index), None)
+            if (sink := self._sinks.get(row.handle)) is not None:
+                sink.on_text_finished(row)
+        for failed in message.failed:
+            sink = self._sinks.get(failed.handle)
+            self._drop(failed.handle)
+            if sink is not None:
+                sink.on_text_failed(from_failure(failed.failure))
+
+    def _fail_all(self) -> None:
+        sinks, self._sinks = self._sinks, {}
+        self._finishing.clear()
+        self._unsent, self._has_unsent = PostprocessRequest(), False
+        for sink in sinks.values():
+            sink.on_text_failed(self._lost(self.cause))
+
+    def _lost(self, cause: str) -> WorkerLost:
+        return WorkerLost(f"postprocess {self.address} was lost: {cause}", metadata={"worker": self.address})

@@ -1,0 +1,55 @@
+"""One client's request, valid and complete, whichever of the two doors it came through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from weir.inference.v1.chat_pb2 import ChatPrompt
+from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir_router.model_version import Version
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    text: str
+    # None: the tokenizer's own default.
+    add_special_tokens: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIdsPrompt:
+    token_ids: tuple[int, ...]
+
+
+Prompt = TextPrompt | TokenIdsPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRequest:
+    """`sampling` always has a seed and `n`; its other fields and `stopping` stay as the client left them."""
+
+    request_id: str
+    # Empty: the only model there is.
+    model: str
+    prompt: Prompt
+    sampling: SamplingParameters
+    stopping: StoppingConditions
+    # Higher goes first.
+    priority: int
+    # None: postprocess's own default.
+    skip_special_tokens: bool | None
+
+    @property
+    def n(self) -> int:
+        return self.sampling.n
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """`block_hashes`: 16 bytes for each full block of `block_size` tokens, of this very version."""
+
+    version: Version
+    token_ids: Sequence[int]
+    block_hashes: bytes
+    block_size: int

@@ -1,0 +1,44 @@
+"""The router's objects, made in order and closed in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from weir.router.v1.router_pb2 import DESCRIPTOR
+from weir.router.v1.router_pb2_grpc import add_RouterServiceServicer_to_server
+from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
+from weir_router.admission import Admission, AdmissionQueue
+from weir_router.encoder import Encoder
+from weir_router.fleet import open_fleet
+from weir_router.metrics import RouterMetrics
+from weir_router.pipeline import Limits, Pipeline
+from weir_router.servicer import RouterServicer
+from weir_router.settings import RouterSettings
+
+NAME = DESCRIPTOR.services_by_name["RouterService"].full_name
+
+
+@asynccontextmanager
+async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Servicers]:
+    """Serves as soon as it can answer, if only with NO_WORKER: the fleet comes and goes beside it."""
+    metrics = RouterMetrics(chassis.metrics)
+    queue = AdmissionQueue(settings.max_running, settings.max_waiting)
+    admission = Admission(queue, chassis.clock, chassis.leases, metrics)
+    limits = Limits(settings.max_pending_tokens, settings.end_wait_seconds)
+    async with open_fleet(settings, chassis, metrics) as fleet:
+        encoder = Encoder(fleet, settings.tokenizer_timeout_seconds)
+        pipeline = Pipeline(
+            fleet=fleet,
+            admission=admission,
+            encoder=encoder,
+            limits=limits,
+            clock=chassis.clock,
+            leases=chassis.leases,
+            metrics=metrics,
+        )
+        servicer = RouterServicer(pipeline, fleet, chassis.random)
+        yield Servicers([Registration(add_RouterServiceServicer_to_server, servicer, NAME)])
+
+
+SERVICE = ServiceDefinition(name="router", settings=RouterSettings, build=build)

@@ -1,0 +1,61 @@
+"""The one door: validate, translate, run, translate back."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from grpc.aio import ServicerContext
+
+from weir.router.v1.router_pb2 import (
+    ChatRequest,
+    ChatResponse,
+    GenerateRequest,
+    GenerateResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+)
+from weir.router.v1.router_pb2_grpc import RouterServiceServicer
+from weir_chassis.deadline import time_left
+from weir_chassis.telemetry import current_request
+from weir_router import mapping, validation
+from weir_router.delivery import Event
+from weir_router.fleet import Fleet
+from weir_router.pipeline import Pipeline
+
+
+class RouterServicer(RouterServiceServicer):
+    """Its streams are coroutines that write, so that a cancelled call is seen where it is waited."""
+
+    def __init__(self, pipeline: Pipeline, fleet: Fleet, random: Random):
+        self._pipeline, self.fleet, self._random = pipeline, fleet, random
+
+    async def Generate(  # type: ignore[override]  # the stubs know streams as generators only
+        self, request: GenerateRequest, context: ServicerContext[GenerateRequest, GenerateResponse]
+    ) -> None:
+        async def write(event: Event) -> None:
+            await context.write(mapping.generate_response(event))
+
+        validation.check_generate(request)
+        wanted = mapping.from_generate(request, _request_id(), self._random.getrandbits(64))
+        await self._pipeline.run(wanted, write, time_left(context))
+
+    async def Chat(  # type: ignore[override]  # as above
+        self, request: ChatRequest, context: ServicerContext[ChatRequest, ChatResponse]
+    ) -> None:
+        async def write(event: Event) -> None:
+            await context.write(mapping.chat_response(event))
+
+        validation.check_chat(request)
+        wanted = mapping.from_chat(request, _request_id(), self._random.getrandbits(64))
+        await self._pipeline.run(wanted, write, time_left(context))
+
+    async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:  # noqa: ARG002
+        return mapping.list_models(self.fleet.snapshot())
+
+
+def _request_id() -> str:
+    """The caller's, or the one that the chassis made."""
+    request = current_request()
+    assert request is not None, "a call without the chassis' interceptor"
+    return request.request_id

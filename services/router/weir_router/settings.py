@@ -1,0 +1,80 @@
+"""What a router is told. Every variable is `WEIR_ROUTER_<FIELD>`; lists of addresses are separated by commas."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from weir_chassis.settings import ServiceSettings
+
+
+def _split(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _distinct(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(addresses)) < len(addresses):
+        raise ValueError("an address is listed twice")
+    return addresses
+
+
+# Distinct, and bounded because each costs a connection and three watching tasks.
+Addresses = Annotated[
+    tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_distinct), Field(max_length=1024)
+]
+
+
+class RouterSettings(ServiceSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="WEIR_ROUTER_")
+
+    executors: Addresses = Field(default=(), description="addresses of executors, `host:port,host:port`")
+    tokenizers: Addresses = Field(default=(), description="addresses of tokenizers")
+    postprocessors: Addresses = Field(default=(), description="addresses of postprocess services")
+
+    default_deadline_seconds: float | None = Field(
+        default=600.0, gt=0.0, le=86_400.0, description="for a call that brings no deadline; unset lets it run"
+    )
+    max_running: int = Field(
+        default=256, ge=1, le=100_000, description="requests between admission and their last token"
+    )
+    max_waiting: int = Field(
+        default=1024, ge=0, le=1_000_000, description="requests that wait for a place; more are refused"
+    )
+    max_pending_tokens: int = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="tokens held for one slow client before its request ends with SLOW_CONSUMER",
+    )
+    tokenizer_timeout_seconds: float = Field(default=30.0, gt=0.0, le=600.0, description="one call to one tokenizer")
+    no_progress_seconds: float = Field(
+        default=60.0, gt=0.0, le=3600.0, description="a worker that owes us an answer and is silent for so long is lost"
+    )
+    end_wait_seconds: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=60.0,
+        description="how long the executor's last word on a finished request is waited for",
+    )
+    probe_timeout_seconds: float = Field(
+        default=5.0, gt=0.0, le=60.0, description="one question about a worker's model or load"
+    )
+    load_interval_seconds: float = Field(
+        default=1.0, gt=0.0, le=60.0, description="between two questions for a worker's load"
+    )
+    reconnect_min_seconds: float = Field(
+        default=0.1, gt=0.0, le=60.0, description="first pause before a lost worker is probed"
+    )
+    reconnect_max_seconds: float = Field(
+        default=2.0, gt=0.0, le=600.0, description="longest pause before it is probed again"
+    )
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        if self.reconnect_max_seconds < self.reconnect_min_seconds:
+            raise ValueError("WEIR_ROUTER_RECONNECT_MAX_SECONDS is less than WEIR_ROUTER_RECONNECT_MIN_SECONDS")
+        return self

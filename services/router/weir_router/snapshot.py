@@ -1,0 +1,153 @@
+"""The fleet as it was at one moment: immutable, and all that a decision may look at.
+
+An executor may be given a request when it is SERVING and its model version is that of a tokenizer, because prompt,
+block hashes and answer mean the same only under the same revision. A tokenizer that is away is believed to be what it
+last was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from weir_chassis.errors import InvalidArgument, ModelNotFound, NoWorker, RevisionMismatch
+from weir_router.model_version import Version
+
+
+class WorkerState(Enum):
+    # It has not answered, or its connection failed.
+    DOWN = "down"
+    # It answers and takes nothing new.
+    DRAINING = "draining"
+    SERVING = "serving"
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorModel:
+    """What an executor serves and its limits, as GetModelInfo said."""
+
+    version: Version
+    vocab_size: int
+    # Prompt and generated tokens together.
+    max_model_len: int
+    # Tokens.
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorView:
+    address: str
+    state: WorkerState
+    # As last known; None when it has never answered.
+    model: ExecutorModel | None
+    # What this router has given it and has not had back: prompt tokens not yet prefilled, tokens still to come at most.
+    routed_tokens: int = 0
+    # What others have given it, as far as its newest report tells.
+    foreign_tokens: int = 0
+    # Seconds since that report; None before the first.
+    load_age_seconds: float | None = None
+
+    @property
+    def outstanding_tokens(self) -> int:
+        return self.routed_tokens + self.foreign_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerModel:
+    version: Version
+    has_chat_template: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerView:
+    address: str
+    state: WorkerState
+    # As last known.
+    models: tuple[TokenizerModel, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PostprocessorView:
+    address: str
+    state: WorkerState
+    # This router's requests on it.
+    live_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSnapshot:
+    executors: tuple[ExecutorView, ...] = ()
+    tokenizers: tuple[TokenizerView, ...] = ()
+    postprocessors: tuple[PostprocessorView, ...] = ()
+
+    def known_models(self) -> list[str]:
+        """Names of what the executors serve or have served, sorted."""
+        return sorted({executor.model.version.model for executor in self.executors if executor.model})
+
+    def resolve_model(self, name: str) -> str:
+        """The model that a request means. Raises NoWorker, InvalidArgument, ModelNotFound."""
+        known = self.known_models()
+        if name in known:
+            return name
+        if not name and len(known) == 1:
+            return known[0]  # half a fleet that agrees is enough to go on
+        # Who has not answered yet may serve anything, so "there is no such model" would be a guess.
+        silent = [executor.address for executor in self.executors if executor.model is None]
+        if silent or not known:
+            raise NoWorker(f"{len(silent)} of {len(self.executors)} executors have not said yet what they serve")
+        if name:
+            raise ModelNotFound(name, known)
+        raise InvalidArgument("model", f"is required: {', '.join(known)} are served here")
+
+    def serving(self, model: str) -> list[ExecutorView]:
+        """Executors of the model that take requests, whatever their revision."""
+        return [e for e in self.executors if e.model and e.model.version.model == model and _serves(e)]
+
+    def tokenizer_versions(self, model: str) -> set[Version]:
+        """Of the tokenizers that answer; of all, as last known, when none does."""
+        return _versions((t for t in self.tokenizers if _serves(t)), model) or _versions(self.tokenizers, model)
+
+    def agreed(self, model: str) -> list[ExecutorView]:
+        """Executors that may be given requests for the model.
+
+        Raises NoWorker when none is serving, RevisionMismatch when those that are hold another revision.
+        """
+        serving = self.serving(model)
+        if not serving:
+            raise NoWorker(f"no executor that serves {model!r} is healthy")
+        versions = self.tokenizer_versions(model)
+        if not versions:
+            raise NoWorker(f"no tokenizer for {model!r} has answered yet")
+        agreed = [executor for executor in serving if executor.model and executor.model.version in versions]
+        if not agreed:
+            raise revision_mismatch(model, [e.model.version for e in serving if e.model], versions)
+        return agreed
+
+    def mismatched(self) -> list[str]:
+        """Addresses of serving executors whose revision no tokenizer of their model holds."""
+        return [
+            executor.address
+            for executor in self.executors
+            if executor.model and _serves(executor)
+            if (versions := self.tokenizer_versions(executor.model.version.model))
+            if executor.model.version not in versions
+        ]
+
+    def has_chat_template(self, version: Version) -> bool:
+        return any(m.has_chat_template for t in self.tokenizers for m in t.models if m.version == version)
+
+
+def _serves(worker: ExecutorView | TokenizerView | PostprocessorView) -> bool:
+    return worker.state is WorkerState.SERVING
+
+
+def _versions(tokenizers: Iterable[TokenizerView], model: str) -> set[Version]:
+    return {m.version for tokenizer in tokenizers for m in tokenizer.models if m.version.model == model}
+
+
+def revision_mismatch(model: str, executors: Iterable[Version], tokenizers: Iterable[Version]) -> RevisionMismatch:
+    theirs = ",".join(sorted(set(map(str, executors))))
+    ours = ",".join(sorted(set(map(str, tokenizers))))
+    message = f"executors of {model!r} hold revision {theirs}, tokenizers hold {ours}"
+    return RevisionMismatch(message, metadata={"executor_revision": theirs, "tokenizer_revision": ours})

@@ -1,0 +1,140 @@
+"""What a request must be before anything is spent on it. Pure: each check names the field and its limit.
+
+The limits are those that sampling.proto, chat.proto and router.proto state. What only a worker knows (a text's bytes, a
+vocabulary's size, the context's length) is checked where it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+
+from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt
+from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest
+from weir_chassis.errors import InvalidArgument, Unsupported
+
+MAX_MODEL_BYTES = 128
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
+MAX_ROLE_BYTES = 64
+MAX_N = 16
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIASES = 1024
+MAX_STOPS = 16
+MAX_STOP_BYTES = 1024
+MAX_STOP_TOKEN_IDS = 64
+MAX_PRIORITY = 100
+
+# Field: lowest, highest, whether the lowest itself is allowed.
+_FLOAT_RANGES: dict[str, tuple[float, float, bool]] = {
+    "temperature": (0, 100, True),
+    "top_p": (0, 1, False),
+    "min_p": (0, 1, True),
+    "repetition_penalty": (0, 100, False),
+    "presence_penalty": (-100, 100, True),
+    "frequency_penalty": (-100, 100, True),
+}
+
+
+def check_generate(request: GenerateRequest) -> None:
+    """Raises InvalidArgument for the first field that is wrong."""
+    _check_common(request)
+    match request.WhichOneof("prompt"):
+        case "text":
+            _require(bool(request.text), "text", "must not be empty")
+        case "token_ids":
+            _require(bool(request.token_ids.token_ids), "token_ids.token_ids", "must not be empty")
+        case _:
+            raise InvalidArgument("prompt", "is required: `text` or `token_ids`")
+
+
+def check_chat(request: ChatRequest) -> None:
+    """Raises InvalidArgument for the first field that is wrong, Unsupported for an image part."""
+    _check_common(request)
+    check_chat_prompt(request.prompt)
+
+
+def check_chat_prompt(prompt: ChatPrompt) -> None:
+    _check_count("prompt.messages", prompt.messages, MAX_MESSAGES, least=1)
+    for index, message in enumerate(prompt.messages):
+        _check_message(f"prompt.messages[{index}]", message)
+
+
+def check_sampling(sampling: SamplingParameters) -> None:
+    for name, (low, high, inclusive) in _FLOAT_RANGES.items():
+        if sampling.HasField(name):  # type: ignore[arg-type]  # the names are the keys of the table above
+            _check_float(f"sampling.{name}", getattr(sampling, name), low, high, inclusive=inclusive)
+    if sampling.HasField("n"):
+        _check_int("sampling.n", sampling.n, 1, MAX_N)
+    if sampling.HasField("logprobs"):
+        _check_int("sampling.logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
+    _check_logit_bias(sampling)
+
+
+def check_stopping(stopping: StoppingConditions) -> None:
+    if stopping.HasField("max_tokens"):
+        _require(stopping.max_tokens >= 1, "stopping.max_tokens", f"must be at least 1, is {stopping.max_tokens}")
+        limit = f"must be at most max_tokens ({stopping.max_tokens}), is {stopping.min_tokens}"
+        _require(stopping.min_tokens <= stopping.max_tokens, "stopping.min_tokens", limit)
+    _check_count("stopping.stop", stopping.stop, MAX_STOPS)
+    for index, stop in enumerate(stopping.stop):
+        _check_bytes(f"stopping.stop[{index}]", stop, MAX_STOP_BYTES, least=1)
+    _check_count("stopping.stop_token_ids", stopping.stop_token_ids, MAX_STOP_TOKEN_IDS)
+
+
+def check_vocabulary(token_ids: Sequence[int], vocab_size: int) -> None:
+    """For a prompt of ids, once it is known whose vocabulary they are to be from."""
+    if max(token_ids) < vocab_size:  # one pass in C for the prompt that is right
+        return
+    index = next(index for index, token_id in enumerate(token_ids) if token_id >= vocab_size)
+    limit = f"must be below the vocabulary's size {vocab_size}, is {token_ids[index]}"
+    raise InvalidArgument(f"token_ids.token_ids[{index}]", limit)
+
+
+def _check_common(request: GenerateRequest | ChatRequest) -> None:
+    _check_bytes("model", request.model, MAX_MODEL_BYTES)
+    _check_int("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    check_sampling(request.sampling)
+    check_stopping(request.stopping)
+
+
+def _check_message(path: str, message: ChatMessage) -> None:
+    _check_bytes(f"{path}.role", message.role, MAX_ROLE_BYTES, least=1)
+    _check_count(f"{path}.content", message.content, MAX_PARTS)
+    for index, part in enumerate(message.content):
+        kind = part.WhichOneof("part")
+        if kind == "image":
+            raise Unsupported(f"{path}.content[{index}].image: no model here takes images")
+        _require(kind is not None, f"{path}.content[{index}]", "is required: `text`")
+
+
+def _check_logit_bias(sampling: SamplingParameters) -> None:
+    _check_count("sampling.logit_bias", sampling.logit_bias, MAX_LOGIT_BIASES)
+    for token_id, bias in sampling.logit_bias.items():
+        _check_float(f"sampling.logit_bias[{token_id}]", bias, -100, 100)
+
+
+def _check_float(field: str, value: float, low: float, high: float, *, inclusive: bool = True) -> None:
+    # Written so that NaN, for which every comparison is false, is refused.
+    inside = low <= value <= high if inclusive else low < value <= high
+    opening = "[" if inclusive else "("
+    _require(inside, field, f"must be in {opening}{low:g}, {high:g}], is {value:g}")
+
+
+def _check_int(field: str, value: int, low: int, high: int) -> None:
+    _require(low <= value <= high, field, f"must be in [{low}, {high}], is {value}")
+
+
+def _check_bytes(field: str, value: str, most: int, *, least: int = 0) -> None:
+    size = len(value.encode())
+    _require(least <= size <= most, field, f"must be {least} to {most} bytes of UTF-8, has {size}")
+
+
+def _check_count(field: str, values: Sized, most: int, *, least: int = 0) -> None:
+    count = len(values)
+    _require(least <= count <= most, field, f"must have {least} to {most} entries, has {count}")
+
+
+def _require(valid: bool, field: str, description: str) -> None:
+    if not valid:
+        raise InvalidArgument(field, description)

@@ -1,0 +1,119 @@
+"""A tokenizer whose tokens are bytes. It keeps the whole contract, for one model and without a pool of threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from fakes import bytes_model
+from fakes.faults import Crash
+from weir.inference.v1.chat_pb2 import ChatPrompt
+from weir.inference.v1.model_pb2 import ModelVersion
+from weir.kvstore.v1 import block_hash
+from weir.tokenizer.v1 import tokenizer_pb2 as pb
+from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceServicer
+from weir_chassis.errors import (
+    InvalidArgument,
+    ModelNotFound,
+    PromptTooLong,
+    TemplateFailed,
+    Unsupported,
+    WeirError,
+)
+
+NAME = pb.DESCRIPTOR.services_by_name["TokenizerService"].full_name
+
+
+class FakeTokenizer(TokenizerServiceServicer):
+    """`calls` counts what was encoded; `error` is raised instead; `delay_seconds` is how long one takes."""
+
+    def __init__(self, version: ModelVersion = bytes_model.VERSION, *, has_chat_template: bool = True):
+        self.version, self.has_chat_template = version, has_chat_template
+        self.calls = 0
+        self.error: WeirError | None = None
+        self.delay_seconds = 0.0
+        self.crash = Crash()
+        self.scopes: list[pb.HashScope] = []
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        await self._enter(request.model)
+        if not 1 <= len(request.texts) <= 256:
+            raise InvalidArgument("texts", f"must have 1 to 256 entries, has {len(request.texts)}")
+        if sum(len(text.encode()) for text in request.texts) > bytes_model.MAX_TEXT_BYTES:
+            raise InvalidArgument("texts", f"must be at most {bytes_model.MAX_TEXT_BYTES} bytes together")
+        prompts = [self._prompt("texts", text, request.hash_scope) for text in request.texts]
+        return pb.TokenizeResponse(model_version=self.version, prompts=prompts)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:
+        await self._enter(request.model)
+        return pb.DetokenizeResponse(texts=[_decode(ids.token_ids) for ids in request.sequences])
+
+    async def ApplyChatTemplate(
+        self, request: pb.ApplyChatTemplateRequest, context: Any
+    ) -> pb.ApplyChatTemplateResponse:
+        await self._enter(request.model)
+        text = _render(request.prompt)
+        if request.render_only:
+            return pb.ApplyChatTemplateResponse(model_version=self.version, text=text)
+        prompt = self._prompt("prompt", text, request.hash_scope)
+        return pb.ApplyChatTemplateResponse(model_version=self.version, prompt=prompt)
+
+    async def GetTokenizerInfo(self, request: pb.GetTokenizerInfoRequest, context: Any) -> pb.GetTokenizerInfoResponse:
+        self.crash.check()
+        self._check_model(request.model or self.version.model)
+        info = pb.TokenizerInfo(
+            model_version=self.version,
+            vocab_size=bytes_model.VOCAB_SIZE,
+            max_prompt_tokens=bytes_model.MAX_MODEL_LEN - 1,
+            max_text_bytes=bytes_model.MAX_TEXT_BYTES,
+            has_chat_template=self.has_chat_template,
+        )
+        return pb.GetTokenizerInfoResponse(tokenizers=[info])
+
+    async def _enter(self, model: str) -> None:
+        self.crash.check()
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        self._check_model(model)
+        await asyncio.sleep(self.delay_seconds)
+
+    def _check_model(self, model: str) -> None:
+        if model != self.version.model:
+            raise ModelNotFound(model, [self.version.model])
+
+    def _prompt(self, field: str, text: str, scope: pb.HashScope) -> pb.TokenizedPrompt:
+        self.scopes.append(scope)
+        token_ids, limit = bytes_model.encode(text), bytes_model.MAX_MODEL_LEN - 1
+        if len(token_ids) > limit:
+            raise PromptTooLong(field, len(token_ids), limit)
+        return pb.TokenizedPrompt(token_ids=token_ids, block_hashes=self._hashes(token_ids, scope))
+
+    def _hashes(self, token_ids: list[int], scope: pb.HashScope) -> bytes:
+        if not scope.block_size:
+            return b""
+        version = self.version
+        root = block_hash.scope_root(
+            block_hash.HashScope(
+                version.model, version.revision, version.tokenizer_hash, scope.adapter, scope.tenant_salt
+            )
+        )
+        return block_hash.join_hashes(block_hash.block_hashes(root, token_ids, scope.block_size))
+
+
+def _render(prompt: ChatPrompt) -> str:
+    """The text of the messages, one after another: what the model answers is what was said."""
+    texts = []
+    for index, message in enumerate(prompt.messages):
+        if message.role not in ("system", "user", "assistant", "tool"):
+            raise TemplateFailed("prompt", f"unknown role {message.role!r}")
+        for part in message.content:
+            if part.HasField("image"):
+                raise Unsupported(f"messages[{index}]: no model here takes images")
+            texts.append(part.text)
+    return "".join(texts)
+
+
+def _decode(token_ids: Iterable[int]) -> str:
+    return b"".join(map(bytes_model.token_bytes, token_ids)).decode(errors="replace")

@@ -1,0 +1,26 @@
+"""A fake worker that is served: in memory under a name, with health that a test can change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from weir_chassis.health import Health
+from weir_chassis.inmemory import InMemoryServer
+from weir_chassis.server import Registration, register
+from weir_chassis.testing import plain_interceptor
+
+
+@dataclass
+class Worker:
+    """One service in one in-memory server."""
+
+    registration: Registration
+    health: Health = field(default_factory=Health)
+
+    def __post_init__(self) -> None:
+        self.server = InMemoryServer([plain_interceptor()])
+        register(self.server, [self.registration], self.health)
+        self.health.set(self.registration.name, True)
+
+    def drain(self) -> None:
+        self.health.set(self.registration.name, False)

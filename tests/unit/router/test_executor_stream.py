@@ -1,0 +1,206 @@
+"""One stream, many requests: each is told what is its own, and all are told of the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from unit.router.scripted_call import ScriptedCall
+from weir.executor.v1.executor_pb2 import ExecutorOutputFinished, GenerateResponse, RequestEnd, RequestFailed, Submit
+from weir.inference.v1.output_pb2 import RowLogprobs, TokenBatch
+from weir_chassis.errors import Internal, InvalidArgument, WeirError, WorkerLost, to_failure
+from weir_chassis.testing import VirtualClock, settle
+from weir_router.executor_stream import ExecutorStream
+
+
+@dataclass(eq=False)
+class Lane:
+    batches: list[TokenBatch] = field(default_factory=list)
+
+    def add_tokens(self, batch: TokenBatch) -> None:
+        self.batches.append(batch)
+
+    @property
+    def rows(self) -> list[tuple[int, list[int]]]:
+        """(handle, token ids) for batches of one token per row."""
+        return [(h, [t]) for batch in self.batches for h, t in zip(batch.handles, batch.token_ids, strict=True)]
+
+
+@dataclass(eq=False)
+class Sink:
+    lane: Lane
+    heard: list[Any] = field(default_factory=list)
+
+    def on_accepted(self) -> None:
+        self.heard.append("accepted")
+
+    def on_tokens(self, count: int) -> None:
+        self.heard.append(count)
+
+    def on_finished(self, row: ExecutorOutputFinished) -> None:
+        self.heard.append(("finished", row.output_index))
+
+    def on_ended(self, end: RequestEnd) -> None:
+        self.heard.append("ended")
+
+    def on_failed(self, error: WeirError) -> None:
+        self.heard.append(error)
+
+
+@dataclass
+class Wire:
+    stream: ExecutorStream
+    call: ScriptedCall
+    run: asyncio.Task[None]
+
+    def submit(self, handle: int, lane: Lane) -> Sink:
+        sink = Sink(lane)
+        self.stream.submit(Submit(handle=handle), sink)
+        return sink
+
+    async def step(self, **fields: Any) -> None:
+        self.call.answer(GenerateResponse(**fields))
+        await settle()
+
+    @property
+    def sent(self) -> list[str]:
+        return [message.WhichOneof("command") for message in self.call.written]
+
+
+@asynccontextmanager
+async def wire() -> AsyncIterator[Wire]:
+    stream, call = ExecutorStream("e:1", VirtualClock()), ScriptedCall()
+    run = asyncio.create_task(stream.run(cast("Any", call)))
+    yield Wire(stream, call, run)
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
+    assert call.cancelled, "a stream that is over is cancelled"
+    assert stream.num_live == 0
+
+
+def tokens(*handles: int) -> TokenBatch:
+    count = len(handles)
+    return TokenBatch(
+        handles=handles,
+        output_indexes=[0] * count,
+        first_token_indexes=[0] * count,
+        token_counts=[1] * count,
+        token_ids=[100 + handle for handle in handles],
+        logprobs=[RowLogprobs(row=row, logprobs=[-1.0]) for row in range(count)],
+    )
+
+
+async def test_a_step_goes_on_whole_when_all_of_it_goes_one_way() -> None:
+    lane = Lane()
+    async with wire() as on:
+        sinks = [on.submit(1, lane), on.submit(2, lane)]
+        await on.step(accepted_handles=[1, 2], tokens=tokens(1, 2))
+        assert lane.batches == [tokens(1, 2)]
+        assert [sink.heard for sink in sinks] == [["accepted", 1]] * 2
+        assert on.sent == ["submit", "submit"]
+
+
+async def test_a_step_is_split_between_the_lanes_of_its_requests() -> None:
+    lanes = [Lane(), Lane()]
+    async with wire() as on:
+        for handle in (1, 2, 3):
+            on.submit(handle, lanes[handle % 2])
+        await on.step(tokens=tokens(1, 2, 3))
+        assert lanes[1].rows == [(1, [101]), (3, [103])]
+        assert lanes[0].rows == [(2, [102])]
+        assert [entry.row for entry in lanes[1].batches[0].logprobs] == [0, 1]
+
+
+async def test_tokens_of_a_request_that_has_gone_go_nowhere() -> None:
+    lane = Lane()
+    async with wire() as on:
+        gone, here = on.submit(1, lane), on.submit(2, lane)
+        on.stream.withdraw(1)
+        await on.step(accepted_handles=[1], tokens=tokens(1, 2), ended=[RequestEnd(handle=1)])
+        assert lane.rows == [(2, [102])]
+        assert (gone.heard, here.heard) == ([], [1])
+        assert on.sent == ["submit", "submit", "abort"]
+        on.stream.withdraw(1)
+        await settle()
+        assert on.sent == ["submit", "submit", "abort"], "an abort is sent once"
+
+
+async def test_the_last_word_comes_last_and_once() -> None:
+    async with wire() as on:
+        sink = on.submit(1, Lane())
+        finished = [ExecutorOutputFinished(handle=1)]
+        await on.step(tokens=tokens(1), finished=finished, ended=[RequestEnd(handle=1)])
+        await on.step(tokens=tokens(1), ended=[RequestEnd(handle=1)])
+        assert sink.heard == [1, ("finished", 0), "ended"]
+        on.stream.abort_output(1, 0)
+        await settle()
+        assert on.sent == ["submit"], "what has ended is not aborted"
+
+
+async def test_a_request_fails_by_itself() -> None:
+    async with wire() as on:
+        failing, other = on.submit(1, Lane()), on.submit(2, Lane())
+        failure = to_failure(InvalidArgument("token_ids", "must not be empty"))
+        await on.step(failed=[RequestFailed(handle=1, failure=failure)])
+        (error,) = failing.heard
+        assert isinstance(error, InvalidArgument)
+        assert other.heard == []
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL])
+async def test_the_end_of_the_stream_is_the_end_of_all_its_requests(code: grpc.StatusCode) -> None:
+    async with wire() as on:
+        sinks = [on.submit(1, Lane()), on.submit(2, Lane())]
+        on.call.fail(code, "the engine stopped")
+        with pytest.raises(WeirError):
+            await on.run
+        for sink in sinks:
+            (error,) = sink.heard
+            assert isinstance(error, WorkerLost)
+            assert error.metadata == {"worker": "e:1"}
+            assert "the engine stopped" in error.message
+        with pytest.raises(WorkerLost):
+            on.submit(3, Lane())
+
+
+async def test_a_stream_that_ends_without_a_word_is_lost_too() -> None:
+    async with wire() as on:
+        sink = on.submit(1, Lane())
+        on.call.end()
+        with pytest.raises(WorkerLost):
+            await on.run
+        assert isinstance(sink.heard[0], WorkerLost)
+
+
+async def test_letting_go_of_the_stream_tells_its_requests() -> None:
+    async with wire() as on:
+        sink = on.submit(1, Lane())
+        await settle()
+        on.run.cancel()
+        await settle()
+        assert isinstance(sink.heard[0], WorkerLost)
+
+
+async def test_columns_that_disagree_end_the_stream() -> None:
+    async with wire() as on:
+        on.submit(1, Lane())
+        on.call.answer(GenerateResponse(tokens=TokenBatch(handles=[1])))
+        with pytest.raises(Internal, match="columns"):
+            await on.run
+
+
+async def test_progress_is_counted_from_the_first_request_on() -> None:
+    clock = VirtualClock()
+    stream = ExecutorStream("e:1", clock)
+    await clock.advance(100.0)
+    stream.submit(Submit(handle=1), Sink(Lane()))
+    assert stream.last_progress == 100.0
+    await clock.advance(5.0)
+    stream.submit(Submit(handle=2), Sink(Lane()))
+    assert stream.last_progress == 100.0, "a second request does not excuse the silence for the first"

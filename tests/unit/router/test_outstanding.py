@@ -1,0 +1,35 @@
+"""What an executor owes: ours exactly, others' as far as it reports."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weir_router.outstanding import Outstanding
+
+
+def test_a_report_counts_only_what_is_not_ours() -> None:
+    count = Outstanding()
+    reservation = count.reserve(100)
+    count.report(130, now=1.0)
+    assert (count.routed_tokens, count.foreign_tokens, count.reported_at) == (100, 30, 1.0)
+    reservation.spend(60)
+    assert (count.routed_tokens, count.foreign_tokens) == (40, 30)
+    count.report(20, now=2.0)
+    assert count.foreign_tokens == 0
+    count.forget()
+    assert (count.routed_tokens, count.reported_at) == (40, None)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(st.tuples(st.integers(1, 100), st.lists(st.integers(0, 60), max_size=5)), max_size=8))
+def test_whatever_is_spent_the_count_is_what_is_left_and_ends_at_zero(requests: list[tuple[int, list[int]]]) -> None:
+    count = Outstanding()
+    reservations = [count.reserve(tokens) for tokens, _ in requests]
+    for reservation, (_, spends) in zip(reservations, requests, strict=True):
+        for tokens in spends:
+            reservation.spend(tokens)
+    assert count.routed_tokens == sum(max(0, tokens - sum(spends)) for tokens, spends in requests)
+    for reservation in [*reservations, *reservations]:
+        reservation.release()
+    assert count.routed_tokens == 0

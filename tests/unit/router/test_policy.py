@@ -1,0 +1,134 @@
+"""The choice is the least loaded of those that may take the request, and equals take turns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unit.router.views import DOWN, DRAINING, SERVING, demand, executor, fleet, postprocessor, tokenizer
+from weir_chassis.errors import NoWorker, PromptTooLong, RevisionMismatch
+from weir_router.outstanding import Outstanding
+from weir_router.policy import choose, choose_tokenizer
+from weir_router.snapshot import ExecutorView, FleetSnapshot
+
+executors = st.builds(
+    executor,
+    address=st.sampled_from("abcdefgh"),
+    revision=st.sampled_from(["r1", "r2"]),
+    model=st.sampled_from(["m", "n"]),
+    state=st.sampled_from([SERVING, DRAINING, DOWN]),
+    routed=st.integers(0, 5),
+    foreign=st.integers(0, 5),
+    max_model_len=st.sampled_from([15, 100]),
+)
+fleets = st.lists(executors, max_size=8, unique_by=lambda view: view.address)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(fleets, st.integers(0, 1000), st.frozensets(st.sampled_from("abcdefgh")))
+def test_the_choice_is_eligible_and_least_loaded(
+    views: list[ExecutorView], turn: int, excluded: frozenset[str]
+) -> None:
+    wanted = demand(turn=turn, excluded=excluded)
+    eligible = {
+        view.address: view.outstanding_tokens
+        for view in views
+        if view.state is SERVING
+        and view.model
+        and view.model.version == wanted.version
+        and view.address not in excluded
+        and view.model.max_model_len >= 20
+    }
+    try:
+        choice = choose(fleet(*views), wanted)
+    except (NoWorker, RevisionMismatch, PromptTooLong):
+        assert not eligible
+    else:
+        assert eligible[choice.executor] == min(eligible.values())
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(fleets, st.integers(0, 1000))
+def test_the_same_snapshot_and_request_give_the_same_choice(views: list[ExecutorView], turn: int) -> None:
+    def attempt() -> object:
+        try:
+            return choose(fleet(*views), demand(turn=turn))
+        except (NoWorker, RevisionMismatch, PromptTooLong) as error:
+            return type(error)
+
+    assert attempt() == attempt()
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.integers(1, 6), st.integers(1, 20))
+def test_equals_take_turns(workers: int, rounds: int) -> None:
+    snapshot = fleet(*(executor(str(i)) for i in range(workers)))
+    chosen = Counter(choose(snapshot, demand(turn=turn)).executor for turn in range(workers * rounds))
+    assert set(chosen.values()) == {rounds}
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=40), st.integers(1, 5))
+def test_a_burst_spreads_because_each_choice_counts_before_the_next(sizes: list[tuple[int, int]], workers: int) -> None:
+    counts = {str(i): Outstanding() for i in range(workers)}
+    for turn, (prompt_tokens, max_tokens) in enumerate(sizes):
+        views = [executor(address, routed=count.routed_tokens) for address, count in counts.items()]
+        choice = choose(fleet(*views), demand(prompt_tokens=prompt_tokens, max_tokens=max_tokens, turn=turn))
+        counts[choice.executor].reserve(choice.reserved_tokens)
+    loads = [count.routed_tokens for count in counts.values()]
+    assert max(loads) - min(loads) <= 100, "no worker is ahead by more than one request"
+
+
+@pytest.mark.parametrize(("max_tokens", "n", "expected"), [(10, 1, 20), (10, 3, 40), (None, 1, 100), (None, 2, 190)])
+def test_what_a_request_may_cost(max_tokens: int | None, n: int, expected: int) -> None:
+    assert choose(fleet(executor()), demand(max_tokens=max_tokens, n=n)).reserved_tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens", "field", "tokens", "limit"),
+    [(100, None, "prompt", "100", "99"), (120, 1, "prompt", "120", "99"), (99, 2, "stopping.max_tokens", "101", "100")],
+)
+def test_what_does_not_fit_is_named(
+    prompt_tokens: int, max_tokens: int | None, field: str, tokens: str, limit: str
+) -> None:
+    with pytest.raises(PromptTooLong) as caught:
+        choose(fleet(executor()), demand(prompt_tokens=prompt_tokens, max_tokens=max_tokens))
+    assert caught.value.field == field
+    assert caught.value.metadata == {"tokens": tokens, "limit": limit}
+
+
+def test_a_longer_context_takes_what_a_shorter_one_cannot() -> None:
+    snapshot = fleet(executor("short", max_model_len=15), executor("long", routed=50))
+    assert choose(snapshot, demand()).executor == "long"
+
+
+def test_a_tokenizer_that_moved_on_is_a_mismatch_not_a_missing_worker() -> None:
+    with pytest.raises(RevisionMismatch):
+        choose(fleet(executor()), demand(revision="r2"))
+
+
+def test_the_one_executor_that_failed_is_not_tried_again() -> None:
+    with pytest.raises(NoWorker):
+        choose(fleet(executor("a")), demand(excluded=frozenset({"a"})))
+
+
+def test_postprocess_is_chosen_by_our_requests_on_it() -> None:
+    replicas = (postprocessor("p", live=3), postprocessor("q", live=2), postprocessor("r", state=DOWN))
+    assert choose(fleet(executor(), postprocessors=replicas), demand()).postprocessor == "q"
+    with pytest.raises(NoWorker):
+        choose(fleet(executor(), postprocessors=replicas[2:]), demand())
+
+
+def test_tokenizers_take_turns_and_each_comes_with_an_executor_that_agrees() -> None:
+    snapshot = FleetSnapshot(
+        (executor("a"), executor("b", revision="r2", block_size=32)),
+        (tokenizer("t"), tokenizer("u", revision="r2"), tokenizer("v", revision="r3"), tokenizer("w", state=DOWN)),
+    )
+    chosen = [choose_tokenizer(snapshot, "m", turn=turn) for turn in range(4)]
+    assert [(view.address, model.block_size) for view, model in chosen] == [("t", 16), ("u", 32), ("t", 16), ("u", 32)]
+    with pytest.raises(NoWorker):
+        choose_tokenizer(replace(snapshot, tokenizers=snapshot.tokenizers[3:]), "m", turn=0)

@@ -1,0 +1,74 @@
+"""Workers as a test states them."""
+
+from __future__ import annotations
+
+from weir_router.model_version import Version
+from weir_router.policy import Demand
+from weir_router.snapshot import (
+    ExecutorModel,
+    ExecutorView,
+    FleetSnapshot,
+    PostprocessorView,
+    TokenizerModel,
+    TokenizerView,
+    WorkerState,
+)
+
+SERVING, DRAINING, DOWN = WorkerState.SERVING, WorkerState.DRAINING, WorkerState.DOWN
+
+
+def version(revision: str = "r1", model: str = "m") -> Version:
+    return Version(model, revision, "t" * 32)
+
+
+def executor(
+    address: str = "e",
+    *,
+    revision: str = "r1",
+    model: str = "m",
+    state: WorkerState = SERVING,
+    routed: int = 0,
+    foreign: int = 0,
+    max_model_len: int = 100,
+    block_size: int = 16,
+) -> ExecutorView:
+    known = ExecutorModel(version(revision, model), 300, max_model_len, block_size)
+    return ExecutorView(address, state, known, routed_tokens=routed, foreign_tokens=foreign)
+
+
+def unknown_executor(address: str) -> ExecutorView:
+    return ExecutorView(address, DOWN, None)
+
+
+def tokenizer(
+    address: str = "t", *, revision: str = "r1", model: str = "m", state: WorkerState = SERVING, template: bool = True
+) -> TokenizerView:
+    return TokenizerView(address, state, (TokenizerModel(version(revision, model), template),))
+
+
+def postprocessor(address: str = "p", *, state: WorkerState = SERVING, live: int = 0) -> PostprocessorView:
+    return PostprocessorView(address, state, live)
+
+
+def fleet(
+    *executors: ExecutorView,
+    tokenizers: tuple[TokenizerView, ...] | None = None,
+    postprocessors: tuple[PostprocessorView, ...] | None = None,
+) -> FleetSnapshot:
+    return FleetSnapshot(
+        executors,
+        (tokenizer(),) if tokenizers is None else tokenizers,
+        (postprocessor(),) if postprocessors is None else postprocessors,
+    )
+
+
+def demand(
+    *,
+    revision: str = "r1",
+    prompt_tokens: int = 10,
+    max_tokens: int | None = 10,
+    n: int = 1,
+    turn: int = 0,
+    excluded: frozenset[str] = frozenset(),
+) -> Demand:
+    return Demand(version(revision), prompt_tokens, max_tokens, n, turn, excluded)
