@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingCondition
 from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest, TokenPrompt
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir_chassis.channel import open_channel
-from weir_chassis.errors import RevisionMismatch, WeirError, from_rpc_error, reason_name
-from weir_client.client import Client, collect, message, user
+from weir_chassis.errors import RevisionMismatch, TemplateFailed, WeirError, from_rpc_error, reason_name
+from weir_client.client import Client, collect, user
 from weir_local import one_process
 from weir_local.placement import Placement, find_model, plan
 from weir_local.stack import free_port, until_healthy
@@ -53,7 +54,7 @@ REFUSED: list[tuple[ChatRequest | GenerateRequest, str, list[str]]] = [
     (GenerateRequest(), "INVALID_ARGUMENT", ["prompt"]),
     (ids(), "INVALID_ARGUMENT", ["token_ids"]),
     (ids(5, 4_000_000), "INVALID_ARGUMENT", ["token_ids", "4096"]),
-    (ids(*[5] * 3000), "PROMPT_TOO_LONG", ["3000", "2048"]),
+    (ids(*[5] * 3000), "PROMPT_TOO_LONG", ["3000", "2047"]),
     (GenerateRequest(text="a b " * 3000), "PROMPT_TOO_LONG", ["2048"]),
     (GenerateRequest(text="x" * (10 << 20)), "INVALID_ARGUMENT", ["text", str(4 << 20)]),
     (chat("y" * (10 << 20)), "INVALID_ARGUMENT", [str(4 << 20)]),
@@ -65,7 +66,6 @@ REFUSED: list[tuple[ChatRequest | GenerateRequest, str, list[str]]] = [
     ),
     (ChatRequest(prompt=ChatPrompt(messages=[IMAGE])), "UNSUPPORTED", ["image"]),
     (ChatRequest(prompt=ChatPrompt(messages=[user("x")] * 5000)), "INVALID_ARGUMENT", ["messages", "4096"]),
-    (ChatRequest(prompt=ChatPrompt(messages=[message("nobody", "x")])), "TEMPLATE_FAILED", ["role"]),
     (chat(model="nosuch"), "MODEL_NOT_FOUND", ["nosuch", "demo"]),
     (chat(model="m" * 500), "INVALID_ARGUMENT", ["model", "128"]),
     (chat(priority=1000), "INVALID_ARGUMENT", ["priority", "100"]),
@@ -116,22 +116,32 @@ async def test_a_refused_request_leaves_the_router_as_it_was(stack: Stack) -> No
         assert (await collect(client.chat([user("hi")], stopping=StoppingConditions(max_tokens=4)))).usage.prompt_tokens
 
 
-@pytest.fixture
-async def mismatched() -> AsyncIterator[str]:
-    """A stack whose tokenizer says that it holds another revision than the executor."""
-    plans = plan(Placement(one_process=True, port=0), free_port)
-    model = json.dumps({"demo": {"path": str(find_model(None)), "revision": "another"}})
+@asynccontextmanager
+async def stack_of(model_dir: Path, revision: str | None = None) -> AsyncIterator[Client]:
+    """A stack in this process; the tokenizer may say that it holds another revision than the executor."""
+    plans = plan(Placement(model_dir, one_process=True, port=0), free_port)
+    model = json.dumps({"demo": {"path": str(model_dir), "revision": revision}})
     plans = [replace(p, settings={**p.settings, "models": model}) if p.service == "tokenizer" else p for p in plans]
     async with one_process.started(plans, lambda *_: None):
         await until_healthy(plans[-1].address, 1)
-        yield plans[-1].address
+        async with Client(plans[-1].address) as client:
+            yield client
 
 
-async def test_two_services_of_different_revisions_are_refused_with_both(mismatched: str) -> None:
-    async with Client(mismatched) as client:
+async def test_two_services_of_different_revisions_are_refused_with_both() -> None:
+    async with stack_of(find_model(None), revision="another") as client:
         with pytest.raises(RevisionMismatch) as caught:
             await collect(client.chat([user("hi")]))
     assert "another" in str(caught.value) + str(caught.value.metadata)
+
+
+async def test_a_template_that_raises_is_refused_with_its_words(tmp_path: Path) -> None:
+    directory = tmp_path / "demo"
+    shutil.copytree(find_model(None), directory)
+    _set_template(directory, "{{ raise_exception('after a user speaks the assistant') }}")
+    async with stack_of(directory) as client:
+        with pytest.raises(TemplateFailed, match="after a user speaks the assistant"):
+            await collect(client.chat([user("a"), user("b")]))
 
 
 def _truncate(directory: Path) -> None:
@@ -159,8 +169,12 @@ def _strange_architecture(directory: Path) -> None:
 
 
 def _bad_template(directory: Path) -> None:
+    _set_template(directory, "{% for")
+
+
+def _set_template(directory: Path, template: str) -> None:
     path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "{% for"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
 
 
 BROKEN: list[tuple[str, Callable[[Path], None], list[str]]] = [

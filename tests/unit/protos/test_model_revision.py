@@ -5,6 +5,7 @@ import struct
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -17,9 +18,13 @@ FILES = {
     "tokenizer_config.json": b'{"eos_token": "x"}',
     "chat_template.jinja": b"{{ messages }}",
     "special_tokens_map.json": b"{}",
+    "additional_chat_templates/rag.jinja": b"{{ documents }}",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
+    "model.safetensors.index.json": b'{"weight_map": {}}',
 }
 # Frozen: a change here makes every running service refuse every other one.
-REVISION = "1b5305359bf03389a2bdca05"
+REVISION = "102ece7137e8ab8b5099fa22"
+REVISION_OF_THE_USUAL_FILES = "1b5305359bf03389a2bdca05"
 TOKENIZER_HASH = "3cfde8d6540f0cc668fd0dc3a80d6bf4"
 
 
@@ -31,6 +36,7 @@ def safetensors(size: int, dtype: str = "F32") -> bytes:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(safetensors(20_000))
     (tmp_path / "model-00002-of-00002.safetensors").write_bytes(safetensors(100))
@@ -62,6 +68,13 @@ def test_golden(model: Path) -> None:
     assert tokenizer_hash(model) == blake2b(FILES["tokenizer.json"], digest_size=16, person=b"weir.tok.v1").hexdigest()
 
 
+def test_a_directory_without_the_rarer_files_keeps_its_revision(model: Path) -> None:
+    for name in list(FILES)[-3:]:
+        (model / name).unlink()
+    (model / "additional_chat_templates/notes.txt").write_text("no template")
+    assert model_revision(model) == REVISION_OF_THE_USUAL_FILES
+
+
 def overwrite(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda directory: (directory / name).write_bytes(content)
 
@@ -87,6 +100,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "weights are longer": overwrite(WEIGHTS, safetensors(20_001)),
     "the last weight differs": flip(WEIGHTS, -1),
     "the first weight differs": flip(WEIGHTS, 200),
+    "a further template has another name": lambda directory: (directory / "additional_chat_templates/rag.jinja").rename(
+        directory / "additional_chat_templates/x.jinja"
+    ),
     "a shard is gone": remove(WEIGHTS),
     "a shard has another name": lambda directory: (directory / WEIGHTS).rename(directory / "x.safetensors"),
 }
@@ -113,9 +129,8 @@ def test_where_it_lies_and_what_else_lies_there_does_not_matter(
     (model / "README.md").write_text("hello")
     (model / "pytorch_model.bin").write_bytes(b"x")
     assert model_revision(model) == before
-    copy = tmp_path_factory.mktemp("elsewhere")
-    for path in model.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = tmp_path_factory.mktemp("elsewhere") / "copy"
+    copytree(model, copy)
     assert model_revision(copy) == before
 
 
