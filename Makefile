@@ -32,8 +32,8 @@ $(SETUP): pyproject.toml deploy/constraints/dev.txt
 	@$(PIP) --quiet --editable '.[dev]'
 	@touch $@
 
-$(BUF): package.json package-lock.json
-	npm ci --silent --no-audit --no-fund
+$(BUF): package.json
+	npm install --silent --no-audit --no-fund --no-package-lock
 	@touch $@
 
 .PHONY: proto

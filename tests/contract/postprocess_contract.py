@@ -179,6 +179,14 @@ async def check_a_stop_token_is_counted_without_text(stub: Stub) -> None:
         assert caller.token_ids == {(1, 0): list(b"ab")}
 
 
+async def check_an_id_that_the_tokenizer_does_not_know_is_counted_without_text(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        padding = [END + 1, 2**31 - 1]
+        await caller.ask(opens=[opened(1)], tokens=row(1, [*b"a", *padding, *b"b"]))
+        assert caller.text == {(1, 0): "ab"}
+        assert caller.token_ids == {(1, 0): [*b"a", *padding, *b"b"]}
+
+
 async def check_resumed_outputs_begin_after_their_tokens(stub: Stub) -> None:
     async with calling(stub) as caller:
         resumed = [OpenedOutput(token_ids=b"so far")]
@@ -205,7 +213,7 @@ async def check_wrong_requests_fail_alone(stub: Stub) -> None:
             Open(handle=4, model="no", n=1),
             opened(5),
         ]
-        await caller.ask(opens=opens, tokens=rows((1, 0, 0, b"a"), (5, 0, 0, [END + 1])))
+        await caller.ask(opens=opens, tokens=rows((1, 0, 0, b"a"), (5, 0, 0, [2**31])))
         assert caller.failed == {
             1: "ALREADY_EXISTS",
             2: "INVALID_ARGUMENT",

@@ -16,7 +16,8 @@ from weir_chassis.errors import WeirError
 from weir_executor.engine import EngineInfo, StoredPrefix, TokenLogprobs
 from weir_executor.paged.scheduler import Batch, SchedulerLimits
 from weir_executor.paged.sequence import Sequence as LiveSequence
-from weir_executor.paged.step_loop import Draw, LoopOptions, Result, StepLoop
+from weir_executor.paged.step_loop import LoopOptions, StepLoop
+from weir_executor.paged.worker import Draw, Result
 
 # A bias that no ordinary logit resists; the fake takes it for certainty and all smaller ones for nothing.
 _CERTAIN_BIAS = 100.0
@@ -137,7 +138,7 @@ class _FakeWorker:
 
 
 def next_token(sequence: LiveSequence, config: FakeEngineConfig) -> int:
-    """The token after the sequence's last: one made certain by bias, EOS when it is time, else whatever its place gives."""
+    """The token after the sequence's last: one certain by bias, EOS when it is time, else what its place gives."""
     place, forbidden = sequence.num_generated, sequence.forbidden_token_ids
     allowed_eos = sorted(config.eos_token_ids - forbidden)
     certain = [token_id for token_id, bias in sequence.sampling.logit_bias.items() if bias >= _CERTAIN_BIAS]

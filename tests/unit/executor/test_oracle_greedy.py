@@ -70,3 +70,16 @@ def test_outputs_of_one_request_share_its_prompt() -> None:
     tokens, ends = run_paged("qwen3", [generation])
     assert tokens == _expected("qwen3", [generation])
     assert ends[1].completion_tokens == 4 * _MAX_TOKENS
+
+
+def test_decodes_of_very_different_lengths_are_padded_in_groups() -> None:
+    """With blocks of one token, ninety beside one wastes more than a group may."""
+    generations = [request(key, prompt(length, start=key), 12) for key, length in enumerate((1, 200, 3, 90, 91, 2))]
+    tokens, _ = run_paged("llama3", generations, block_size=1, num_blocks=500)
+    assert tokens == _expected("llama3", generations)
+
+
+def test_a_sequence_up_to_the_very_end_of_the_context() -> None:
+    generation = request(1, prompt(500), 12)
+    tokens, _ = run_paged("llama3", [generation], max_batched_tokens=100)
+    assert tokens == _expected("llama3", [generation])

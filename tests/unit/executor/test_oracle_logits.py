@@ -28,7 +28,7 @@ def paged_logits(family: str, chunks: list[int], dtype: str) -> torch.Tensor:
         cache = KvCache(config, 40, 16, kind, _CPU)
         attention = TorchAttention(cache, config.sliding_window)
         live = LiveRequest(request(0, _TOKENS), 0, frozenset(), shares_blocks=False, submitted_at=0.0)
-        sequence = Sequence(live, 0, list(_TOKENS), 0, [], blocks=[31, 7, 30, 2, 15, 9, 22])
+        sequence = Sequence(live, 0, list(_TOKENS), [], blocks=[31, 7, 30, 2, 15, 9, 22])
         parts, first = [], 0
         for count in chunks:
             attention.plan([Scheduled(sequence, first, count)])

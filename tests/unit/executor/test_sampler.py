@@ -183,3 +183,18 @@ def test_the_ends_of_the_unit_interval_draw_kept_tokens(uniform: float, monkeypa
     logits = torch.full((1, 10), -torch.inf)
     logits[0, [3, 6]] = torch.tensor([0.1, 0.2])
     assert sample(logits, [_row(Sampling())])[0].token_id == (3 if uniform == 0.0 else 6)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-10, 1e-44])
+def test_the_least_temperatures_are_greedy_and_not_nan(temperature: float) -> None:
+    rows = [_row(Sampling(temperature, seed=seed, top_logprobs=0)) for seed in range(4)]
+    draws = sample(_logits(), rows)
+    assert [draw.token_id for draw in draws] == _logits().argmax(dim=-1).tolist()
+    assert all(draw.logprobs is not None and draw.logprobs.logprob > -1e-3 for draw in draws)
+
+
+def test_a_row_that_forbids_every_token_harms_no_neighbour() -> None:
+    rows = [_row(Sampling(seed=1), forbidden=frozenset(range(_VOCAB))), _row(Sampling(seed=1))]
+    first, second = sample(_logits(2), rows)
+    assert 0 <= first.token_id < _VOCAB
+    assert [second] == sample(_logits(2)[1:], rows[1:])

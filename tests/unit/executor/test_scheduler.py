@@ -239,7 +239,7 @@ def test_resumed_tokens_are_computed_and_not_counted_as_prompt() -> None:
 
 
 def test_numbers_of_a_sequence_are_asserted() -> None:
-    sequence = Sequence(Toy().add(request(0, prompt(5))), 0, [1, 2, 3], 0, [], num_computed=4)
+    sequence = Sequence(Toy().add(request(0, prompt(5))), 0, [1, 2, 3], [], num_computed=4)
     try:
         sequence.check_integrity(_BLOCK)
     except AssertionError:

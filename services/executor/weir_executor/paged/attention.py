@@ -91,7 +91,7 @@ class TorchAttention(AttentionBackend):
         scores = shared @ keys.transpose(2, 3)
         if group.mask is not None:
             scores += group.mask
-        return (scores.softmax(dim=-1) @ values).view(num_rows, *queries.shape[1:])
+        return torch.matmul(scores.softmax(dim=-1), values).view(num_rows, *queries.shape[1:])
 
     def _attend_chunk(
         self, layer: int, chunk: _Chunk, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor

@@ -3,8 +3,8 @@
     blocks   [layers, 2 (keys, values), num_blocks, kv_heads, block_size, head_dim]
 
 A block's payload is its slice over layers, keys and values: [layers, 2, kv_heads, block_size, head_dim], in the cache's
-dtype, little endian. Heads stand outside tokens, so that gathering pieces of (block, head) gives each head's tokens in one
-row, [kv_heads, tokens, head_dim], which is what attention multiplies with.
+dtype, little endian. Heads stand outside tokens, so that gathering pieces of (block, head) gives each head's tokens in
+one row, [kv_heads, tokens, head_dim], which is what attention multiplies with.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class KvCache:
         return (pieces * self.block_size + slot % self.block_size).flatten()
 
     def plan_gather(self, table: Sequence[Sequence[int]]) -> Gather:
-        """Where the pieces of sequences' blocks are, for a table of block ids of equal length each; and room for them."""
+        """Where the pieces of sequences' blocks are, for a table of as many block ids each; and room for them."""
         block_ids = torch.tensor(table, dtype=torch.int64, device=self.device).unsqueeze(1)
         pieces = (block_ids * self.num_kv_heads + self._heads.unsqueeze(1)).flatten()
         room = torch.empty((2, len(pieces), self.block_size * self.head_dim), dtype=self.dtype, device=self.device)
@@ -67,7 +67,7 @@ class KvCache:
         value_rows.index_copy_(0, token_rows, values.flatten(0, 1))
 
     def gather(self, layer: int, plan: Gather) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the table's sequences, each [sequences, kv_heads, tokens, head_dim]; valid until the next."""
+        """Keys and values of the table's sequences, each [sequences, kv_heads, tokens, head_dim], until the next."""
         shape = (plan.num_sequences, self.num_kv_heads, -1, self.head_dim)
         keys, values = self._pieces[layer]
         torch.index_select(keys, 0, plan.pieces, out=plan.keys)

@@ -18,7 +18,7 @@ from weir_executor.paged.model.llama import LlamaModel
 from weir_executor.paged.sampler import SampleRow, sample
 from weir_executor.paged.scheduler import Batch, Scheduled
 from weir_executor.paged.sequence import Sequence as LiveSequence
-from weir_executor.paged.step_loop import Draw, Result
+from weir_executor.paged.worker import Draw, Result
 
 _NOT_FINITE = "the model's output for this request is not finite"
 
@@ -84,7 +84,8 @@ class ModelRunner:
             logits = self._model.logits(last.index_select(0, where))
             sound_logits = logits.sum(dim=-1).isfinite()
             sound[where] &= sound_logits
-            logits.masked_fill_(~sound_logits.unsqueeze(1), 0.0)
+            if not bool(sound_logits.all()):
+                logits[~sound_logits] = 0.0  # anything that can be drawn from; the draw is not used
             draws = sample(logits, [_sample_row(rows[index].sequence) for index in sampling])
         drawn = dict(zip(sampling, draws, strict=True))
         return [drawn.get(i) if is_sound else Internal(_NOT_FINITE) for i, is_sound in enumerate(sound.tolist())]

@@ -22,7 +22,7 @@ import torch
 
 from weir_executor.engine import Sampling, TokenLogprobs
 from weir_executor.paged.philox import uniforms
-from weir_executor.paged.step_loop import Draw
+from weir_executor.paged.worker import Draw
 
 # Top-p nearly always ends within this many of the likeliest tokens; finding those is far cheaper than sorting them all.
 _FEW = 256
@@ -93,6 +93,8 @@ def _penalise_occurrence(logits: torch.Tensor, rows: Sequence[SampleRow]) -> Non
 
 def _divide(logits: torch.Tensor, temperatures: list[float]) -> None:
     if any(temperature != 1.0 for temperature in temperatures):
+        # Below zero, the least temperature can only give minus infinity, never plus.
+        logits -= logits.amax(dim=-1, keepdim=True)
         logits /= torch.tensor(temperatures, dtype=logits.dtype, device=logits.device).unsqueeze(1)
 
 
@@ -109,7 +111,9 @@ def _draw(logits: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
     # Rounding must not lift the point to the total: the first token beyond it is then always a kept one.
     point = torch.from_numpy(uniform).to(logits.device) * total
     point = torch.minimum(point, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, point.unsqueeze(1), right=True).squeeze(1)
+    drawn = torch.searchsorted(cumulative, point.unsqueeze(1), right=True).squeeze(1)
+    # Only a row that forbids every token gets here beyond the end; it must not take its neighbours with it.
+    return drawn.clamp_(max=logits.shape[1] - 1)
 
 
 def thresholds(probabilities: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:

@@ -29,11 +29,10 @@ class Status(Enum):
 class Sequence:
     """One output of a request. Only the scheduler changes it."""
 
-    live: LiveRequest
+    live: LiveRequest = field(repr=False)
     output_index: int
-    token_ids: list[int]
-    num_resumed: int
-    block_hashes: list[bytes]
+    token_ids: list[int] = field(repr=False)  # a prompt belongs in no log
+    block_hashes: list[bytes] = field(repr=False)
     status: Status = Status.WAITING
     num_computed: int = 0
     num_cached: int = 0  # of the computed, those not computed by this sequence since it was last admitted
@@ -107,12 +106,12 @@ class Sequence:
 class LiveRequest:
     """A request between `submit` and its `RequestEnd`, with what that last word will say."""
 
-    request: GenerationRequest
+    request: GenerationRequest = field(repr=False)
     arrival: int  # counts submits: first come, first served
     stop_token_ids: frozenset[int]  # the request's own, and EOS unless ignored
     shares_blocks: bool
     submitted_at: float
-    stored_blocks: list[bytes | memoryview] = field(default_factory=list)
+    stored_blocks: list[bytes | memoryview] = field(default_factory=list, repr=False)
     first_stored_block: int = 0
     sequences: list[Sequence] = field(default_factory=list)  # those still live
     started: bool = False  # a sequence of it has run
@@ -136,7 +135,7 @@ def new_sequences(live: LiveRequest, block_size: int) -> list[Sequence]:
         resumed: Items[int] = request.resumed.get(output_index, ())
         token_ids = [*request.token_ids, *resumed]
         block_hashes = list(request.block_hashes) if live.shares_blocks else []
-        sequence = Sequence(live, output_index, token_ids, len(resumed), block_hashes)
+        sequence = Sequence(live, output_index, token_ids, block_hashes)
         sequence.hash_full_blocks(block_size)
         sequences.append(sequence)
     return sequences

@@ -17,8 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 from weir_chassis.errors import AlreadyExists, Draining, Internal, Overloaded, WeirError, WorkerLost
 from weir_executor.engine import (
@@ -27,56 +26,20 @@ from weir_executor.engine import (
     EngineLoad,
     FullBlock,
     GenerationRequest,
-    RequestEnd,
     StepOutput,
     StoredPrefix,
-    TokenLogprobs,
-    TokenOutput,
 )
-from weir_executor.engine import FinishReason as Reason
 from weir_executor.paged.block_pool import BlockPool
+from weir_executor.paged.report import Report, request_end, token_output
 from weir_executor.paged.scheduler import Batch, NewBlock, Scheduled, Scheduler, SchedulerLimits
 from weir_executor.paged.sequence import LiveRequest, Status
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.validation import check_request
+from weir_executor.paged.worker import Draw, Result, Worker
 
 _log = logging.getLogger(__name__)
 # A step takes well under a second; a thread that has not come back by then hangs in a device call and is left behind.
 _JOIN_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """The token that a step drew for one sequence."""
-
-    token_id: int
-    logprobs: TokenLogprobs | None = None
-
-
-# Of one scheduled sequence: its new token; what is wrong with it alone; or None, when the step did not reach its end.
-Result = Draw | WeirError | None
-
-
-class Worker(Protocol):
-    """Computes what the scheduler decided. Called on the step thread only."""
-
-    def run(self, batch: Batch) -> Sequence[Result]:
-        """Write the KV of all scheduled tokens; one result per `batch.scheduled`, in its order."""
-
-    def count_usable(self, stored: StoredPrefix) -> int:
-        """How many leading blocks of a stored prefix are sound. The rest is a miss."""
-
-    def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
-        """Copy the blocks' payloads out."""
-
-    def clear_blocks(self, block_ids: Sequence[int]) -> None:
-        """Forget what was written there: it is not finite, and would harm the block's next owner."""
-
-    def is_fatal(self, error: Exception) -> bool:
-        """Whether the device is of no use after this error."""
-
-    def close(self) -> None:
-        """Called from the closing thread: leave `run` as soon as possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +55,6 @@ class LoopOptions:
 class _Abort:
     key: int
     output_index: int | None
-
-
-@dataclass(slots=True)
-class _Words:
-    """What a step has to say, as it comes together."""
-
-    outputs: list[TokenOutput] = field(default_factory=list)
-    ended: list[RequestEnd] = field(default_factory=list)
-    new_blocks: list[NewBlock] = field(default_factory=list)
 
 
 class StepLoop:
@@ -220,18 +174,18 @@ class StepLoop:
             return not self._closing
 
     def _step(self) -> None:
-        started, words = self._options.clock(), _Words()
-        self._take_in(words)
+        started, report = self._options.clock(), Report()
+        self._take_in(report)
         batch = self._scheduler.schedule()
         self._note_scheduled(batch, started)
-        self._emit(batch, self._results(batch), words)
+        self._emit(batch, self._results(batch), report)
         if self._options.check_integrity:
             self._scheduler.check_integrity()
         self._steps += 1
         self._last_step_seconds = self._options.clock() - started
-        self._say(words)
+        self._say(report)
 
-    def _take_in(self, words: _Words) -> None:
+    def _take_in(self, report: Report) -> None:
         with self._wake:
             inbox, self._inbox = self._inbox, deque()
             self._queued = 0
@@ -239,25 +193,25 @@ class StepLoop:
             self._load = replace(self._load, waiting_requests=self._load.waiting_requests + _count_requests(inbox))
         for item in inbox:
             if isinstance(item, _Abort):
-                self._abort(item, words)
+                self._abort(item, report)
             else:
-                self._add(item, words)
+                self._add(item, report)
 
-    def _add(self, live: LiveRequest, words: _Words) -> None:
+    def _add(self, live: LiveRequest, report: Report) -> None:
         stored = StoredPrefix(live.first_stored_block, live.stored_blocks)
         live.stored_blocks = live.stored_blocks[: self._worker.count_usable(stored)]
         self._scheduler.add(live)
         for sequence in list(live.sequences):
             # A resumed output may have been over already; its caller just did not hear.
             if sequence.finish_reason() is not None:
-                words.outputs.append(self._finished_output(sequence, sequence.num_generated, ()))
-                self._finish(sequence, words)
+                report.outputs.append(token_output(sequence, sequence.num_generated))
+                self._finish(sequence, report)
 
-    def _abort(self, abort: _Abort, words: _Words) -> None:
+    def _abort(self, abort: _Abort, report: Report) -> None:
         live = self._scheduler.live.get(abort.key)
         for sequence in list(live.sequences) if live else []:
             if abort.output_index in (None, sequence.output_index):
-                self._finish(sequence, words)
+                self._finish(sequence, report)
 
     def _results(self, batch: Batch) -> Sequence[Result]:
         """Run the batch. An exception becomes everyone's result, unless it is fatal."""
@@ -277,20 +231,20 @@ class StepLoop:
             if live.scheduled_at is None:
                 live.scheduled_at = now
 
-    def _emit(self, batch: Batch, results: Sequence[Result], words: _Words) -> None:
+    def _emit(self, batch: Batch, results: Sequence[Result], report: Report) -> None:
         now = self._options.clock()
         for scheduled, result in zip(batch.scheduled, results, strict=True):
             sequence = scheduled.sequence
             if sequence.status is Status.FINISHED:
                 continue  # another output of its request failed in this very step
             if isinstance(result, WeirError):
-                self._fail(sequence.live, result, words)
+                self._fail(sequence.live, result, report)
                 continue
-            words.new_blocks += self._scheduler.advance(scheduled)
+            report.new_blocks += self._scheduler.advance(scheduled)
             if result is not None:
-                self._take_token(scheduled, result, now, words)
+                self._take_token(scheduled, result, now, report)
 
-    def _take_token(self, scheduled: Scheduled, draw: Draw, now: float, words: _Words) -> None:
+    def _take_token(self, scheduled: Scheduled, draw: Draw, now: float, report: Report) -> None:
         sequence = scheduled.sequence
         assert scheduled.first + scheduled.count == len(sequence.token_ids), scheduled
         self._scheduler.append(sequence, draw.token_id)
@@ -298,62 +252,28 @@ class StepLoop:
         if sequence.live.first_token_at is None:
             sequence.live.first_token_at = now
         logprobs = () if draw.logprobs is None else (draw.logprobs,)
-        first_token_index = sequence.num_generated - 1
-        if sequence.finish_reason() is not None:
-            words.outputs.append(self._finished_output(sequence, first_token_index, logprobs))
-            self._finish(sequence, words)
-        else:
-            key, index = sequence.live.key, sequence.output_index
-            words.outputs.append(TokenOutput(key, index, first_token_index, (draw.token_id,), logprobs))
+        output = token_output(sequence, sequence.num_generated - 1, logprobs)
+        report.outputs.append(output)
+        if output.finish_reason is not None:
+            self._finish(sequence, report)
 
-    def _finished_output(
-        self, sequence: LiveSequence, first_token_index: int, logprobs: Sequence[TokenLogprobs]
-    ) -> TokenOutput:
-        reason = sequence.finish_reason()
-        return TokenOutput(
-            key=sequence.live.key,
-            output_index=sequence.output_index,
-            first_token_index=first_token_index,
-            token_ids=tuple(sequence.token_ids[sequence.num_prompt + first_token_index :]),
-            logprobs=logprobs,
-            finish_reason=reason,
-            stop_token_id=sequence.token_ids[-1] if reason is Reason.STOP else None,
-        )
-
-    def _finish(self, sequence: LiveSequence, words: _Words) -> None:
+    def _finish(self, sequence: LiveSequence, report: Report) -> None:
         self._scheduler.finish(sequence)
         if not sequence.live.sequences:
-            words.ended.append(self._request_end(sequence.live, None))
+            report.ended.append(request_end(sequence.live, self._options.clock(), None))
 
-    def _fail(self, live: LiveRequest, error: WeirError, words: _Words) -> None:
+    def _fail(self, live: LiveRequest, error: WeirError, report: Report) -> None:
         self._worker.clear_blocks(self._scheduler.unshared_blocks(live))
         self._scheduler.finish_all(live)
-        words.ended.append(self._request_end(live, error))
+        report.ended.append(request_end(live, self._options.clock(), error))
 
-    def _request_end(self, live: LiveRequest, error: Exception | None) -> RequestEnd:
-        now = self._options.clock()
-        scheduled_at = now if live.scheduled_at is None else live.scheduled_at
-        first_token_at = now if live.first_token_at is None else live.first_token_at
-        return RequestEnd(
-            key=live.key,
-            prompt_tokens=len(live.request.token_ids),
-            cached_prompt_tokens=live.cached_prompt_tokens,
-            loaded_prompt_tokens=live.loaded_prompt_tokens,
-            completion_tokens=live.completion_tokens,
-            queue_seconds=scheduled_at - live.submitted_at,
-            prefill_seconds=first_token_at - scheduled_at,
-            decode_seconds=now - first_token_at,
-            preemptions=live.preemptions,
-            error=error,
-        )
-
-    def _say(self, words: _Words) -> None:
+    def _say(self, report: Report) -> None:
         """Deliver the step, and only then show its load: who sees a request gone from the load has heard its end."""
-        output = StepOutput(words.outputs, words.ended, self._copy_out(words.new_blocks), self._pool.take_events())
+        output = StepOutput(report.outputs, report.ended, self._copy_out(report.new_blocks), self._pool.take_events())
         with self._wake:
             if self._ended:
                 return  # `close` gave up on this thread, and every request has had its last word
-            for end in words.ended:
+            for end in report.ended:
                 del self._live[end.key]
         if output.outputs or output.ended or output.full_blocks or output.kv_events:
             self._deliver(output)
@@ -389,7 +309,7 @@ class StepLoop:
             if self._ended:
                 return
             self._ended = True
-            ends = [self._request_end(live, error) for live in self._live.values()]
+            ends = [request_end(live, self._options.clock(), error) for live in self._live.values()]
             self._live.clear()
             self._inbox.clear()
             self._queued = 0

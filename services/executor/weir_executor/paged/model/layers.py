@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-
 # What oneDNN is told to expect; the layout it chooses serves one row and hundreds alike.
 _PACKED_FOR_ROWS = 32
 

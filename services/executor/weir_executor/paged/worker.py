@@ -1,0 +1,45 @@
+"""The seam between the step loop and what computes: the PyTorch model, or arithmetic in the fake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from weir_chassis.errors import WeirError
+from weir_executor.engine import StoredPrefix, TokenLogprobs
+from weir_executor.paged.scheduler import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The token that a step drew for one sequence."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+# Of one scheduled sequence: its new token; what is wrong with it alone; or None, when the step did not reach its end.
+Result = Draw | WeirError | None
+
+
+class Worker(Protocol):
+    """Computes what the scheduler decided. Called on the step thread only."""
+
+    def run(self, batch: Batch) -> Sequence[Result]:
+        """Write the KV of all scheduled tokens; one result per `batch.scheduled`, in its order."""
+
+    def count_usable(self, stored: StoredPrefix) -> int:
+        """How many leading blocks of a stored prefix are sound. The rest is a miss."""
+
+    def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
+        """Copy the blocks' payloads out."""
+
+    def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        """Forget what was written there: it is not finite, and would harm the block's next owner."""
+
+    def is_fatal(self, error: Exception) -> bool:
+        """Whether the device is of no use after this error."""
+
+    def close(self) -> None:
+        """Called from the closing thread: leave `run` as soon as possible."""
