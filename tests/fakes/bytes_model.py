@@ -22,10 +22,10 @@ def encode(text: str) -> list[int]:
 
 
 def token_bytes(token_id: int) -> bytes:
-    """The end-of-sequence token has none."""
+    """The end-of-sequence token has none, nor has what pads the vocabulary."""
     return bytes([token_id]) if token_id < EOS else b""
 
 
 def shown(token_id: int) -> bytes:
     """A token as log-probabilities name it."""
-    return token_bytes(token_id) or EOS_TEXT.encode()
+    return EOS_TEXT.encode() if token_id == EOS else token_bytes(token_id)

@@ -16,6 +16,8 @@ from weir.postprocess.v1 import postprocess_pb2 as pb
 from weir.postprocess.v1.postprocess_pb2_grpc import PostprocessServiceServicer
 from weir_chassis.errors import AlreadyExists, InvalidArgument, ModelNotFound, WeirError, to_failure
 
+# Ids from the vocabulary's size up to this are a padded model's: they have no text.
+_MAX_TOKEN_IDS = 1 << 31
 _UTF8 = codecs.getincrementaldecoder("utf-8")
 NAME = pb.DESCRIPTOR.services_by_name["PostprocessService"].full_name
 
@@ -193,8 +195,8 @@ class _Session:
             output = self.requests.get(handle, {}).get(output_index)
             if output is None:
                 continue
-            if max(token_ids, default=0) >= bytes_model.VOCAB_SIZE:
-                error = InvalidArgument("tokens", f"must be below the vocabulary's size {bytes_model.VOCAB_SIZE}")
+            if max(token_ids, default=0) >= _MAX_TOKEN_IDS:
+                error = InvalidArgument("tokens", f"must be below {_MAX_TOKEN_IDS}")
                 response.failed.add(handle=handle, failure=to_failure(error))
                 del self.requests[handle]
                 continue

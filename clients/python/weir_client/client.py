@@ -31,7 +31,7 @@ from weir.router.v1.router_pb2 import (
     TokenPrompt,
 )
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
-from weir_chassis.channel import open_channel
+from weir_chassis.channel import cancelling, open_channel
 from weir_chassis.errors import from_rpc_error
 
 Event = ChatResponse | GenerateResponse
@@ -157,13 +157,12 @@ async def collect(events: AsyncIterator[ChatResponse] | AsyncIterator[GenerateRe
 
 
 async def _events(call: grpc.aio.UnaryStreamCall[_Request, _Response]) -> AsyncIterator[_Response]:
-    try:
-        async for response in call:
-            yield response
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
-    finally:
-        call.cancel()
+    with cancelling(call):
+        try:
+            async for response in call:
+                yield response
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
 
 
 def _metadata(request_id: str) -> tuple[tuple[str, str], ...]:

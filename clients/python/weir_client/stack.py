@@ -37,15 +37,14 @@ def write_stack(services: list[RunningService], directory: Path) -> None:
 
 def read_stack(directory: Path) -> list[RunningService]:
     """The services of the newest `weir up`, empty when none runs: the file of one that was killed is passed over."""
-    try:
-        services = [RunningService(**entry) for entry in json.loads(_file(directory).read_text())]
-    except (FileNotFoundError, ValueError, TypeError):
-        return []
+    services = _listed(directory)
     return services if any(_alive(service.pid) for service in services) else []
 
 
-def clear_stack(directory: Path) -> None:
-    _file(directory).unlink(missing_ok=True)
+def clear_stack(directory: Path, router: str) -> None:
+    """Remove the file of the stack with this router, and leave it when another stack has replaced it."""
+    if any(service.address == router for service in _listed(directory)):
+        _file(directory).unlink(missing_ok=True)
 
 
 def router_address(given: str | None) -> str:
@@ -54,6 +53,13 @@ def router_address(given: str | None) -> str:
         return given
     routers = [s.address for s in read_stack(state_directory()) if s.service == "router"]
     return routers[0] if routers else DEFAULT_ROUTER
+
+
+def _listed(directory: Path) -> list[RunningService]:
+    try:
+        return [RunningService(**entry) for entry in json.loads(_file(directory).read_text())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return []
 
 
 def _file(directory: Path) -> Path:

@@ -32,7 +32,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc import StatusCode
-from grpc_status import rpc_status  # type: ignore[import-untyped]  # its stubs are a package of their own
+from grpc_status import rpc_status
 
 from weir.inference.v1.error_pb2 import ErrorReason, Failure
 from weir_chassis.limits import MAX_ERROR_MESSAGE_BYTES, MAX_STATUS_BYTES
@@ -310,6 +310,12 @@ def from_rpc_error(error: grpc.RpcError) -> WeirError:
     if status is None:
         status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
     return from_status(status)
+
+
+def wrong_fields(error: WeirError) -> list[str]:
+    """The fields of the request that the error names, ours (`prompt.messages[2].role`) and never a client's words."""
+    request = _detail(to_status(error), error_details_pb2.BadRequest())
+    return [violation.field for violation in request.field_violations] if request else []
 
 
 def to_failure(error: WeirError) -> Failure:

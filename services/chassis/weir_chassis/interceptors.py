@@ -192,11 +192,15 @@ def _client_has_gone() -> bool:
 
 
 def _log(method: str, translated: WeirError, error: BaseException) -> None:
+    """Says what became of the call. The words of an error that is the client's fault stay out: they may quote what the
+    client sent (a chat template raises with the prompt in its message), and the client is told them anyway."""
     logger, reason = get_logger(), errors.reason_name(translated.reason)
     if isinstance(translated, Internal) and not isinstance(translated, errors.RemoteError):
         logger.error("call_failed", method=method, reason=reason, exc_info=error)
     elif translated.row.fault is Fault.SERVER:
         logger.warning("call_failed", method=method, reason=reason, message=translated.message)
+    elif translated.row.fault is Fault.CLIENT:
+        logger.info("call_refused", method=method, reason=reason, fields=errors.wrong_fields(translated))
     else:
         logger.info("call_refused", method=method, reason=reason, message=translated.message)
 

@@ -1,7 +1,5 @@
 """`python -m weir_kvstore`: the store as a process of its own."""
 
-from __future__ import annotations
-
 import sys
 
 from weir_chassis.server import run

@@ -2,18 +2,8 @@
 
 import sys
 
-from weir_chassis.server import EXIT_USAGE, run
-from weir_chassis.settings import SettingsError
+from weir_chassis.server import run
 from weir_postprocess.service import SERVICE
 
-
-def main() -> int:
-    try:
-        return run(SERVICE)
-    except SettingsError as error:  # a tokenizer that cannot be served, found while the service is built
-        print(f"{SERVICE.name}: {error}", file=sys.stderr)  # noqa: T201  # for the operator, as `run` says the others
-        return EXIT_USAGE
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(SERVICE))

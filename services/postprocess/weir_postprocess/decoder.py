@@ -4,8 +4,9 @@
     token  ──ByteLevel──▶  bytes                                               GPT-2, Llama 3, Qwen, DeepSeek
     token  ──Metaspace──▶  bytes                                               T5 and other SentencePiece unigrams
 
-Each of these decides a token's bytes from the token alone, but for the first of a text, which may lose a space. So text
-is the concatenation of tokens' bytes, and the bytes of a log-probability are those of the text. `tokenizers` ships a
+Each of these decides a token's bytes from the token alone, but for the first of a text, which may lose a space. An
+output is never the first: it continues a prompt, which has at least one token. So text is the concatenation of tokens'
+bytes, and the bytes of a log-probability are those of the text. `tokenizers` ships a
 `DecodeStream` that needs no such property, but it raises when a byte token follows a character of byte tokens that it
 has already given out, holds on to U+FFFD without bound, decodes its window twice per token, and hides what it holds.
 A decoder whose bytes depend on what follows (WordPiece, BPEDecoder, CTC) is refused.
@@ -18,8 +19,8 @@ from typing import Any, Final
 
 from weir_chassis.errors import Unsupported
 
-# The token, or what earlier steps made of it; whether it is the first of its text.
-Step = Callable[[str | bytes, bool], str | bytes]
+# From the token, or what earlier steps made of it.
+Step = Callable[[str | bytes], str | bytes]
 
 
 def decoder_steps(spec: Mapping[str, Any] | None) -> Sequence[Step]:
@@ -38,11 +39,11 @@ def has_byte_fallback(spec: Mapping[str, Any] | None) -> bool:
     return spec is not None and any(part["type"] == "ByteFallback" for part in _parts(spec))
 
 
-def piece_bytes(steps: Sequence[Step], token: str, first: bool) -> bytes:
-    """The bytes that this token adds to a text, `first` in it or not."""
+def piece_bytes(steps: Sequence[Step], token: str) -> bytes:
+    """The bytes that this token adds to a text that has begun."""
     piece: str | bytes = token
     for step in steps:
-        piece = step(piece, first)
+        piece = step(piece)
     return piece if isinstance(piece, bytes) else piece.encode()
 
 
@@ -70,13 +71,13 @@ def _check(part: Mapping[str, Any], fused: bool) -> None:
         raise Unsupported("decoder Strip can be streamed after Fuse, for at most one character at the start only")
 
 
-def _join_with_spaces(piece: str | bytes, first: bool) -> str | bytes:
+def _join_with_spaces(piece: str | bytes) -> str | bytes:
     assert isinstance(piece, str)
-    return piece if first else " " + piece
+    return " " + piece
 
 
 def _byte_level(_: Mapping[str, Any]) -> Step:
-    def step(piece: str | bytes, _first: bool) -> str | bytes:
+    def step(piece: str | bytes) -> str | bytes:
         assert isinstance(piece, str)
         values = [BYTE_OF_CHARACTER.get(character) for character in piece]
         # An added token holds plain text and is taken as it stands.
@@ -86,7 +87,7 @@ def _byte_level(_: Mapping[str, Any]) -> Step:
 
 
 def _byte_fallback(_: Mapping[str, Any]) -> Step:
-    def step(piece: str | bytes, _first: bool) -> str | bytes:
+    def step(piece: str | bytes) -> str | bytes:
         value = byte_of(piece) if isinstance(piece, str) else None
         return piece if value is None else bytes([value])
 
@@ -95,30 +96,16 @@ def _byte_fallback(_: Mapping[str, Any]) -> Step:
 
 def _replace(part: Mapping[str, Any]) -> Step:
     old, new = part["pattern"]["String"], part["content"]
-    return lambda piece, _first: piece.replace(old, new) if isinstance(piece, str) else piece
+    return lambda piece: piece.replace(old, new) if isinstance(piece, str) else piece
 
 
 def _metaspace(part: Mapping[str, Any]) -> Step:
-    old, prepends = part["replacement"], part.get("prepend_scheme", "always") != "never"
-
-    def step(piece: str | bytes, first: bool) -> str | bytes:
-        return piece.replace(old, "" if first and prepends else " ") if isinstance(piece, str) else piece
-
-    return step
+    old = part["replacement"]
+    return lambda piece: piece.replace(old, " ") if isinstance(piece, str) else piece
 
 
-def _fuse(_: Mapping[str, Any]) -> Step:
-    return lambda piece, _first: piece
-
-
-def _strip(part: Mapping[str, Any]) -> Step:
-    prefix = part["content"].encode() * part["start"]
-
-    def step(piece: str | bytes, first: bool) -> str | bytes:
-        data = piece if isinstance(piece, bytes) else piece.encode()
-        return data.removeprefix(prefix) if first else data
-
-    return step
+def _as_it_is(_: Mapping[str, Any]) -> Step:
+    return lambda piece: piece
 
 
 def _byte_characters() -> Mapping[str, int]:
@@ -134,6 +121,6 @@ _STEPS: Final[Mapping[str, Callable[[Mapping[str, Any]], Step]]] = {
     "ByteFallback": _byte_fallback,
     "Replace": _replace,
     "Metaspace": _metaspace,
-    "Fuse": _fuse,
-    "Strip": _strip,
+    "Fuse": _as_it_is,
+    "Strip": _as_it_is,  # `_check` lets through only what strips the start of a text
 }

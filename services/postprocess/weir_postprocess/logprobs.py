@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from weir.inference.v1.output_pb2 import RowLogprobs
 from weir.inference.v1.stream_pb2 import TokenLogprob, TopLogprob
 from weir_chassis.errors import InvalidArgument
-from weir_postprocess.vocabulary import Vocabulary
+from weir_postprocess.vocabulary import Vocabulary, check_ids
 
 
 def token_logprobs(
     vocabulary: Vocabulary, token_ids: Sequence[int], logprobs: RowLogprobs, field: str
 ) -> list[TokenLogprob]:
-    """One for each of `token_ids`, which are in the vocabulary.
+    """One for each of `token_ids`; an id that the tokenizer does not know has no bytes.
 
-    Raises InvalidArgument when the columns do not fit the tokens or each other, or name a token that is not there.
+    Raises InvalidArgument when the columns do not fit the tokens or each other, or an id is none.
     """
     count, top = len(token_ids), logprobs.top_count
     if len(logprobs.logprobs) != count:
@@ -24,11 +24,11 @@ def token_logprobs(
         raise InvalidArgument(
             f"{field}.top_token_ids", f"must hold {top} for each of {count} tokens, as top_logprobs must"
         )
-    vocabulary.check_ids(f"{field}.top_token_ids", logprobs.top_token_ids)
+    check_ids(f"{field}.top_token_ids", logprobs.top_token_ids)
     return [
         TokenLogprob(
             token_id=token_id,
-            token=vocabulary.token_bytes[token_id],
+            token=vocabulary.bytes_of(token_id),
             logprob=logprobs.logprobs[i],
             top=_top(vocabulary, logprobs, i * top, (i + 1) * top),
         )
@@ -38,4 +38,4 @@ def token_logprobs(
 
 def _top(vocabulary: Vocabulary, logprobs: RowLogprobs, start: int, end: int) -> list[TopLogprob]:
     columns = zip(logprobs.top_token_ids[start:end], logprobs.top_logprobs[start:end], strict=True)
-    return [TopLogprob(token_id=i, token=vocabulary.token_bytes[i], logprob=value) for i, value in columns]
+    return [TopLogprob(token_id=i, token=vocabulary.bytes_of(i), logprob=value) for i, value in columns]

@@ -94,7 +94,7 @@ class Output:
     def add(
         self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob] = (), *, textless_last: bool = False
     ) -> None:
-        """Takes in the next tokens, which are in the vocabulary. `textless_last`: the last is counted but has no text.
+        """Takes in the next tokens. `textless_last`: the last is counted but has no text.
 
         Tokens behind the one that completes a stop string are dropped.
         """

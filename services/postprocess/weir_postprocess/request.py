@@ -13,7 +13,7 @@ from weir_postprocess.batch import Row
 from weir_postprocess.logprobs import token_logprobs
 from weir_postprocess.output import Output, OutputOptions
 from weir_postprocess.stop import check_stops, stop_strings
-from weir_postprocess.vocabulary import Vocabulary
+from weir_postprocess.vocabulary import Vocabulary, check_ids
 
 # The contract's: what one prompt may ask for.
 MAX_OUTPUTS: Final = 16
@@ -40,7 +40,7 @@ class Request:
         if row.first_token_index != output.next_token_index:
             text = f"{row.first_token_index}; the next token of this output is {output.next_token_index}"
             raise InvalidArgument("tokens.first_token_indexes", text)
-        self.vocabulary.check_ids("tokens.token_ids", row.token_ids)
+        check_ids("tokens.token_ids", row.token_ids)
         if self.has_logprobs is None:
             self.has_logprobs = row.logprobs is not None
         if self.has_logprobs != (row.logprobs is not None):
@@ -61,14 +61,14 @@ def open_request(opened: Open, vocabulary: Vocabulary) -> Request:
         opened.include_stop_in_output,
         opened.skip_special_tokens if opened.HasField("skip_special_tokens") else True,
     )
-    resumed = _resumed(opened, vocabulary)
+    resumed = _resumed(opened)
     return Request(vocabulary, opened.n, {i: Output(options, resumed.get(i, ())) for i in range(opened.n)})
 
 
-def _resumed(opened: Open, vocabulary: Vocabulary) -> Mapping[int, Sequence[int]]:
+def _resumed(opened: Open) -> Mapping[int, Sequence[int]]:
     resumed = {output.output_index: output.token_ids for output in opened.resumed_outputs}
     if len(resumed) != len(opened.resumed_outputs) or (resumed and max(resumed) >= opened.n):
         raise InvalidArgument("resumed_outputs", f"each is of one of {opened.n} outputs, and no output has two")
     for token_ids in resumed.values():
-        vocabulary.check_ids("resumed_outputs.token_ids", token_ids)
+        check_ids("resumed_outputs.token_ids", token_ids)
     return resumed

@@ -20,7 +20,6 @@ _MAX_PARTS = 1024
 _MAX_ROLE_BYTES = 64
 _MAX_SALT_BYTES = 128
 _MAX_BLOCK_TOKENS = 1024
-# The contract states none; what names an adapter elsewhere names a model, so it is a model name's.
 _MAX_ADAPTER_BYTES = 128
 
 # What `Chat` itself passes to templates; a variable of this name would change the meaning of another field.

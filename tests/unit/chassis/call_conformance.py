@@ -18,7 +18,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2
-from grpc_status import rpc_status  # type: ignore[import-untyped]
+from grpc_status import rpc_status
 
 from weir_chassis import errors
 from weir_chassis.calls import Calls

@@ -152,6 +152,31 @@ async def test_only_our_faults_are_loud(error: errors.WeirError, level: str) -> 
     assert [line["log_level"] for line in logs] == [level]
 
 
+REMOTE_TEMPLATE_FAILED = errors.from_status(errors.to_status(errors.TemplateFailed("prompt", "no: my secret")))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (errors.TemplateFailed("prompt", "no: my secret"), {"reason": "TEMPLATE_FAILED", "fields": ["prompt"]}),
+        (REMOTE_TEMPLATE_FAILED, {"reason": "TEMPLATE_FAILED", "fields": ["prompt"]}),
+        (errors.ModelNotFound("my secret", []), {"reason": "MODEL_NOT_FOUND", "fields": []}),
+        (errors.QuotaExceeded("tenant", "my secret"), {"reason": "QUOTA_EXCEEDED", "fields": []}),
+        (errors.Overloaded("the queue is full"), {"reason": "OVERLOADED", "message": "the queue is full"}),
+    ],
+)
+async def test_what_is_logged_of_a_refusal_quotes_no_client(error: errors.WeirError, line: dict[str, Any]) -> None:
+    async def unary(request: bytes, context: Any) -> bytes:
+        raise error
+
+    async with toy() as t:
+        t.servicer.unary = unary
+        with capture_logs() as logs:
+            failure = await failure_of(t.stub.unary(b""))
+    assert logs == [{"event": "call_refused", "log_level": "info", "method": UNARY, **line}]
+    assert errors.from_rpc_error(failure).message == error.message
+
+
 async def test_a_task_groups_first_error_is_the_calls() -> None:
     async def unary(request: bytes, context: Any) -> bytes:
         async with asyncio.TaskGroup() as group:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ class ScriptedRouter(RouterServiceServicer):
         self.metadata: dict[str, str | bytes] = {}
         self.left = False
 
-    async def Chat(self, request: ChatRequest, context) -> AsyncIterator[ChatResponse]:  # type: ignore[no-untyped-def, override]
+    async def Chat(self, request: ChatRequest, context: Any) -> AsyncIterator[ChatResponse]:
         self.asked.append(request)
         self.metadata = dict(context.invocation_metadata())
         if self.refusal:
@@ -40,11 +41,11 @@ class ScriptedRouter(RouterServiceServicer):
             self.left = True
             raise
 
-    async def Generate(self, request: GenerateRequest, context) -> AsyncIterator[GenerateResponse]:  # type: ignore[no-untyped-def, override]
+    async def Generate(self, request: GenerateRequest, context: Any) -> AsyncIterator[GenerateResponse]:
         self.asked.append(request)
         yield GenerateResponse(accepted=Accepted(request_id="g"))
 
-    async def ListModels(self, request: object, context: object) -> router_pb2.ListModelsResponse:  # type: ignore[override]
+    async def ListModels(self, request: object, context: object) -> router_pb2.ListModelsResponse:
         return router_pb2.ListModelsResponse(models=[router_pb2.Model(max_model_len=64)])
 
 

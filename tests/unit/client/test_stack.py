@@ -23,8 +23,14 @@ ROUTER = RunningService("router", "127.0.0.1:7701", os.getpid())
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     write_stack([ROUTER], tmp_path / "deep")
     assert read_stack(tmp_path / "deep") == [ROUTER]
-    clear_stack(tmp_path / "deep")
+    clear_stack(tmp_path / "deep", ROUTER.address)
     assert read_stack(tmp_path / "deep") == []
+
+
+def test_a_stack_does_not_clear_what_a_newer_one_has_written(tmp_path: Path) -> None:
+    write_stack([ROUTER], tmp_path)
+    clear_stack(tmp_path, "127.0.0.1:7702")
+    assert read_stack(tmp_path) == [ROUTER]
 
 
 def test_the_file_of_a_killed_stack_is_passed_over(tmp_path: Path) -> None:

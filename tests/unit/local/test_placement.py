@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from weir_chassis.settings import ServiceSettings
 from weir_executor.settings import ExecutorSettings
 from weir_kvstore.settings import KvStoreSettings
 from weir_local.placement import Placement, PlannedService, find_model, plan
@@ -15,7 +16,7 @@ from weir_postprocess.settings import PostprocessSettings
 from weir_router.settings import RouterSettings
 from weir_tokenizer.settings import TokenizerSettings
 
-SETTINGS = {
+SETTINGS: dict[str, type[ServiceSettings]] = {
     "executor": ExecutorSettings,
     "kvstore": KvStoreSettings,
     "postprocess": PostprocessSettings,

@@ -24,26 +24,23 @@ def metaspace(scheme: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("spec", "token", "first", "data"),
+    ("spec", "token", "data"),
     [
-        pytest.param(BYTE_LEVEL, "Ġhi", False, b" hi", id="byte level"),
-        pytest.param(BYTE_LEVEL, "âĤ", False, b"\xe2\x82", id="part of a character"),
-        pytest.param(BYTE_LEVEL, "<日本>", False, "<日本>".encode(), id="an added token is plain text"),
-        pytest.param(sequence(REPLACE, FALLBACK, FUSE, strip()), "▁hi", True, b"hi", id="first space stripped"),
-        pytest.param(sequence(REPLACE, FALLBACK, FUSE, strip()), "▁▁hi", True, b" hi", id="one first space"),
-        pytest.param(sequence(REPLACE, FALLBACK, FUSE, strip()), "▁hi", False, b" hi", id="a later space"),
-        pytest.param(sequence(REPLACE, FALLBACK, FUSE, strip()), "<0x20>", True, b"", id="a first space as a byte"),
-        pytest.param(sequence(REPLACE, FALLBACK, FUSE), "<0xE2>", False, b"\xe2", id="byte token"),
-        pytest.param(sequence(REPLACE, FUSE), "<0xE2>", False, b"<0xE2>", id="no byte tokens"),
-        pytest.param(metaspace("always"), "▁▁a", True, b"a", id="metaspace drops all of the first"),
-        pytest.param(metaspace("never"), "▁a", True, b" a", id="metaspace that never prepends"),
-        pytest.param(metaspace("first"), "▁a", False, b" a", id="metaspace inside"),
-        pytest.param(None, "a", True, b"a", id="none, first"),
-        pytest.param(None, "a", False, b" a", id="none, later"),
+        pytest.param(BYTE_LEVEL, "Ġhi", b" hi", id="byte level"),
+        pytest.param(BYTE_LEVEL, "âĤ", b"\xe2\x82", id="part of a character"),
+        pytest.param(BYTE_LEVEL, "<日本>", "<日本>".encode(), id="an added token is plain text"),
+        pytest.param(sequence(REPLACE, FALLBACK, FUSE, strip()), "▁hi", b" hi", id="a space that begins a text"),
+        pytest.param(sequence(REPLACE, FALLBACK, FUSE, strip()), "<0x20>", b" ", id="the same as a byte"),
+        pytest.param(sequence(REPLACE, FALLBACK, FUSE), "<0xE2>", b"\xe2", id="byte token"),
+        pytest.param(sequence(REPLACE, FUSE), "<0xE2>", b"<0xE2>", id="no byte tokens"),
+        pytest.param(metaspace("always"), "▁▁a", b"  a", id="metaspace"),
+        pytest.param(metaspace("never"), "▁a", b" a", id="metaspace that never prepends"),
+        pytest.param(metaspace("first"), "▁a", b" a", id="metaspace that prepends to the first"),
+        pytest.param(None, "a", b" a", id="none"),
     ],
 )
-def test_bytes_of_a_token(spec: dict[str, Any] | None, token: str, first: bool, data: bytes) -> None:
-    assert piece_bytes(decoder_steps(spec), token, first) == data
+def test_bytes_of_a_token(spec: dict[str, Any] | None, token: str, data: bytes) -> None:
+    assert piece_bytes(decoder_steps(spec), token) == data
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from weir_chassis.errors import DataCorrupt, InvalidArgument, Unsupported
 from weir_postprocess import loader
 from weir_postprocess.decoder import decoder_steps
 from weir_postprocess.loader import load_vocabulary
+from weir_postprocess.vocabulary import check_ids
 
 
 def save(tokenizer: Tokenizer, directory: Path) -> Path:
@@ -45,10 +46,15 @@ def test_an_id_between_others_may_name_no_token(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 3}, unk_token="a"))
     vocabulary = load_vocabulary(save(tokenizer, tmp_path))
     assert vocabulary.tokens == ["a", None, None, "b"]
-    assert vocabulary.first_bytes(1) == b""
-    vocabulary.check_ids("ids", [0, 1, 2, 3])
-    with pytest.raises(InvalidArgument, match="token id 4 is not below the vocabulary's size, 4"):
-        vocabulary.check_ids("ids", [0, 4])
+    assert [vocabulary.bytes_of(i) for i in range(6)] == [b" a", b"", b"", b" b", b"", b""]
+    assert [vocabulary.plain_bytes_of(i) for i in (3, 4, 2**31 - 1)] == [b" b", b"", b""]
+
+
+def test_no_model_has_an_id_of_32_bits() -> None:
+    check_ids("ids", [])
+    check_ids("ids", [0, 2**31 - 1])
+    with pytest.raises(InvalidArgument, match="ids: token id 2147483648 is not below 2147483648"):
+        check_ids("ids", [0, 2**31])
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "{}", json.dumps({"model": {"type": "BPE"}})])
@@ -63,6 +69,13 @@ def test_a_decoder_that_cannot_be_streamed_is_refused(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     tokenizer.decoder = decoders.WordPiece()
     with pytest.raises(Unsupported, match="WordPiece"):
+        load_vocabulary(save(tokenizer, tmp_path))
+
+
+def test_a_tokenizer_without_text_is_refused(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={"âĤ": 0}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    with pytest.raises(Unsupported, match="no token is text by itself"):
         load_vocabulary(save(tokenizer, tmp_path))
 
 

@@ -35,6 +35,13 @@ def test_the_most_likely_come_best_first() -> None:
     assert [(top.token_id, top.logprob) for top in second.top] == [(b, -0.5), (a, float("-inf"))]
 
 
+def test_a_token_that_the_tokenizer_does_not_know_has_no_bytes() -> None:
+    padding = len(byte_level().vocabulary)
+    row = RowLogprobs(logprobs=[-1], top_count=1, top_token_ids=[padding + 1], top_logprobs=[-0.5])
+    (entry,) = token_logprobs(byte_level().vocabulary, [padding], row, "row")
+    assert (entry.token_id, entry.token, entry.top[0].token_id, entry.top[0].token) == (padding, b"", padding + 1, b"")
+
+
 @pytest.mark.parametrize(
     ("row", "field"),
     [
@@ -43,7 +50,7 @@ def test_the_most_likely_come_best_first() -> None:
         (RowLogprobs(logprobs=[-1, -1], top_count=1, top_token_ids=[0], top_logprobs=[-1]), "row.top_token_ids"),
         (RowLogprobs(logprobs=[-1, -1], top_count=1, top_token_ids=[0, 0], top_logprobs=[-1]), "row.top_token_ids"),
         (RowLogprobs(logprobs=[-1, -1], top_token_ids=[0]), "row.top_token_ids"),
-        (RowLogprobs(logprobs=[0, 0], top_count=1, top_token_ids=[0, 10**6], top_logprobs=[0, 0]), "row.top_token_ids"),
+        (RowLogprobs(logprobs=[0, 0], top_count=1, top_token_ids=[0, 2**31], top_logprobs=[0, 0]), "row.top_token_ids"),
     ],
 )  # fmt: skip
 def test_columns_that_do_not_fit_are_refused(row: RowLogprobs, field: str) -> None:

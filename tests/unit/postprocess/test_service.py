@@ -10,9 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from contract.postprocess_contract import write_tokenizer
 from weir.inference.v1.model_revision import tokenizer_hash
 from weir_chassis.inmemory import InMemoryChannel, InMemoryServer
-from weir_chassis.server import EXIT_USAGE, announce, new_chassis, placed
+from weir_chassis.server import EXIT_USAGE, announce, new_chassis, placed, run
 from weir_chassis.settings import SettingsError
-from weir_postprocess import __main__ as command
 from weir_postprocess.service import SERVICE, SERVICE_NAME, build
 from weir_postprocess.settings import PostprocessSettings
 
@@ -48,7 +47,7 @@ def test_the_command_says_what_is_wrong_with_the_environment(
     variable: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(variable, "a=/x")
-    assert command.main() == EXIT_USAGE
+    assert run(SERVICE) == EXIT_USAGE
     assert said in capsys.readouterr().err
 
 

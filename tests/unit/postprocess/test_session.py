@@ -170,7 +170,7 @@ def test_resumed_outputs_begin_after_their_tokens() -> None:
         (opened(9, stop=["x"] * 17), "INVALID_ARGUMENT", "17 stop strings, the limit is 16"),
         (opened(9, resumed_outputs=[OpenedOutput(output_index=1)]), "INVALID_ARGUMENT", "resumed_outputs"),
         (opened(9, resumed_outputs=[OpenedOutput(), OpenedOutput()]), "INVALID_ARGUMENT", "resumed_outputs"),
-        (opened(9, resumed_outputs=[OpenedOutput(token_ids=[10**6])]), "INVALID_ARGUMENT", "token id 1000000"),
+        (opened(9, resumed_outputs=[OpenedOutput(token_ids=[2**31])]), "INVALID_ARGUMENT", "token id 2147483648"),
     ],
 )  # fmt: skip
 def test_a_wrong_open_fails_alone(wrong: Open, reason: str, said: str) -> None:
@@ -185,7 +185,7 @@ def test_a_wrong_open_fails_alone(wrong: Open, reason: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (PostprocessRequest(tokens=tokens((2, 0, 0, [10**6]))), "token id 1000000 is not below the vocabulary's size"),
+        (PostprocessRequest(tokens=tokens((2, 0, 0, [2**31]))), "token id 2147483648 is not below"),
         (PostprocessRequest(tokens=tokens((2, 1, 0, [1]))), "output_index: 1 is not below n"),
         (PostprocessRequest(tokens=tokens((2, 0, 1, [1]))), "1; the next token of this output is 0"),
         (PostprocessRequest(tokens=tokens((2, 0, 0, [1]), (2, 0, 0, [1]))), "0; the next token of this output is 1"),

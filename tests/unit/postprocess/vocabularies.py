@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,14 @@ class Family:
         token_id = self.tokenizer.token_to_id(token)
         assert token_id is not None, token
         return token_id
+
+    def text(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The reference: what the ids add, by the library, to a text that has begun, as an output to its prompt."""
+        context = [self.id_of("on" if self.tokenizer.token_to_id("on") is not None else "o")]
+        before: str = self.tokenizer.decode(context)
+        text: str = self.tokenizer.decode([*context, *ids], skip_special_tokens=skip_special_tokens)
+        assert text.startswith(before)
+        return text.removeprefix(before)
 
     def byte_ids(self, data: bytes) -> list[int]:
         return [self.id_of(f"<0x{value:02X}>") for value in data]

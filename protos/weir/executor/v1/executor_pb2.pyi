@@ -70,9 +70,11 @@ class Submit(_message.Message):
     request_id: _builtins.str
     """For logs. At most 128 bytes."""
     block_hashes: _builtins.bytes
-    """16 bytes for each full block of `token_ids`, as the tokenizer computed them. Empty: this prompt shares no blocks."""
+    """16 bytes for each full block of `token_ids`, as the tokenizer computed them; the first is checked against `token_ids`,
+    `model_version` and `tenant_salt`. Empty: this prompt shares no blocks.
+    """
     adapter: _builtins.str
-    """Seeds the hashes of blocks that generated tokens fill; as given to the tokenizer."""
+    """Seeds the hashes of blocks that generated tokens fill; as given to the tokenizer. At most 128 bytes."""
     tenant_salt: _builtins.str
     priority: _builtins.int
     """Higher goes first. [-100, 100]."""
@@ -463,6 +465,7 @@ class WatchKvEventsRequest(_message.Message):
     epoch: _builtins.int
     """Of an earlier subscription; unset: from a snapshot."""
     from_sequence: _builtins.int
+    """The first event wanted, itself included: the last `sequence` seen plus one."""
     def __init__(
         self,
         *,

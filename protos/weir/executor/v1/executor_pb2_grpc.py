@@ -72,7 +72,8 @@ class ExecutorServiceServicer(object):
         The stream itself fails with DRAINING (no new requests; those that live go on until the drain ends), INTERNAL when the
         engine stopped, SLOW_CONSUMER as above. A request fails with INVALID_ARGUMENT, PROMPT_TOO_LONG, MODEL_NOT_FOUND,
         REVISION_MISMATCH, ALREADY_EXISTS (its handle lives), OVERLOADED (the waiting queue is full; RetryInfo from the measured
-        drain rate), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under it).
+        drain rate), UNSUPPORTED (an adapter: no engine has them yet), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
+        it), WORKER_LOST (the engine stopped under it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,8 +95,8 @@ class ExecutorServiceServicer(object):
 
     def WatchKvEvents(self, request, context):
         """What the engine's own pool of KV blocks holds, as a log: first a reset with all that it holds now, or, when
-        `from_sequence` is still remembered in this epoch, the events since. A subscriber that falls behind gets another reset;
-        nothing is skipped in silence.
+        `from_sequence` is still remembered in this epoch or is the next to come, the events with `sequence` ≥ `from_sequence`.
+        A subscriber that falls behind gets another reset; nothing is skipped in silence.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

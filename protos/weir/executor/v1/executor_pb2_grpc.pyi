@@ -44,7 +44,8 @@ class ExecutorServiceStub:
     The stream itself fails with DRAINING (no new requests; those that live go on until the drain ends), INTERNAL when the
     engine stopped, SLOW_CONSUMER as above. A request fails with INVALID_ARGUMENT, PROMPT_TOO_LONG, MODEL_NOT_FOUND,
     REVISION_MISMATCH, ALREADY_EXISTS (its handle lives), OVERLOADED (the waiting queue is full; RetryInfo from the measured
-    drain rate), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under it).
+    drain rate), UNSUPPORTED (an adapter: no engine has them yet), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
+    it), WORKER_LOST (the engine stopped under it).
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_executor_pb2.GetModelInfoRequest, _executor_pb2.GetModelInfoResponse]
     """What this executor serves and its limits. Constant while it runs."""
@@ -52,8 +53,8 @@ class ExecutorServiceStub:
     """The load after the newest step. Busy is not unhealthy."""
     WatchKvEvents: _grpc.UnaryStreamMultiCallable[_executor_pb2.WatchKvEventsRequest, _executor_pb2.WatchKvEventsResponse]
     """What the engine's own pool of KV blocks holds, as a log: first a reset with all that it holds now, or, when
-    `from_sequence` is still remembered in this epoch, the events since. A subscriber that falls behind gets another reset;
-    nothing is skipped in silence.
+    `from_sequence` is still remembered in this epoch or is the next to come, the events with `sequence` ≥ `from_sequence`.
+    A subscriber that falls behind gets another reset; nothing is skipped in silence.
     """
 
 @_typing.type_check_only
@@ -72,7 +73,8 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     The stream itself fails with DRAINING (no new requests; those that live go on until the drain ends), INTERNAL when the
     engine stopped, SLOW_CONSUMER as above. A request fails with INVALID_ARGUMENT, PROMPT_TOO_LONG, MODEL_NOT_FOUND,
     REVISION_MISMATCH, ALREADY_EXISTS (its handle lives), OVERLOADED (the waiting queue is full; RetryInfo from the measured
-    drain rate), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under it).
+    drain rate), UNSUPPORTED (an adapter: no engine has them yet), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
+    it), WORKER_LOST (the engine stopped under it).
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_executor_pb2.GetModelInfoRequest, _executor_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """What this executor serves and its limits. Constant while it runs."""
@@ -80,8 +82,8 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     """The load after the newest step. Busy is not unhealthy."""
     WatchKvEvents: _aio.UnaryStreamMultiCallable[_executor_pb2.WatchKvEventsRequest, _executor_pb2.WatchKvEventsResponse]  # type: ignore[assignment]
     """What the engine's own pool of KV blocks holds, as a log: first a reset with all that it holds now, or, when
-    `from_sequence` is still remembered in this epoch, the events since. A subscriber that falls behind gets another reset;
-    nothing is skipped in silence.
+    `from_sequence` is still remembered in this epoch or is the next to come, the events with `sequence` ≥ `from_sequence`.
+    A subscriber that falls behind gets another reset; nothing is skipped in silence.
     """
 
 class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -103,7 +105,8 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         The stream itself fails with DRAINING (no new requests; those that live go on until the drain ends), INTERNAL when the
         engine stopped, SLOW_CONSUMER as above. A request fails with INVALID_ARGUMENT, PROMPT_TOO_LONG, MODEL_NOT_FOUND,
         REVISION_MISMATCH, ALREADY_EXISTS (its handle lives), OVERLOADED (the waiting queue is full; RetryInfo from the measured
-        drain rate), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under it).
+        drain rate), UNSUPPORTED (an adapter: no engine has them yet), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
+        it), WORKER_LOST (the engine stopped under it).
         """
 
     @_abc_1.abstractmethod
@@ -129,8 +132,8 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_executor_pb2.WatchKvEventsResponse], _abc.AsyncIterator[_executor_pb2.WatchKvEventsResponse]]:
         """What the engine's own pool of KV blocks holds, as a log: first a reset with all that it holds now, or, when
-        `from_sequence` is still remembered in this epoch, the events since. A subscriber that falls behind gets another reset;
-        nothing is skipped in silence.
+        `from_sequence` is still remembered in this epoch or is the next to come, the events with `sequence` ≥ `from_sequence`.
+        A subscriber that falls behind gets another reset; nothing is skipped in silence.
         """
 
 def add_ExecutorServiceServicer_to_server(servicer: ExecutorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,12 +1,14 @@
 """The revision of a model directory, executable: what `ModelVersion.revision` in model.proto promises.
 
-Two services serve the same model only when model, revision and tokenizer hash agree. Reading 16 GB of weights at every start
-would be slow, so the fingerprint takes the whole of every small file that changes an answer, and of each weight file its
-name, its size, its header (names, dtypes and shapes of the tensors) and 64 evenly spread samples of 4 KiB.
+Two services serve the same model only when model, revision and tokenizer hash agree. Reading 16 GB of weights at every
+start would be slow, so the fingerprint takes the whole of every small file that changes an answer (by name, then the
+further chat templates, then the indexes that say which weight file holds what), and of each weight file its name, its
+size, its header (names, dtypes and shapes of the tensors) and 64 evenly spread samples of 4 KiB.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +21,7 @@ _WHOLE = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
+_WHOLE_TOO = ("additional_chat_templates/*.jinja", "*.safetensors.index.json")
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
@@ -27,11 +30,10 @@ class _Hash(Protocol):
 
 
 def model_revision(directory: Path) -> str:
-    """24 hex characters naming the contents of a Hugging Face model directory. Raises OSError when it cannot be read."""
+    """24 hex characters naming the contents of a Hugging Face model directory. Raises OSError for an unreadable one."""
     digest = blake2b(digest_size=12, person=b"weir.model.v1")
-    for name in _WHOLE:
-        if (directory / name).is_file():
-            _frame(digest, name.encode(), (directory / name).read_bytes())
+    for path in _whole_files(directory):
+        _frame(digest, path.relative_to(directory).as_posix().encode(), path.read_bytes())
     for path in sorted(directory.glob("*.safetensors")):
         _frame(digest, path.name.encode(), str(path.stat().st_size).encode())
         _sample(digest, path)
@@ -39,8 +41,14 @@ def model_revision(directory: Path) -> str:
 
 
 def tokenizer_hash(directory: Path) -> str:
-    """32 hex characters naming the tokenizer: BLAKE2b-128 of `tokenizer.json`. Raises OSError when it cannot be read."""
+    """32 hex characters naming the tokenizer: BLAKE2b-128 of `tokenizer.json`. Raises OSError where there is none."""
     return blake2b((directory / "tokenizer.json").read_bytes(), digest_size=16, person=b"weir.tok.v1").hexdigest()
+
+
+def _whole_files(directory: Path) -> Iterator[Path]:
+    yield from (path for name in _WHOLE if (path := directory / name).is_file())
+    for pattern in _WHOLE_TOO:
+        yield from sorted(directory.glob(pattern))
 
 
 def _sample(digest: _Hash, path: Path) -> None:

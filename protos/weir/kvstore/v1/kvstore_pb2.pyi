@@ -35,7 +35,9 @@ class MatchPrefixRequest(_message.Message):
     """Blocks at the beginning that the caller holds itself: they are matched but not leased."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
-        """How long the blocks stay leased. Unset: 10 s; at most 60 s. Zero: only look, lease nothing."""
+        """How long the blocks stay leased. Unset: the store's default, 10 s unless it is told otherwise; at most 60 s.
+        Zero: only look, lease nothing.
+        """
 
     def __init__(
         self,

@@ -116,7 +116,7 @@ class KvStoreServiceServicer(object):
     def PutBlocks(self, request_iterator, context):
         """Stores blocks in two phases: nothing is visible before `commit`, and then only blocks whose bytes match their checksum.
         A stream that ends without `commit` leaves nothing behind. A block that is already held is kept as it is.
-        A block that does not verify is refused by itself and counted in the response.
+        A block that does not verify is refused by itself and counted in the response. At most 4096 blocks in one put.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

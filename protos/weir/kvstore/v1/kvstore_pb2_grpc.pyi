@@ -56,7 +56,7 @@ class KvStoreServiceStub:
     PutBlocks: _grpc.StreamUnaryMultiCallable[_kvstore_pb2.PutBlocksRequest, _kvstore_pb2.PutBlocksResponse]
     """Stores blocks in two phases: nothing is visible before `commit`, and then only blocks whose bytes match their checksum.
     A stream that ends without `commit` leaves nothing behind. A block that is already held is kept as it is.
-    A block that does not verify is refused by itself and counted in the response.
+    A block that does not verify is refused by itself and counted in the response. At most 4096 blocks in one put.
     """
     RenewLease: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.RenewLeaseRequest, _kvstore_pb2.RenewLeaseResponse]
     """Extends a lease. Fails with NOT_FOUND, LEASE_EXPIRED."""
@@ -94,7 +94,7 @@ class KvStoreServiceAsyncStub(KvStoreServiceStub):
     PutBlocks: _aio.StreamUnaryMultiCallable[_kvstore_pb2.PutBlocksRequest, _kvstore_pb2.PutBlocksResponse]  # type: ignore[assignment]
     """Stores blocks in two phases: nothing is visible before `commit`, and then only blocks whose bytes match their checksum.
     A stream that ends without `commit` leaves nothing behind. A block that is already held is kept as it is.
-    A block that does not verify is refused by itself and counted in the response.
+    A block that does not verify is refused by itself and counted in the response. At most 4096 blocks in one put.
     """
     RenewLease: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.RenewLeaseRequest, _kvstore_pb2.RenewLeaseResponse]  # type: ignore[assignment]
     """Extends a lease. Fails with NOT_FOUND, LEASE_EXPIRED."""
@@ -147,7 +147,7 @@ class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_kvstore_pb2.PutBlocksResponse, _abc.Awaitable[_kvstore_pb2.PutBlocksResponse]]:
         """Stores blocks in two phases: nothing is visible before `commit`, and then only blocks whose bytes match their checksum.
         A stream that ends without `commit` leaves nothing behind. A block that is already held is kept as it is.
-        A block that does not verify is refused by itself and counted in the response.
+        A block that does not verify is refused by itself and counted in the response. At most 4096 blocks in one put.
         """
 
     @_abc_1.abstractmethod

@@ -54,8 +54,12 @@ class PostprocessServiceServicer(object):
         the beginning of a stop string; the finish of an output releases what is held.
         After a stop string matched, the output is finished with STOP, and tokens still sent for it are ignored.
 
-        A request fails by itself (`RequestFailed`) with INVALID_ARGUMENT, MODEL_NOT_FOUND, ALREADY_EXISTS. The stream fails
-        with DRAINING, SLOW_CONSUMER, INTERNAL.
+        Text continues a prompt: a decoder that strips a space from the start of a text strips none from an output. A token id that the
+        tokenizer does not know is counted and has no text; ids from 2^31 on are refused.
+
+        A request fails by itself (`RequestFailed`) with INVALID_ARGUMENT, MODEL_NOT_FOUND, ALREADY_EXISTS, OVERLOADED (too many
+        requests are open on the stream), DRAINING. The stream fails with INVALID_ARGUMENT when the columns of a batch do not fit
+        together, DRAINING, SLOW_CONSUMER, INTERNAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
