@@ -17,7 +17,7 @@ OURS           := protos services clients deploy tests
 
 .PHONY: help
 help: ## list the verbs
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: $(SETUP) ## make the virtual environment and install the pinned dependencies
@@ -99,5 +99,9 @@ bench: $(SETUP) ## the engine against transformers, and what the services add
 	PYTHONPATH=tests $(BIN)/python -m bench
 
 .PHONY: train-demo
-train-demo: $(SETUP) ## train the shipped demo model and its draft again (hours)
-	$(BIN)/python -m deploy.models.train.train --help
+train-demo: $(SETUP) ## train the shipped demo model and its draft again (about an hour and a half)
+	$(BIN)/python -m deploy.models.train.data --work .weir/train
+	$(BIN)/python -m deploy.models.train.train --work .weir/train --shape demo --minutes 66
+	$(BIN)/python -m deploy.models.train.train --work .weir/train --shape draft --minutes 25
+	$(BIN)/python -m deploy.models.train.export --work .weir/train --shape demo --out deploy/models/demo
+	$(BIN)/python -m deploy.models.train.export --work .weir/train --shape draft --out deploy/models/demo-draft
