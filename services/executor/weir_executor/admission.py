@@ -15,6 +15,7 @@ from itertools import count
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir_chassis.errors import DeadlineExceeded, Draining, Overloaded, WeirError
+from weir_chassis.telemetry import get_logger
 from weir_executor.deadlines import Deadlines
 from weir_executor.drain_rate import DrainRate
 from weir_executor.engine import Engine, GenerationRequest, RequestEnd
@@ -35,11 +36,14 @@ class Admission:
         deadlines: Deadlines,
         drain_rate: DrainRate,
         transfer: KvTransfer | None,
+        max_waiting: int,
         draw_seed: Callable[[], int],
     ) -> None:
+        """`max_waiting` is the engine's own bound: known here, so that no prefix is loaded for a request it refuses."""
         self._engine, self._served, self._requests = engine, served, requests
         self._deadlines, self._drain_rate = deadlines, drain_rate
-        self._transfer, self._draw_seed = transfer, draw_seed
+        self._transfer, self._max_waiting, self._draw_seed = transfer, max_waiting, draw_seed
+        self._loads: set[asyncio.Task[None]] = set()
         self._keys = count(1)
         self._draining = False
 
@@ -56,13 +60,13 @@ class Admission:
             raise Draining("the executor is shutting down and takes no new requests")
         seconds = seconds_left(submit)
         request = to_request(submit, key=next(self._keys), served=self._served, draw_seed=self._draw_seed)
+        plan = self._plan(request)
         live = LiveRequest(request.key, submit.handle, listener, submit)
         self._requests.add(live, owner=submit.request_id)
-        plan = self._transfer.plan(request) if self._transfer is not None else None
         if plan is None:
             self._enter(live, request)
         else:
-            live.loading = asyncio.create_task(self._load(live, request, plan), name="load-prefix")
+            live.loading = self._start_load(live, request, plan)
         if seconds is not None:
             self._deadlines.add(live.key, seconds)
         return live
@@ -76,7 +80,7 @@ class Admission:
             live.listener.hear_end(live, _never_ran(live))
             live.listener.flush()
         else:
-            live.early_aborts.append(output_index)
+            live.early_aborts.add(output_index)
 
     def discard(self, live: LiveRequest) -> None:
         """Nobody wants to hear of it any more."""
@@ -95,31 +99,57 @@ class Admission:
         live.listener.flush()
         self.discard(live)
 
+    def _plan(self, request: GenerationRequest) -> LoadPlan | None:
+        """What to load before the engine has the request, if anything. Raises Overloaded before any effort is made.
+
+        Those whose prefix is being loaded wait as those in the engine's queue do; the engine's own check comes after.
+        """
+        if self._transfer is None:
+            return None
+        if self._engine.load().waiting_requests + len(self._loads) >= self._max_waiting:
+            raise self._overloaded(f"{self._max_waiting} requests are waiting already")
+        return self._transfer.plan(request)
+
+    def _overloaded(self, message: str) -> Overloaded:
+        return Overloaded(message, retry_after=self._drain_rate.refuse())
+
     def _enter(self, live: LiveRequest, request: GenerationRequest) -> None:
         """Into the engine's queue; or, refused, out of here."""
         try:
             self._engine.submit(request)
         except Overloaded as error:
             self._forget(live)
-            raise Overloaded(error.message, retry_after=self._drain_rate.refuse()) from error
+            raise self._overloaded(error.message) from error
         except BaseException:
             self._forget(live)
             raise
 
+    def _start_load(self, live: LiveRequest, request: GenerationRequest, plan: LoadPlan) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._load(live, request, plan), name="load-prefix")
+        self._loads.add(task)
+        task.add_done_callback(self._loads.discard)
+        return task
+
     async def _load(self, live: LiveRequest, request: GenerationRequest, plan: LoadPlan) -> None:
-        """Never fails the request: what the kvstore does not give in time is computed."""
+        """What the kvstore does not give in time is computed. Whatever else goes wrong, the caller is told."""
+        try:
+            await self._load_and_enter(live, request, plan)
+        except Exception as error:
+            if not isinstance(error, WeirError):
+                get_logger().error("load_failed", exc_info=error)
+            live.loading = None
+            self._forget(live)
+            live.listener.hear_failure(live, error)
+            live.listener.flush()
+
+    async def _load_and_enter(self, live: LiveRequest, request: GenerationRequest, plan: LoadPlan) -> None:
         assert self._transfer is not None
         held = await self._transfer.load(plan)
         if held is not None:
             request = replace(request, stored_prefix=held.prefix)
             live.release_prefix = held.release
         live.loading = None
-        try:
-            self._enter(live, request)
-        except WeirError as error:
-            live.listener.hear_failure(live, error)
-            live.listener.flush()
-            return
+        self._enter(live, request)
         for output_index in live.early_aborts:
             self._engine.abort(live.key, output_index)
 

@@ -126,8 +126,9 @@ class RequestEnd:
 class FullBlock:
     """A block that became full in this step, copied out for the kvstore."""
 
+    cache_scope: bytes  # of the request that computed it
     block_hash: bytes
-    parent_block_hash: bytes
+    parent_block_hash: bytes  # empty for a chain's first block
     payload: bytes
 
 
@@ -221,7 +222,7 @@ class Engine(Protocol):
         """
 
     def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
-        """How many leading blocks the pool holds now: an estimate, to choose what to load. Thread-safe; pins nothing."""
+        """How many leading blocks the pool holds now: an estimate, for what not to load. Thread-safe; pins nothing."""
 
     def load(self) -> EngineLoad:
         """The newest load. Thread-safe and cheap."""

@@ -31,11 +31,13 @@ class KvEventLog:
     """Numbers events from 1 within one `epoch`. Used from one event loop."""
 
     def __init__(self, epoch: int, capacity: int) -> None:
-        """Remembers the last `capacity` events."""
+        """Remembers the newest events, as many as tell of `capacity` blocks: one event may tell of thousands."""
         assert capacity > 0, capacity
         self.epoch = epoch
         self.sequence = 0  # of the newest event
-        self._recent: deque[KvEvent] = deque(maxlen=capacity)
+        self._capacity = capacity
+        self._recent: deque[KvEvent] = deque()
+        self._recent_blocks = 0  # that the events in `_recent` tell of
         # Block → parent, as many as the pool holds; in the order of arrival, so that chains mostly stand in a row.
         self._held: dict[bytes, bytes] = {}
         self._changed = asyncio.Event()
@@ -48,8 +50,11 @@ class KvEventLog:
     def append(self, events: Sequence[KvEvent]) -> None:
         for event in events:
             self._apply(event)
-        self._recent.extend(events)
+            self._recent.append(event)
+            self._recent_blocks += _blocks_of(event)
         self.sequence += len(events)
+        while self._recent_blocks > self._capacity:
+            self._recent_blocks -= _blocks_of(self._recent.popleft())
         if events:
             self._announce()
 
@@ -114,3 +119,8 @@ class KvEventLog:
         # Each change retires the event that followers wait on, so that none is missed and none has to be cleared.
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _blocks_of(event: KvEvent) -> int:
+    """How many blocks the event tells of; at least one, so that every event takes room."""
+    return 1 if isinstance(event, AllBlocksCleared) else max(1, len(event.block_hashes))

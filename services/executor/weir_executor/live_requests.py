@@ -57,7 +57,7 @@ class LiveRequest:
         self.told = False
         self.lease: Lease | None = None
         self.loading: asyncio.Task[None] | None = None
-        self.early_aborts: list[int] = []  # outputs that were aborted while the prefix was loading
+        self.early_aborts: set[int] = set()  # outputs that were aborted while the prefix was loading
         self.release_prefix: Callable[[], None] | None = None  # gives back the memory of what the kvstore sent
 
 

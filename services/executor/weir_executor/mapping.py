@@ -13,14 +13,21 @@ from functools import lru_cache
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir.kvstore.v1.block_hash import DIGEST_BYTES, HashScope, scope_root, split_hashes
-from weir_chassis.errors import DeadlineExceeded, InvalidArgument, ModelNotFound, PromptTooLong, RevisionMismatch
+from weir.kvstore.v1.block_hash import DIGEST_BYTES, HashScope, block_hash, scope_root, split_hashes
+from weir_chassis.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    ModelNotFound,
+    PromptTooLong,
+    RevisionMismatch,
+    Unsupported,
+)
 from weir_executor.engine import EngineInfo, GenerationRequest, Sampling
 
 MAX_N, MAX_LOGPROBS, MAX_LOGIT_BIAS, MAX_STOP_TOKENS = 16, 20, 1024, 64
-# Of request ids, model names, adapters and salts: long enough for any name, short enough for a log line.
+# Of request ids, model names and salts: long enough for any name, short enough for a log line.
 MAX_NAME_BYTES = 128
-# Adapters and salts are few per deployment; a root costs 2 µs to compute, so a forgotten one is no loss.
+# Salts are few per deployment; a root costs 2 µs to compute, so a forgotten one is no loss.
 _MAX_KNOWN_ROOTS = 1024
 
 
@@ -62,12 +69,13 @@ class Served:
 def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callable[[], int]) -> GenerationRequest:
     """The request as the engine takes it: valid, and with every default filled in.
 
-    Raises ModelNotFound, RevisionMismatch, PromptTooLong, or InvalidArgument naming the field.
+    Raises ModelNotFound, RevisionMismatch, PromptTooLong, or Unsupported and InvalidArgument naming the field.
     """
     info, sampling, stopping = served.info, submit.sampling, submit.stopping
     _check_bytes("request_id", submit.request_id)
     _check_version(submit.model_version, served.version)
     _check_prompt(submit.token_ids, info)
+    scope = cache_scope(submit, served.version)
     max_tokens = _max_tokens(stopping, len(submit.token_ids), info)
     n = _n(sampling, info)
     _PRIORITY.check("priority", submit.priority)
@@ -75,7 +83,7 @@ def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callab
         key=key,
         token_ids=list(submit.token_ids),
         max_tokens=max_tokens,
-        block_hashes=_block_hashes(submit, info),
+        block_hashes=_block_hashes(submit, info, scope),
         sampling=_sampling(sampling, served, draw_seed),
         n=n,
         min_tokens=_min_tokens(stopping, max_tokens),
@@ -83,7 +91,7 @@ def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callab
         ignore_eos=stopping.ignore_eos,
         priority=submit.priority,
         resumed=_resumed(submit.resumed_outputs, n, max_tokens, info),
-        cache_scope=cache_scope(submit, served.version),
+        cache_scope=scope,
     )
 
 
@@ -98,15 +106,16 @@ def seconds_left(submit: pb.Submit) -> float | None:
 
 
 def cache_scope(submit: pb.Submit, version: ModelVersion) -> bytes:
-    """The root that the prompt's block hashes were seeded with."""
-    _check_bytes("adapter", submit.adapter)
+    """The root that the prompt's block hashes were seeded with. Raises Unsupported, InvalidArgument."""
+    if submit.adapter:
+        raise Unsupported("adapter: no engine here has adapters")
     _check_bytes("tenant_salt", submit.tenant_salt)
-    return _root(version.model, version.revision, version.tokenizer_hash, submit.adapter, submit.tenant_salt)
+    return _root(version.model, version.revision, version.tokenizer_hash, submit.tenant_salt)
 
 
 @lru_cache(maxsize=_MAX_KNOWN_ROOTS)
-def _root(model: str, revision: str, tokenizer_hash: str, adapter: str, tenant_salt: str) -> bytes:
-    return scope_root(HashScope(model, revision, tokenizer_hash, adapter, tenant_salt))
+def _root(model: str, revision: str, tokenizer_hash: str, tenant_salt: str) -> bytes:
+    return scope_root(HashScope(model, revision, tokenizer_hash, tenant_salt=tenant_salt))
 
 
 # ── what a Submit must satisfy ────────────────────────────────────────────────────────────────────────────────────────
@@ -150,7 +159,7 @@ def _check_vocabulary(field: str, token_ids: Collection[int], info: EngineInfo) 
         raise InvalidArgument(field, f"token id {largest} is outside the vocabulary; at most {info.vocab_size - 1}")
 
 
-def _block_hashes(submit: pb.Submit, info: EngineInfo) -> list[bytes]:
+def _block_hashes(submit: pb.Submit, info: EngineInfo, scope: bytes) -> list[bytes]:
     full_blocks = len(submit.token_ids) // info.block_size
     if submit.block_hashes and len(submit.block_hashes) != full_blocks * DIGEST_BYTES:
         raise InvalidArgument(
@@ -158,7 +167,12 @@ def _block_hashes(submit: pb.Submit, info: EngineInfo) -> list[bytes]:
             f"{len(submit.block_hashes)} bytes; {DIGEST_BYTES} for each of the prompt's {full_blocks} full blocks of "
             f"{info.block_size} tokens, or none",
         )
-    return split_hashes(submit.block_hashes)
+    hashes = split_hashes(submit.block_hashes)
+    # The first proves that they were made of these tokens, for this model, tenant and block size: without it, one
+    # tenant's salt forgotten on the way would show its blocks to another. The rest is the tokenizer's word.
+    if hashes and hashes[0] != block_hash(scope, submit.token_ids[: info.block_size]):
+        raise InvalidArgument("block_hashes", "not of these token_ids with this model_version and tenant_salt")
+    return hashes
 
 
 def _n(sampling: SamplingParameters, info: EngineInfo) -> int:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 from weir.executor.v1 import executor_pb2
 from weir.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
-from weir_chassis.clock import Clock
 from weir_chassis.errors import Internal
-from weir_chassis.health import Health
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_executor.admission import Admission
 from weir_executor.deadlines import Deadlines
 from weir_executor.drain_rate import DrainRate
 from weir_executor.engine import Engine
+from weir_executor.engine_watch import EngineWatch
 from weir_executor.kv_events import KvEventLog
 from weir_executor.kv_transfer import KvTransfer, LoaderLimits, TransferLimits, WriterLimits
 from weir_executor.live_requests import LiveRequests
@@ -29,7 +29,6 @@ from weir_executor.step_fanout import StepFanout
 
 SERVICE_NAME: Final = executor_pb2.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 _UNBOUNDED: Final = frozenset(f"/{SERVICE_NAME}/{method}" for method in ("Generate", "WatchKvEvents"))
-_WATCH_SECONDS = 1.0
 # A put takes what it takes in the background, so its deadline only has to notice a store that hangs.
 _PUT_SECONDS = 5.0
 
@@ -71,6 +70,7 @@ async def serving(
             deadlines=deadlines,
             drain_rate=drain_rate,
             transfer=transfer,
+            max_waiting=settings.max_waiting,
             draw_seed=lambda: chassis.random.getrandbits(64),
         )
         servicer = ExecutorServicer(
@@ -86,27 +86,17 @@ async def serving(
         stack.callback(fanout.close)
         stack.push_async_callback(asyncio.to_thread, engine.close)
         chassis.background.start(deadlines.run(admission.expire), name="sweep_deadlines")
-        chassis.background.start(watch_engine(engine, servicer, metrics, chassis.health, chassis.clock), name="watch")
+        watch = EngineWatch(engine, fanout, metrics, chassis.clock, hang_seconds=settings.hang_seconds)
+        chassis.background.start(watch.run(partial(_engine_stopped, servicer, chassis)), name="watch_engine")
         if transfer is not None:
             chassis.background.start(transfer.run(), name="put_blocks")
         registration = Registration(add_ExecutorServiceServicer_to_server, servicer, SERVICE_NAME)
         yield Servicers([registration], models=[settings.model], drain=servicer.drain)
 
 
-async def watch_engine(
-    engine: Engine, servicer: ExecutorServicer, metrics: ExecutorMetrics, health: Health, clock: Clock
-) -> None:
-    """Looks at the engine each second. When it has stopped, says so everywhere and raises: the process is of no more
-    use, and whoever runs it starts another."""
-    while True:
-        await clock.sleep(_WATCH_SECONDS)
-        metrics.note_load(engine.load())
-        try:
-            engine.check_health()
-        except Exception:
-            health.stop()
-            servicer.fail(Internal("the engine stopped; the service's log says why"))
-            raise
+def _engine_stopped(servicer: ExecutorServicer, chassis: Chassis) -> None:
+    chassis.health.stop()
+    servicer.fail(Internal("the engine stopped; the service's log says why"))
 
 
 async def _connect_store(

@@ -56,6 +56,10 @@ class ExecutorSettings(ServiceSettings):
     num_threads: int | None = Field(
         default=None, ge=1, le=1024, description="of PyTorch on a CPU; unset: its own choice"
     )
+    # Minutes above the slowest step on a busy CPU; without it, whoever set no deadline would wait for a dead device.
+    hang_seconds: float = Field(
+        default=300.0, gt=0.0, le=86_400.0, description="a step that takes longer is a hang: the process ends with 1"
+    )
     fake_step_seconds: float = Field(
         default=0.0, ge=0.0, le=60.0, description="how long a step of the fake engine takes"
     )
@@ -67,8 +71,12 @@ class ExecutorSettings(ServiceSettings):
         ge=64,
         description="tokens, log-probabilities and other entries kept for a caller that does not read",
     )
-    # A router that was away for a minute comes back to about this many events at full load.
-    kv_event_log: int = Field(default=65_536, ge=1, description="KV events remembered for a watcher that comes back")
+    # About 5 MB, and what a full engine stores and removes in a minute; one that comes back later starts anew.
+    kv_event_log: int = Field(
+        default=65_536,
+        ge=1,
+        description="blocks whose events are remembered for a watcher that comes back",
+    )
 
     # ── the kvstore ───────────────────────────────────────────────────────────────────────────────────────────────────
     kvstore_address: str = Field(default="", description="host:port of the kvstore service; empty: none")

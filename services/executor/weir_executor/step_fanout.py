@@ -41,6 +41,7 @@ class StepFanout:
         self._lock = Lock()  # guards the two below
         self._steps: list[StepOutput] = []
         self._closed = False
+        self._error: Exception | None = None
 
     def deliver(self, step: StepOutput) -> None:
         """The engine's `Deliver`. Any thread."""
@@ -56,6 +57,11 @@ class StepFanout:
             if len(self._steps) == 1:
                 self._loop.call_soon_threadsafe(self._route_all)
 
+    def check_health(self) -> None:
+        """Raises the error that routing met: a bug, by which some request may never hear its end."""
+        if self._error is not None:
+            raise self._error
+
     def close(self) -> None:
         """Routes what has been delivered; what comes later is dropped. For after the engine's own `close`."""
         with self._lock:
@@ -66,8 +72,11 @@ class StepFanout:
         with self._lock:
             steps, self._steps = self._steps, []
         touched: set[Listener] = set()
-        for step in steps:
-            self._route(step, touched)
+        try:
+            for step in steps:
+                self._route(step, touched)
+        except Exception as error:  # the event loop would log it and go on, and what was not routed would be waited for
+            self._error = error
         for listener in touched:
             listener.flush()
 

@@ -79,10 +79,6 @@ class StepMessage:
         self._failed.append(failed)
         self.size += 1
 
-    def closed_handles(self) -> list[int]:
-        """The handles on which this message holds the last word. Until it is sent, nobody else may go by them."""
-        return [end.handle for end in self._ended] + [failed.handle for failed in self._failed]
-
     def pack(self) -> pb.GenerateResponse:
         return pb.GenerateResponse(
             accepted_handles=self._accepted,

@@ -7,6 +7,8 @@ from typing import Final
 HASH_BYTES: Final = 16
 # A million tokens in blocks of 16: longer than any context that is served.
 MAX_CHAIN_BLOCKS: Final = 65_536
+# A commit makes all of them visible in one turn of the event loop, in about 10 ms.
+MAX_PUT_BLOCKS: Final = 4096
 # One block of the largest models, all layers together; what a hostile size can make us allocate.
 MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
 # Copied and checksummed on the event loop in under a millisecond, and far below gRPC's message limit.

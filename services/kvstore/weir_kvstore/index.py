@@ -125,7 +125,7 @@ class Index:
     def refer(self, blocks: Iterable[Block]) -> None:
         """One more reference to each; none of them can be evicted."""
         for block in blocks:
-            if block.block_id in self._order:
+            if block.state is State.VISIBLE and not block.references:
                 self._order.remove(block.block_id)
             block.references += 1
 
@@ -193,18 +193,16 @@ class Index:
         seen = {block.block_id for block in blocks}  # also ends a chain that bites its tail
         lines: list[list[Block]] = []
         for block in blocks:
+            held = self._visible.get(block.address.namespace, {})  # by hand: growing a long chain walks all of it
             line: list[Block] = []
-            parent = self._parent(block)
+            parent = held.get(block.parent_block_hash)
             while parent is not None and parent.block_id not in seen:
                 seen.add(parent.block_id)
                 line.append(parent)
-                parent = self._parent(parent)
+                parent = held.get(parent.parent_block_hash)
             lines.append(line)
         # A later line ends where an earlier one passed by, so the earlier one's blocks are the parents.
         return [block for line in reversed(lines) for block in line]
-
-    def _parent(self, block: Block) -> Block | None:
-        return self.find(Address(block.address.namespace, block.parent_block_hash))
 
 
 def _parents_first(blocks: Sequence[Block]) -> list[Block]:

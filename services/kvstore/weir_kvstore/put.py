@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from weir_chassis.errors import DeadlineExceeded, InvalidArgument, Overloaded
-from weir_kvstore.bounds import MAX_CHAIN_BLOCKS
+from weir_kvstore.bounds import MAX_PUT_BLOCKS
 from weir_kvstore.checksum import RunningChecksum
 from weir_kvstore.index import Address, Block
 from weir_kvstore.store import BlockStore
@@ -146,8 +146,8 @@ class Put:
 
     def _start_block(self, namespace: bytes, piece: PutPiece) -> _Arriving:
         self._num_blocks += 1
-        if self._num_blocks > MAX_CHAIN_BLOCKS:
-            raise InvalidArgument("chunk", f"more than {MAX_CHAIN_BLOCKS} blocks in one put")
+        if self._num_blocks > MAX_PUT_BLOCKS:
+            raise InvalidArgument("chunk", f"more than {MAX_PUT_BLOCKS} blocks in one put")
         address = Address(namespace, piece.block_hash)
         if self._store.index.find(address) is not None:
             self._present.append(address)

@@ -70,7 +70,7 @@ class KvStoreServicer(KvStoreServiceServicer):
     async def RemoveBlocks(self, request: pb.RemoveBlocksRequest, _context: Any) -> pb.RemoveBlocksResponse:
         block_hashes = mapping.block_hashes(request.block_hashes) if request.block_hashes else None
         return pb.RemoveBlocksResponse(
-            removed_blocks=self._store.remove(mapping.namespace(request.namespace), block_hashes)
+            removed_blocks=await self._store.remove(mapping.namespace(request.namespace), block_hashes)
         )
 
     async def GetStats(self, _request: pb.GetStatsRequest, _context: Any) -> pb.GetStatsResponse:

@@ -1,17 +1,23 @@
 """The index and the tier together: what a request does to both, in one step each.
 
-Everything here runs on one event loop and never waits, so no request ever sees a half of another's step.
+Everything here runs on one event loop and never waits, so no request ever sees a half of another's step. Only `remove`
+takes turns, for it may have a million blocks to hide.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from weir_chassis.leases import LeaseLedger
 from weir_kvstore.index import Address, Block, Index, State
 from weir_kvstore.leases import ReadLeases
 from weir_kvstore.tier import Tier
+
+# Hidden in one turn of the event loop, some 2 µs each, so that the others wait a few milliseconds at most.
+_HIDDEN_AT_ONCE: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +84,28 @@ class BlockStore:
         self.counters.hits += len(blocks)
         self.counters.misses += len(wanted) - len(blocks)
         skipped = self.index.match(namespace, block_hashes[:skip_blocks])
-        self.index.touch(reversed([*skipped, *blocks]))
         matched = skip_blocks + len(blocks)
         if not blocks or seconds <= 0:
+            self.index.touch(reversed([*skipped, *blocks]))
             return Match(matched)
-        self.index.refer(blocks)
+        self.index.touch(reversed(skipped))
+        self.index.refer(blocks)  # their time starts anew when they are released
         lease_id = self.leases.grant(blocks, owner=owner, seconds=seconds)
         return Match(matched, lease_id, sum(block.size_bytes for block in blocks))
 
-    def remove(self, namespace: bytes, block_hashes: Iterable[bytes] | None) -> int:
-        """Hides these blocks, or the whole namespace; how many there were."""
+    async def remove(self, namespace: bytes, block_hashes: Iterable[bytes] | None) -> int:
+        """Hides these blocks, or what the whole namespace holds now; how many there were. Lets others in between."""
         if block_hashes is None:
             blocks = self.index.in_namespace(namespace)
         else:
             found = (self.index.find(Address(namespace, block_hash)) for block_hash in set(block_hashes))
             blocks = [block for block in found if block is not None]
-        for block in blocks:
-            self.hide(block, State.REMOVED)
-        return len(blocks)
+        removed = 0
+        for start in range(0, len(blocks), _HIDDEN_AT_ONCE):
+            if start:
+                await asyncio.sleep(0)
+            removed += self._remove_visible(blocks[start : start + _HIDDEN_AT_ONCE])
+        return removed
 
     def reserve(self, address: Address, parent_block_hash: bytes, size_bytes: int, checksum: int) -> Block | None:
         """Room for a block that nobody sees yet, evicting others if need be. None when no room can be made."""
@@ -134,6 +144,13 @@ class BlockStore:
         return TierReport(
             self.tier.name, len(self.index), self.tier.used_bytes, self.tier.capacity_bytes, self.counters
         )
+
+    def _remove_visible(self, blocks: Sequence[Block]) -> int:
+        """Hides those that nobody has hidden since they were found."""
+        visible = [block for block in blocks if block.state is State.VISIBLE]
+        for block in visible:
+            self.hide(block, State.REMOVED)
+        return len(visible)
 
     def _make_room(self, size_bytes: int) -> bool:
         victims = self._victims(size_bytes)

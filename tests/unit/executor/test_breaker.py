@@ -34,6 +34,20 @@ async def test_three_in_a_row_open_it() -> None:
     assert not breaker.allows()
 
 
+async def test_calls_that_fail_together_are_one_failure() -> None:
+    """Sixteen loads under way when the store dies must not make the first pause the longest."""
+    clock = VirtualClock()
+    breaker = opened(clock)
+    for _ in range(13):
+        breaker.failed()
+    await clock.advance(1.0)
+    assert breaker.allows()
+    breaker.failed()
+    breaker.failed()
+    await clock.advance(2.0)
+    assert breaker.allows(), "the trial failed once, so the pause has doubled once"
+
+
 async def test_one_trial_at_a_time() -> None:
     clock = VirtualClock()
     breaker = opened(clock)

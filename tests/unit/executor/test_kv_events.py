@@ -129,6 +129,21 @@ async def test_a_follower_that_falls_behind_is_reset() -> None:
     assert set(follower.held) == {name(i) for i in range(10)}
 
 
+async def test_what_is_remembered_is_bounded_in_blocks_not_in_events() -> None:
+    """An event may tell of a whole prompt: what a follower missed must fit one message."""
+    log = KvEventLog(EPOCH, 10)
+    log.append([chain(1, 1)])
+    log.append([chain(10, 8)])
+    assert (await Follower(log, EPOCH, 1).read()).events == [chain(1, 1), chain(10, 8)]
+    log.append([chain(20, 2)])
+    assert (await Follower(log, EPOCH, 1).read()).reset
+    assert (await Follower(log, EPOCH, 2).read()).events == [chain(10, 8), chain(20, 2)]
+    log.append([chain(30, 11)])
+    assert (await Follower(log, EPOCH, 4).read()).reset, "one event alone is too much"
+    log.append([AllBlocksCleared()])
+    assert (await Follower(log, EPOCH, 5).read()).events == [AllBlocksCleared()]
+
+
 async def test_close_ends_those_who_wait_and_those_who_come() -> None:
     log = KvEventLog(EPOCH, 4)
     follower = Follower(log)

@@ -13,9 +13,11 @@ import pytest
 
 from contract.executor_contract import calling, connect, prompt_of, submit, until_idle
 from unit.executor.store_double import StoreDouble, serve_store
+from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, namespace_fingerprint, scope_root
+from weir_chassis.errors import Overloaded, reason_name
 from weir_chassis.server import Chassis, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory
 from weir_executor.engine import Engine, FullBlock, GenerationRequest, Sampling
@@ -216,6 +218,21 @@ async def test_what_came_before_the_store_broke_off_is_used() -> None:
         assert await b.loaded(request) == [payload(i) for i in range(3)]
 
 
+async def test_a_store_that_was_restarted_and_forgot_the_lease_costs_the_load_alone() -> None:
+    class Forgetful(dict[str, list[tuple[bytes, bytes]]]):
+        def __setitem__(self, lease_id: str, leased: list[tuple[bytes, bytes]]) -> None:
+            """Gone as soon as it was given."""
+
+    async with bench() as b:
+        request = request_of(6)
+        fill(b.store, request.block_hashes)
+        b.store.leases = Forgetful()
+        assert await b.loaded(request) == []
+        assert b.outcomes() == {"failed": 1}
+        b.store.leases = {}
+        assert len(await b.loaded(request)) == 6
+
+
 async def test_a_slow_store_costs_its_deadline_and_no_more() -> None:
     async with bench() as b:
         b.store.answering.clear()
@@ -311,18 +328,44 @@ async def test_a_load_that_nobody_wants_any_more_gives_its_lease_back() -> None:
         await until(lambda: b.store.released == 1)
 
 
+async def test_no_more_loads_at_once_than_allowed_however_they_were_planned() -> None:
+    async with bench() as b:
+        requests = [request_of(4, salt=salt) for salt in range(1, 8)]
+        plans = [plan for request in requests if (plan := b.transfer.plan(request))]
+        assert len(plans) == 7, "all are planned before the first takes off"
+        b.store.answering.clear()
+        loads = [asyncio.create_task(b.transfer.load(plan)) for plan in plans]
+        await until(lambda: len(b.store.matches) == 4)
+        assert await asyncio.gather(*loads[4:]) == [None] * 3
+        b.store.answering.set()
+        await asyncio.gather(*loads)
+        assert b.outcomes() == {"miss": 4, "no_room": 3}
+
+
+async def test_a_prompt_longer_than_a_match_may_be_is_matched_as_far_as_that() -> None:
+    engine = FakeEngine()
+    engine.cached_prefix_blocks = len  # type: ignore[method-assign,assignment]
+    async with bench(engine=engine) as b:
+        hashes = [i.to_bytes(16, "little") for i in range(70_000)]
+        request = GenerationRequest(1, [3] * (16 * 70_000 + 1), 8, hashes, cache_scope=ROOT)
+        assert b.transfer.plan(request) is None, "the engine holds all that could be asked for"
+        engine.cached_prefix_blocks = lambda block_hashes: 0  # type: ignore[method-assign]
+        plan = b.transfer.plan(request)
+        assert plan is not None
+        assert len(plan.block_hashes) == 65_536
+
+
 # ── offering ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def full_blocks(request: GenerationRequest) -> list[FullBlock]:
-    hashes = request.block_hashes
-    return [FullBlock(h, hashes[i - 1] if i else b"", payload(i)) for i, h in enumerate(hashes)]
+    scope, hashes = request.cache_scope, request.block_hashes
+    return [FullBlock(scope, h, hashes[i - 1] if i else b"", payload(i)) for i, h in enumerate(hashes)]
 
 
 async def test_full_blocks_reach_the_store_with_their_parents() -> None:
     async with bench() as b:
         request = request_of(4)
-        b.transfer.plan(request)
         await asyncio.to_thread(b.transfer.offer, full_blocks(request))
         await until(lambda: len(b.store.blocks) == 4)
         assert set(b.store.blocks) == {(NAMESPACE, h) for h in request.block_hashes}
@@ -331,21 +374,17 @@ async def test_full_blocks_reach_the_store_with_their_parents() -> None:
         assert await b.loaded(request) == [payload(i) for i in range(4)]
 
 
-async def test_generated_blocks_belong_where_their_parents_do() -> None:
+async def test_each_scope_goes_to_its_own_namespace() -> None:
     async with bench() as b:
-        request = request_of(2)
-        b.transfer.plan(request)
-        tail = [FullBlock(b"g" * 16, request.block_hashes[-1], payload(7)), FullBlock(b"h" * 16, b"g" * 16, payload(8))]
-        b.transfer.offer([*full_blocks(request), *tail])
+        salted = scope_root(HashScope("tiny", "r1", "t1", tenant_salt="acme"))
+        ours, theirs = request_of(2), request_of(2, scope=salted)
+        b.transfer.offer([*full_blocks(ours), *full_blocks(theirs)])
         await until(lambda: len(b.store.blocks) == 4)
-        assert (NAMESPACE, b"h" * 16) in b.store.blocks
-
-
-async def test_a_block_of_unknown_scope_is_not_stored_anywhere() -> None:
-    async with bench() as b:
-        b.transfer.offer([FullBlock(b"g" * 16, b"", payload(7))])
-        await until(lambda: b.outcomes("kv_offered_blocks") == {"no_scope": 1})
-        assert b.store.puts == 0
+        fingerprint = namespace_fingerprint(salted, kv_dtype="uint8", kv_layout="fake", block_size=16)
+        assert set(b.store.blocks) == {
+            *((NAMESPACE, h) for h in ours.block_hashes),
+            *((fingerprint, h) for h in theirs.block_hashes),
+        }
 
 
 async def test_what_is_known_to_be_stored_is_not_sent_again() -> None:
@@ -364,7 +403,6 @@ async def test_what_is_known_to_be_stored_is_not_sent_again() -> None:
 async def test_what_the_store_has_lost_is_sent_again() -> None:
     async with bench() as b:
         request = request_of(4)
-        b.transfer.plan(request)
         b.transfer.offer(full_blocks(request))
         await until(lambda: len(b.store.blocks) == 4)
         b.store.blocks.clear()
@@ -377,7 +415,6 @@ async def test_a_queue_that_is_full_drops_and_counts() -> None:
     small = replace(LIMITS, put=replace(LIMITS.put, queue_bytes=3 * BLOCK_BYTES))
     async with bench(small) as b:
         request = request_of(8)
-        b.transfer.plan(request)
         b.transfer.offer(full_blocks(request))
         await until(lambda: len(b.store.blocks) == 3)
         assert b.outcomes("kv_offered_blocks")["queue_full"] == 5
@@ -387,9 +424,8 @@ async def test_large_blocks_go_in_pieces() -> None:
     large = replace(LIMITS, put=replace(LIMITS.put, queue_bytes=1 << 24))
     async with bench(large) as b:
         request = request_of(1)
-        b.transfer.plan(request)
         body = bytes(range(256)) * (5 * 4096)  # 5 MiB
-        b.transfer.offer([FullBlock(request.block_hashes[0], b"", body)])
+        b.transfer.offer([FullBlock(ROOT, request.block_hashes[0], b"", body)])
         await until(lambda: b.store.blocks.get((NAMESPACE, request.block_hashes[0])) == body)
 
 
@@ -398,23 +434,43 @@ async def test_a_store_that_refuses_puts_is_soon_left_alone() -> None:
         b.store.broken = True
         for i in range(5):
             request = request_of(1, salt=i)
-            b.transfer.plan(request)
             b.transfer.offer(full_blocks(request))
             await until(lambda i=i: sum(b.outcomes("kv_offered_blocks").values()) == i + 1)  # type: ignore[misc]
         assert b.outcomes("kv_offered_blocks") == {"failed": 3, "breaker": 2}
+
+
+async def test_more_blocks_than_a_put_may_carry_go_in_several() -> None:
+    async with bench() as b:
+        hashes = [i.to_bytes(16, "little") for i in range(5000)]
+        b.transfer.offer([FullBlock(ROOT, block_hash, b"", payload(0)) for block_hash in hashes])
+        await until(lambda: len(b.store.blocks) == 5000)
+        assert b.store.puts == 2
+
+
+async def test_a_bug_in_a_put_costs_its_blocks_and_not_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with bench() as b:
+        with monkeypatch.context() as patch:
+            patch.setattr("weir_executor.kv_transfer.writer._parts", broken)
+            b.transfer.offer(full_blocks(request_of(2)))
+            await until(lambda: b.outcomes("kv_offered_blocks") == {"failed": 2})
+        b.transfer.offer(full_blocks(request_of(2)))
+        await until(lambda: len(b.store.blocks) == 2)
 
 
 # ── in the service ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @asynccontextmanager
-async def executor(store: StoreDouble, **settings: Any) -> AsyncIterator[Any]:
+async def executor(store: StoreDouble, engine: Engine | None = None, **settings: Any) -> AsyncIterator[Any]:
     chassis = new_chassis("executor")
     async with serve_store(store) as channel:
         known = ExecutorSettings(
             model_dir=Path("unused"), model="tiny", kvstore_address="store", kvstore_min_blocks=2, **settings
         )
-        engine = FakeEngine(FakeEngineConfig(check_integrity=True, emit_full_blocks=True))
+        engine = engine or FakeEngine(FakeEngineConfig(check_integrity=True, emit_full_blocks=True))
         async with (
             serving(engine, FILES, known, replace(chassis, connect=lambda _: channel)) as servicers,
             chassis.background,
@@ -487,3 +543,65 @@ async def test_cancelling_the_stream_ends_the_load() -> None:
         load = await until_idle(stub)
         assert load.live_requests == 0
         store.answering.set()
+
+
+async def test_a_chain_that_begins_in_generated_tokens_is_stored_too() -> None:
+    store = StoreDouble()
+    async with executor(store) as stub, calling(stub) as caller:
+        await caller.submit(1, prompt_of(10), max_tokens=40)
+        await caller.until_told(1)
+        await until(lambda: len(store.blocks) == 3)
+        hashes = block_hashes(ROOT, [*prompt_of(10), *caller.tokens[1, 0]], 16)
+        assert set(store.blocks) == {(NAMESPACE, block_hash) for block_hash in hashes}
+
+
+async def test_no_prefix_is_loaded_for_a_request_that_has_no_place_to_wait() -> None:
+    store = StoreDouble()
+    store.answering.clear()
+    async with executor(store, max_waiting=2, kvstore_deadline_seconds=5.0) as stub, calling(stub) as caller:
+        for handle in (1, 2, 3):
+            await caller.submit(handle, prompt_of(65, handle), share=True)
+        await caller.until_told(3)
+        assert reason_name(caller.failed[3].reason) == "OVERLOADED"
+        assert caller.failed[3].retry_after
+        await until(lambda: len(store.matches) == 2)
+        store.answering.set()
+        await caller.until_told(1, 2)
+        assert set(caller.ended) == {1, 2}
+        assert len(store.matches) == 2
+
+
+async def test_a_request_that_is_refused_after_its_load_gives_its_memory_back() -> None:
+    store, refusals = StoreDouble(), [Overloaded("full"), RuntimeError("secret words of a prompt")]
+
+    def refuse(self: FakeEngine, request: GenerationRequest) -> None:
+        assert request.stored_prefix is not None
+        raise refusals.pop(0)
+
+    fill(store, block_hashes(ROOT, prompt_of(65), 16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeEngine, "submit", refuse)
+        async with executor(store) as stub, calling(stub) as caller:
+            for handle, reason in ((1, "OVERLOADED"), (2, "INTERNAL")):
+                await caller.submit(handle, prompt_of(65), share=True)
+                await caller.until_told(handle)
+                assert reason_name(caller.failed[handle].reason) == reason
+                assert "secret" not in caller.failed[handle].message
+            load = await stub.GetLoad(pb.GetLoadRequest())
+            assert load.live_requests == 0
+            await until(lambda: store.released == 2)
+
+
+async def test_an_engine_that_dies_while_a_prefix_loads_fails_the_request() -> None:
+    store = StoreDouble()
+    store.answering.clear()
+    engine = FakeEngine(FakeEngineConfig(emit_full_blocks=True))
+    async with executor(store, engine, kvstore_deadline_seconds=5.0) as stub, calling(stub) as caller:
+        await caller.submit(1, prompt_of(65), share=True)
+        await until(lambda: len(store.matches) == 1)
+        engine.die()
+        await caller.submit(2, prompt_of(3))
+        await caller.until_told(2)
+        store.answering.set()
+        await caller.until_told(1)
+        assert {reason_name(error.reason) for error in caller.failed.values()} == {"WORKER_LOST"}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir.kvstore.v1.block_hash import HashScope, scope_root
-from weir_chassis.errors import DeadlineExceeded, InvalidArgument, RevisionMismatch, WeirError
+from weir.kvstore.v1.block_hash import HashScope, block_hashes, join_hashes, scope_root
+from weir_chassis.errors import DeadlineExceeded, InvalidArgument, RevisionMismatch, Unsupported, WeirError
 from weir_executor.engine import EngineInfo, GenerationRequest, Sampling
 from weir_executor.mapping import Served, seconds_left, to_request
 
@@ -105,10 +105,34 @@ def test_every_field_arrives() -> None:
 
 
 def test_hashes_and_their_scope() -> None:
-    request = mapped(token_ids=[5] * 9, block_hashes=b"a" * 16 + b"b" * 16, adapter="lora", tenant_salt="acme")
-    assert request.block_hashes == [b"a" * 16, b"b" * 16]
-    assert request.cache_scope == scope_root(HashScope("m", "r", "t", "lora", "acme"))
-    assert mapped().cache_scope != request.cache_scope
+    root = scope_root(HashScope("m", "r", "t", tenant_salt="acme"))
+    hashes = block_hashes(root, [5] * 9, 4)
+    request = mapped(token_ids=[5] * 9, block_hashes=join_hashes(hashes), tenant_salt="acme")
+    assert request.block_hashes == hashes
+    assert request.cache_scope == root != mapped().cache_scope
+
+
+def test_an_adapter_is_refused_by_name() -> None:
+    with pytest.raises(Unsupported, match="adapter: no engine here has adapters"):
+        mapped(adapter="lora")
+
+
+@pytest.mark.parametrize(
+    ("scope", "token", "block_size"),
+    [
+        (HashScope("m", "r", "t"), 5, 4),
+        (HashScope("m", "r", "t", tenant_salt="other"), 5, 4),
+        (HashScope("m", "r2", "t", tenant_salt="acme"), 5, 4),
+        (HashScope("m", "r", "t", adapter="lora", tenant_salt="acme"), 5, 4),
+        (HashScope("m", "r", "t", tenant_salt="acme"), 6, 4),
+        (HashScope("m", "r", "t", tenant_salt="acme"), 5, 3),
+    ],
+    ids=["no_salt", "another_tenants", "another_revision", "an_adapters", "other_tokens", "another_block_size"],
+)
+def test_hashes_of_something_else_never_reach_a_cache(scope: HashScope, token: int, block_size: int) -> None:
+    hashes = join_hashes(block_hashes(scope_root(scope), [token] * 9, block_size)[:2])
+    with pytest.raises(InvalidArgument, match="block_hashes: not of these token_ids"):
+        mapped(token_ids=[5] * 9, block_hashes=hashes, tenant_salt="acme")
 
 
 def test_a_prompt_shorter_than_a_block_has_no_hashes_and_still_a_scope() -> None:

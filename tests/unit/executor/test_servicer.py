@@ -19,7 +19,7 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir_chassis.errors import Internal, WorkerLost, reason_name
 from weir_chassis.server import Chassis, Servicers, announce, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
-from weir_executor.engine import Sampling
+from weir_executor.engine import RequestEnd, Sampling, StepOutput
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.model_files import ModelFiles
 from weir_executor.service import SERVICE_NAME, serving
@@ -38,11 +38,15 @@ class House:
 
 
 @asynccontextmanager
-async def house(place: str = "memory", *, buffer: int = 262_144, **limits: Any) -> AsyncIterator[House]:
+async def house(
+    place: str = "memory", *, buffer: int = 262_144, hang_seconds: float = 300.0, **limits: Any
+) -> AsyncIterator[House]:
     """An executor around a fake engine. Whatever happens in it, nothing is held at its end."""
     chassis = new_chassis("executor")
     engine = FakeEngine(FakeEngineConfig(check_integrity=True, **limits))
-    settings = ExecutorSettings(model_dir=Path("unused"), model="tiny", stream_buffer_entries=buffer)
+    settings = ExecutorSettings(
+        model_dir=Path("unused"), model="tiny", stream_buffer_entries=buffer, hang_seconds=hang_seconds
+    )
     async with (
         serving(engine, FILES, settings, chassis) as servicers,
         chassis.background,
@@ -163,6 +167,37 @@ async def test_a_dead_engine_ends_every_stream_and_health_says_so(place: str) ->
                 await watcher.read()
         await asyncio.wait_for(home.chassis.background.failed.wait(), 5)
         assert not any(home.chassis.health.names().values())
+
+
+async def test_an_engine_that_hangs_ends_every_stream_and_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weir_executor.engine_watch._WATCH_SECONDS", 0.02)
+    async with house(hang_seconds=0.2) as home, calling(home.stub) as caller:
+        await asyncio.sleep(0.3)
+        assert home.chassis.background.failure is None, "without work there is no step to end"
+        home.engine.hang()
+        await caller.submit(1)
+        assert reason_name((await caller.error()).reason) == "INTERNAL"
+        await asyncio.wait_for(home.chassis.background.failed.wait(), 5)
+        assert "has not ended a step for 0.2 s" in str(home.chassis.background.failure)
+        assert not home.chassis.health.is_serving(SERVICE_NAME)
+
+
+async def test_a_slow_engine_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weir_executor.engine_watch._WATCH_SECONDS", 0.02)
+    async with house(hang_seconds=0.2, step_seconds=0.05) as home, calling(home.stub) as caller:
+        await caller.submit(1, max_tokens=12)
+        await caller.until_told(1)
+        assert home.chassis.background.failure is None
+
+
+async def test_a_bug_in_routing_ends_every_stream_and_the_process() -> None:
+    """Swallowed by the event loop, it would leave requests that wait for ever."""
+    async with house() as home, calling(home.stub) as caller:
+        await caller.abort(1)
+        home.engine._deliver(StepOutput(ended=[RequestEnd(99, 0, 0, 0, 0)]))
+        assert reason_name((await caller.error()).reason) == "INTERNAL"
+        await asyncio.wait_for(home.chassis.background.failed.wait(), 5)
+        assert isinstance(home.chassis.background.failure, AssertionError)
 
 
 # ── deadlines and loads ───────────────────────────────────────────────────────────────────────────────────────────────

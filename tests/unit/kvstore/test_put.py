@@ -122,7 +122,7 @@ async def test_a_held_block_that_went_meanwhile_was_refused() -> None:
         one.begin(NAMESPACE)
         await one.add(whole(1, b"gone"))
         await one.add(whole(2, b"stays"))
-        store.remove(NAMESPACE, [name(1)])
+        await store.remove(NAMESPACE, [name(1)])
         assert one.commit() == PutResult(present=1, refused=1)
     assert left(store) == (1, 5)
 
@@ -160,7 +160,7 @@ async def test_records_are_bounded() -> None:
 
 
 async def test_blocks_in_one_put_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_CHAIN_BLOCKS", 2)
+    monkeypatch.setattr(module, "MAX_PUT_BLOCKS", 2)
     store = make_store(VirtualClock())
     with pytest.raises(InvalidArgument, match="more than 2 blocks"):
         await put(store, *(whole(number, b"a") for number in range(3)))

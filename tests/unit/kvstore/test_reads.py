@@ -88,7 +88,7 @@ async def test_a_lease_that_ends_midway(monkeypatch: pytest.MonkeyPatch) -> None
         await anext(each)
     await clock.advance(1)
     store.leases.release(released)
-    store.remove(NAMESPACE, None)
+    await store.remove(NAMESPACE, None)
     with pytest.raises(LeaseExpired):
         await anext(pieces[0])
     with pytest.raises(NotFound):
@@ -114,7 +114,7 @@ async def test_a_block_is_not_freed_under_the_hashing(monkeypatch: pytest.Monkey
     reading = asyncio.ensure_future(read(store, lease_id))
     await asyncio.to_thread(started.wait, 10)
     store.leases.release(lease_id)
-    store.remove(NAMESPACE, None)
+    await store.remove(NAMESPACE, None)
     assert store.tier.used_bytes == 4
     assert store.ledger.counts() == {"pin": 1}
     go_on.set()

@@ -24,6 +24,7 @@ from unit.kvstore.test_put import put
 from weir_chassis.errors import DeadlineExceeded, LeaseExpired, NotFound, Overloaded
 from weir_chassis.testing import VirtualClock, assert_no_leases, settle
 from weir_kvstore.checksum import checksum
+from weir_kvstore.index import State
 from weir_kvstore.put import Put, PutPiece, PutResult, Puts
 from weir_kvstore.reads import read_lease
 from weir_kvstore.store import Match
@@ -230,7 +231,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(wanted=st.one_of(st.none(), st.lists(numbers, max_size=4)))
     def remove(self, wanted: list[int] | None) -> None:
-        self.store.remove(NAMESPACE, None if wanted is None else [name(number) for number in wanted])
+        self.run(self.store.remove(NAMESPACE, None if wanted is None else [name(number) for number in wanted]))
         for number in list(self.visible) if wanted is None else wanted:
             self.visible.pop(number, None)
 
@@ -280,7 +281,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert_no_leases(self.store.ledger)
         assert not any(block.references for block in self.store.index.blocks())
         assert self.store.index.reserved_bytes == 0
-        self.store.remove(NAMESPACE, None)
+        self.run(self.store.remove(NAMESPACE, None))
         assert (len(self.store.index), self.store.tier.used_bytes) == (0, 0)
         self.runner.close()
 
@@ -317,9 +318,26 @@ async def test_one_namespace_is_removed_and_no_other() -> None:
         one.begin(OTHER)
         await one.add(whole(1, b"theirs"))
         one.commit()
-    assert store.remove(NAMESPACE, None) == 1
+    assert await store.remove(NAMESPACE, None) == 1
     assert store.index.find(address(1, OTHER)) is not None
     assert store.report().bytes == 6
+
+
+async def test_a_large_namespace_is_removed_in_turns() -> None:
+    blocks = 5000
+    store = make_store(VirtualClock(), capacity_bytes=blocks, max_blocks=blocks)
+    await put(store, *(whole(number, b"x") for number in range(blocks - 1000)))
+    await put(store, *(whole(number, b"x") for number in range(blocks - 1000, blocks)))
+    removing = asyncio.create_task(store.remove(NAMESPACE, None))
+    await asyncio.sleep(0)
+    assert 0 < len(store.index) < blocks, "others have had their turn"
+    # One that is found after the removal began is evicted before its turn comes, and is not counted twice.
+    last = store.index.find(address(blocks - 1))
+    assert last is not None
+    store.hide(last, State.QUARANTINED)
+    assert await removing == blocks - 1
+    assert (len(store.index), store.tier.used_bytes) == (0, 0)
+    check_integrity(store)
 
 
 async def test_lapsed_leases_are_ended_rather_than_a_put_refused() -> None:

@@ -20,6 +20,7 @@ class Breaker:
     def __init__(self, clock: Clock, random: Random) -> None:
         self._clock, self._random = clock, random
         self._failures = 0
+        self._trying = False
         self._backoff_seconds = _FIRST_SECONDS
         self._closed_again_at: float | None = None  # None: closed
 
@@ -33,19 +34,22 @@ class Breaker:
             return True
         if self._clock.monotonic() < self._closed_again_at:
             return False
-        self._closed_again_at = self._clock.monotonic() + self._jittered()
+        self._closed_again_at, self._trying = self._clock.monotonic() + self._jittered(), True
         return True
 
     def succeeded(self) -> None:
-        self._failures, self._backoff_seconds, self._closed_again_at = 0, _FIRST_SECONDS, None
+        self._failures, self._backoff_seconds = 0, _FIRST_SECONDS
+        self._closed_again_at, self._trying = None, False
 
     def failed(self) -> None:
+        if self.open and not self._trying:
+            return  # one of many calls that were under way together: the store is no deader for each of them
         self._failures += 1
         if self._failures < _FAILURES:
             return
-        if self._failures > _FAILURES:
+        if self._trying:
             self._backoff_seconds = min(_LONGEST_SECONDS, 2 * self._backoff_seconds)
-        self._closed_again_at = self._clock.monotonic() + self._jittered()
+        self._closed_again_at, self._trying = self._clock.monotonic() + self._jittered(), False
 
     def _jittered(self) -> float:
         # So that executors that lost the same store do not come back to it together.

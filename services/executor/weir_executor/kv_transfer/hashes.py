@@ -1,4 +1,4 @@
-"""Small bounded memories of block hashes. Pure; what they forget costs a transfer, never a wrong block."""
+"""Small bounded memories. Pure; what they forget costs a transfer, never a wrong block."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from weir.kvstore.v1.block_hash import namespace_fingerprint
-from weir_executor.engine import EngineInfo, FullBlock
+from weir_executor.engine import EngineInfo
 
-# A hash and its place in a dictionary take about 150 bytes, so each of these memories stays below 40 MB. At 16 tokens a
-# block it spans 4 million tokens, more than the prompts that wait and run at any time.
+# A hash and its place in a dictionary take about 150 bytes, so this memory stays below 40 MB. At 16 tokens a block it
+# spans 4 million tokens, more than the prompts that wait and run at any time.
 _MAX_HASHES = 262_144
-# A deployment has few adapters and salts at work at a time.
+# A deployment has few salts at work at a time.
 _MAX_NAMESPACES = 1024
 
 
@@ -39,34 +39,6 @@ class RecentHashes:
     def discard(self, hashes: Iterable[bytes]) -> None:
         for block_hash in hashes:
             self._hashes.pop(block_hash, None)
-
-
-class ScopeIndex:
-    """Which scope a block belongs to: the engine names a full block by its hash alone, the store wants its namespace.
-
-    A block's scope is that of the prompt it came from, or of the block before it.
-    """
-
-    def __init__(self, capacity: int = _MAX_HASHES) -> None:
-        self._capacity = capacity
-        self._scopes: OrderedDict[bytes, bytes] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._scopes)
-
-    def note(self, scope: bytes, hashes: Iterable[bytes]) -> None:
-        for block_hash in hashes:
-            self._scopes[block_hash] = scope
-            self._scopes.move_to_end(block_hash)
-        while len(self._scopes) > self._capacity:
-            self._scopes.popitem(last=False)
-
-    def scope_of(self, block: FullBlock) -> bytes | None:
-        """None when it is not known: a block that generated tokens began, or one whose prompt was forgotten."""
-        scope = self._scopes.get(block.block_hash) or self._scopes.get(block.parent_block_hash)
-        if scope is not None:
-            self.note(scope, (block.block_hash,))
-        return scope
 
 
 class Namespaces:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _RELEASE_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
 # MatchPrefixRequest's own limit.
-_MAX_MATCHED_BLOCKS = 65_536
+MAX_MATCHED_BLOCKS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,12 @@ class PrefixLoader:
 
     async def load(self, plan: LoadPlan) -> HeldPrefix | None:
         """Blocks `first_block` onwards, or None. Requests that want the same chain at the same time share one load."""
-        flight = self._flights.get(plan.flight_key) or self._take_off(plan)
+        flight = self._flights.get(plan.flight_key)
+        if flight is None and len(self._flights) >= self._limits.max_loads:
+            # Others have taken off since this plan was found worth asking.
+            self._metrics.loads.labels("no_room").inc()
+            return None
+        flight = flight or self._take_off(plan)
         flight.waiters += 1
         try:
             blocks = await asyncio.shield(flight.task)
@@ -170,7 +175,7 @@ class PrefixLoader:
         return blocks
 
     async def _match_and_get(self, plan: LoadPlan) -> Sequence[bytes | memoryview]:
-        wanted = plan.block_hashes[: _MAX_MATCHED_BLOCKS - plan.first_block]
+        wanted = plan.block_hashes
         request = kv.MatchPrefixRequest(
             namespace=plan.namespace,
             block_hashes=join_hashes([*plan.local_hashes, *wanted]),

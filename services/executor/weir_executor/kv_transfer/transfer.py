@@ -11,8 +11,8 @@ import grpc
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir_chassis.clock import Clock
 from weir_executor.engine import Engine, FullBlock, GenerationRequest
-from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes, ScopeIndex
-from weir_executor.kv_transfer.loader import HeldPrefix, LoaderLimits, LoadPlan, PrefixLoader
+from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
+from weir_executor.kv_transfer.loader import MAX_MATCHED_BLOCKS, HeldPrefix, LoaderLimits, LoadPlan, PrefixLoader
 from weir_executor.kv_transfer.writer import BlockWriter, WriterLimits
 from weir_executor.metrics import ExecutorMetrics
 
@@ -38,14 +38,13 @@ class KvTransfer:
     ) -> None:
         stub, info = KvStoreServiceStub(channel), engine.info
         self._engine = engine
-        self._scopes, self._namespaces, known = ScopeIndex(), Namespaces(info), RecentHashes()
+        self._namespaces, known = Namespaces(info), RecentHashes()
         self._loader = PrefixLoader(
             stub, info.block_bytes, limits.load, known=known, metrics=metrics, clock=clock, random=random
         )
         self._writer = BlockWriter(
             stub,
             limits.put,
-            scopes=self._scopes,
             namespaces=self._namespaces,
             known=known,
             metrics=metrics,
@@ -57,9 +56,9 @@ class KvTransfer:
         """What to load for this request; None when all there is to gain is less than the asking costs."""
         if not request.block_hashes:
             return None
-        self._scopes.note(request.cache_scope, request.block_hashes)
         # The last token is always computed, because its logits give the next one.
-        usable = request.block_hashes[: (len(request.token_ids) - 1) // self._engine.info.block_size]
+        full_blocks = (len(request.token_ids) - 1) // self._engine.info.block_size
+        usable = request.block_hashes[: min(full_blocks, MAX_MATCHED_BLOCKS)]
         local = self._engine.cached_prefix_blocks(usable)
         plan = LoadPlan(self._namespaces.of(request.cache_scope), usable[:local], usable[local:])
         return plan if self._loader.worth_asking(plan) else None

@@ -15,9 +15,10 @@ from xxhash import xxh3_64_intdigest
 
 from weir.kvstore.v1 import kvstore_pb2 as kv
 from weir_chassis.clock import Clock
+from weir_chassis.telemetry import get_logger
 from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.breaker import Breaker
-from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes, ScopeIndex
+from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
 from weir_executor.metrics import ExecutorMetrics
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ _CHUNK_BYTES = 2 * 1024 * 1024  # PutChunk's own limit
 _LINGER_SECONDS = 0.02
 # One PutBlocks call carries about this much: seconds of a slow wire, so a call that fails loses little.
 _BATCH_BYTES = 64 * 1024 * 1024
+# A put's own limit.
+_BATCH_BLOCKS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,6 @@ class BlockWriter:
         stub: KvStoreServiceAsyncStub,
         limits: WriterLimits,
         *,
-        scopes: ScopeIndex,
         namespaces: Namespaces,
         known: RecentHashes,
         metrics: ExecutorMetrics,
@@ -53,7 +55,7 @@ class BlockWriter:
     ) -> None:
         """Needs a running event loop."""
         self._stub, self._limits, self._clock = stub, limits, clock
-        self._scopes, self._namespaces, self._known, self._metrics = scopes, namespaces, known, metrics
+        self._namespaces, self._known, self._metrics = namespaces, known, metrics
         self._breaker = Breaker(clock, random)
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
@@ -86,9 +88,10 @@ class BlockWriter:
                     await self._put(scope, blocks)
 
     def _take(self) -> list[FullBlock]:
-        batch, size = [], 0
+        batch: list[FullBlock] = []
+        size = 0
         with self._lock:
-            while self._queue and size < _BATCH_BYTES:
+            while self._queue and size < _BATCH_BYTES and len(batch) < _BATCH_BLOCKS:
                 block = self._queue.popleft()
                 batch.append(block)
                 size += len(block.payload)
@@ -98,33 +101,36 @@ class BlockWriter:
     def _by_scope(self, batch: Sequence[FullBlock]) -> dict[bytes, list[FullBlock]]:
         groups: dict[bytes, list[FullBlock]] = defaultdict(list)
         for block in batch:
-            scope = self._scopes.scope_of(block)
-            if scope is None:
-                self._metrics.offers.labels("no_scope").inc()
-            elif block.block_hash in self._known:
+            if block.block_hash in self._known:
                 self._metrics.offers.labels("known").inc()
             else:
-                groups[scope].append(block)
+                groups[block.cache_scope].append(block)
         return groups
 
     async def _put(self, scope: bytes, blocks: Sequence[FullBlock]) -> None:
+        """Whatever goes wrong, fewer blocks are stored."""
         if not self._breaker.allows():
             self._metrics.offers.labels("breaker").inc(len(blocks))
             return
+        try:
+            response = await self._send(scope, blocks)
+        except Exception as error:
+            self._breaker.failed()
+            self._metrics.offers.labels("failed").inc(len(blocks))
+            if not isinstance(error, grpc.RpcError):
+                get_logger().error("kv_put_failed", exc_info=error)
+            return
+        self._breaker.succeeded()
+        self._note(response, blocks)
+
+    async def _send(self, scope: bytes, blocks: Sequence[FullBlock]) -> kv.PutBlocksResponse:
         size = sum(len(block.payload) for block in blocks)
         checksums = await asyncio.to_thread(_checksums, blocks)
         parts = _parts(self._namespaces.of(scope), blocks, checksums)
-        try:
-            response = await self._stub.PutBlocks(
-                parts, timeout=self._limits.deadline_seconds + size / self._limits.bytes_per_second
-            )
-        except grpc.RpcError:
-            self._breaker.failed()
-            self._metrics.offers.labels("failed").inc(len(blocks))
-            return
-        self._breaker.succeeded()
+        timeout = self._limits.deadline_seconds + size / self._limits.bytes_per_second
+        response = await self._stub.PutBlocks(parts, timeout=timeout)
         self._metrics.offer_bytes.inc(size)
-        self._note(response, blocks)
+        return response
 
     def _note(self, response: kv.PutBlocksResponse, blocks: Sequence[FullBlock]) -> None:
         for outcome, count in (

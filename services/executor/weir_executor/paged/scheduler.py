@@ -68,6 +68,7 @@ class NewBlock:
     block_id: int
     block_hash: bytes
     parent_block_hash: bytes  # empty for a chain's first block
+    cache_scope: bytes  # of the request that computed it
 
 
 @dataclass(slots=True)
@@ -309,7 +310,8 @@ class Scheduler:
             is_new = self.pool.store(sequence.blocks[index], sequence.block_hashes[index], parent)
             # A block that was loaded came from the store; only what was computed here is news to it.
             if is_new and (index + 1) * self.limits.block_size > computed_from:
-                new.append(NewBlock(sequence.blocks[index], sequence.block_hashes[index], parent))
+                scope = sequence.live.request.cache_scope
+                new.append(NewBlock(sequence.blocks[index], sequence.block_hashes[index], parent, scope))
         sequence.num_stored = max(sequence.num_stored, full)
         return new
 

@@ -285,7 +285,7 @@ class StepLoop:
             return ()
         payloads = self._worker.read_blocks([block.block_id for block in new_blocks])
         return [
-            FullBlock(block.block_hash, block.parent_block_hash, payload)
+            FullBlock(block.cache_scope, block.block_hash, block.parent_block_hash, payload)
             for block, payload in zip(new_blocks, payloads, strict=True)
         ]
 

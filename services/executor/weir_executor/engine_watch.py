@@ -1,0 +1,45 @@
+"""The eye on the engine: nothing else would notice that it has died, or that it hangs in a call to its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from weir_chassis.clock import Clock
+from weir_chassis.errors import Internal
+from weir_executor.engine import Engine, EngineLoad
+from weir_executor.metrics import ExecutorMetrics
+from weir_executor.step_fanout import StepFanout
+
+_WATCH_SECONDS = 1.0
+
+
+class EngineWatch:
+    def __init__(
+        self, engine: Engine, fanout: StepFanout, metrics: ExecutorMetrics, clock: Clock, *, hang_seconds: float
+    ) -> None:
+        """`hang_seconds`: a step that takes longer will never end."""
+        self._engine, self._fanout, self._metrics = engine, fanout, metrics
+        self._clock, self._hang_seconds = clock, hang_seconds
+        self._step, self._stepped_at = 0, clock.monotonic()
+
+    async def run(self, stopped: Callable[[], None]) -> None:
+        """Looks each second at the engine and at the way its words take. When either has stopped, calls `stopped` and
+        raises: the process is of no more use, and whoever runs it starts another."""
+        while True:
+            await self._clock.sleep(_WATCH_SECONDS)
+            load = self._engine.load()
+            self._metrics.note_load(load)
+            try:
+                self._engine.check_health()
+                self._fanout.check_health()
+                self._check_progress(load)
+            except Exception:
+                stopped()
+                raise
+
+    def _check_progress(self, load: EngineLoad) -> None:
+        now, idle = self._clock.monotonic(), not (load.waiting_requests or load.running_sequences)
+        if idle or load.step != self._step:
+            self._step, self._stepped_at = load.step, now
+        elif now - self._stepped_at > self._hang_seconds:
+            raise Internal(f"the engine has work and has not ended a step for {self._hang_seconds:g} s")
