@@ -29,7 +29,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2, help="times each workload is run; the best counts")
+    parser.add_argument("--rounds", type=int, default=1, help="times each workload is run; the best counts")
     parser.add_argument("--only", choices=["engine", "services"], help="measure one part")
     parser.add_argument("--model-dir", type=Path, help="where the measured model is, or is written; default: temporary")
     return parser.parse_args()

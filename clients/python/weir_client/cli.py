@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -95,10 +97,7 @@ async def chat(text: str | None, system_text: str | None, **options: Any) -> Non
             events = client.chat(
                 history, model=asked.model, sampling=asked.sampling(), stopping=asked.stopping(), timeout=asked.timeout
             )
-            if asked.as_json:
-                await printing.stream_json(events)
-            else:
-                history.append(printing.assistant(await printing.stream_text(events)))
+            history.append(printing.assistant(await printing.stream(events, as_json=asked.as_json)))
 
 
 @main.command()
@@ -117,7 +116,7 @@ async def generate(prompt: str, **options: Any) -> None:
         events = client.generate(
             prompt, model=asked.model, sampling=asked.sampling(), stopping=asked.stopping(), timeout=asked.timeout
         )
-        await (printing.stream_json(events) if asked.as_json else printing.stream_text(events))
+        await printing.stream(events, as_json=asked.as_json)
 
 
 @main.command()
@@ -157,10 +156,22 @@ def _typed_lines() -> Iterator[str]:
     """Lines as the user types them, or as standard input holds them."""
     while True:
         try:
-            line = click.prompt(click.style("you", fg="cyan"), prompt_suffix="> ", err=True)
+            with _interruptible():
+                line = click.prompt(click.style("you", fg="cyan"), prompt_suffix="> ", err=True)
         except click.Abort:
+            click.echo(err=True)
             return
         yield line
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends a wait that blocks the event loop; asyncio's own handler would first let the wait come to its end."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from time import perf_counter
@@ -44,7 +43,15 @@ class Stopwatch:
         self.ended = perf_counter()
 
 
-async def stream_text(events: AsyncIterator[ChatResponse] | AsyncIterator[GenerateResponse]) -> Answer:
+Events = AsyncIterator[ChatResponse] | AsyncIterator[GenerateResponse]
+
+
+async def stream(events: Events, *, as_json: bool) -> Answer:
+    """Print an answer as it comes, and return the whole of it."""
+    return await (stream_json(events) if as_json else stream_text(events))
+
+
+async def stream_text(events: Events) -> Answer:
     """Print output 0 as it comes, further outputs whole after it, then the timing line on stderr."""
     answer, watch = Answer(), Stopwatch.start()
     async for event in events:
@@ -61,11 +68,13 @@ async def stream_text(events: AsyncIterator[ChatResponse] | AsyncIterator[Genera
     return answer
 
 
-async def stream_json(events: AsyncIterator[ChatResponse] | AsyncIterator[GenerateResponse]) -> None:
+async def stream_json(events: Events) -> Answer:
     """Print each event as one line of JSON, fields named as in the protos."""
+    answer = Answer()
     async for event in events:
+        answer.add(event)
         click.echo(MessageToJson(event, preserving_proto_field_name=True, indent=None))
-        sys.stdout.flush()
+    return answer
 
 
 def timing_line(answer: Answer, watch: Stopwatch) -> str:

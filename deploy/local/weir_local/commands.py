@@ -45,6 +45,8 @@ def _placement_options(command: Callable[..., Any]) -> Callable[..., Any]:
 async def up(**options: Any) -> None:
     """Start all five services on loopback, wait until they are ready, and run until Ctrl-C, which drains them.
 
+    A second Ctrl-C does not wait for the drain.
+
     \b
     Example:
       weir up --model ~/models/Qwen3-0.6B --executors 2

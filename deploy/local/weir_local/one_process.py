@@ -49,8 +49,10 @@ async def _placed(plan: PlannedService, servers: dict[str, InMemoryServer]) -> A
             yield
         finally:
             chassis.health.stop()
-            await chassis_server.drain(servicers, chassis, settings.drain_seconds, Stop())
-            await server.stop(_FLUSH_SECONDS)
+            try:
+                await chassis_server.drain(servicers, chassis, settings.drain_seconds, Stop())
+            finally:  # a second Ctrl-C cancels the drain
+                await server.stop(_FLUSH_SECONDS)
 
 
 def _door(

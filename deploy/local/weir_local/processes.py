@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -23,8 +23,9 @@ from weir_local.placement import PlannedService
 START_SECONDS = 600.0
 # Longer than the services' own drain, so that it is they who decide.
 STOP_SECONDS = 40.0
-# A service that dies this often is not unlucky but wrong; the user should read its log.
-MAX_RESTARTS = 5
+# A service that dies this often, each time within STEADY_SECONDS, is not unlucky but wrong: the user should read its
+# log.
+MAX_RESTARTS, STEADY_SECONDS = 5, 60.0
 _RESTART_PAUSE_SECONDS = 0.5
 _POLL_SECONDS = 0.05
 _LOG_TAIL_LINES = 5
@@ -32,6 +33,10 @@ _LOG_TAIL_LINES = 5
 
 class StartError(Exception):
     """A service did not start, or dies again and again. The message ends with the last lines of its log."""
+
+
+class EndedEarlyError(StartError):
+    """The process ended before it was ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,8 @@ class Child:
     plan: PlannedService
     log: Path
     process: asyncio.subprocess.Process
-    restarts: int = 0
+    # Ends in a row that came within STEADY_SECONDS of the start.
+    quick_ends: int = 0
 
 
 @dataclass(slots=True)
@@ -71,6 +77,7 @@ async def started(plans: list[PlannedService], log_directory: Path, events: Even
     try:
         for index, plan in enumerate(plans):
             log = log_directory / f"{plan.service}-{index}.log"
+            log.unlink(missing_ok=True)
             stack.children.append(Child(plan, log, await _spawn(plan, log)))
         await _all_ready(stack.children, events)
         keepers = [asyncio.create_task(_keep_alive(child, stack, events)) for child in stack.children]
@@ -86,7 +93,7 @@ async def _spawn(plan: PlannedService, log: Path) -> asyncio.subprocess.Process:
     module = f"weir_{plan.service}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WEIR_")}
     environment |= plan.environment() | {f"{module}_EXIT_WITH_PARENT".upper(): str(os.getpid())}
-    with log.open("wb") as file:
+    with log.open("ab") as file:  # what a child that died had to say stays above what its successor says
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -110,12 +117,12 @@ async def _all_ready(children: list[Child], events: Events) -> None:
 
 
 async def _until_ready(child: Child, events: Events) -> None:
-    """Raises StartError when the process ends or the time is over."""
+    """Raises EndedEarlyError when the process ends, StartError when the time is over."""
     began, service = monotonic(), child.plan.service
     async with open_channel(child.plan.address) as channel:
         while not await _serving(channel):
             if child.process.returncode is not None:
-                raise StartError(f"{service} ended with code {child.process.returncode}:\n{_tail(child.log)}")
+                raise EndedEarlyError(f"{service} ended with code {child.process.returncode}:\n{_tail(child.log)}")
             if monotonic() - began > START_SECONDS:
                 raise StartError(f"{service} was not ready after {START_SECONDS:.0f} s:\n{_tail(child.log)}")
             await asyncio.sleep(_POLL_SECONDS)
@@ -131,45 +138,51 @@ async def _serving(channel: grpc.aio.Channel) -> bool:
 
 
 async def _keep_alive(child: Child, stack: Stack, events: Events) -> None:
-    """Start the child anew whenever it ends by itself, until it has done so too often."""
+    """Start the child anew whenever it ends by itself, until it does so again and again."""
+    began = monotonic()
     try:
         while True:
             code = await child.process.wait()
             events.lost(child.plan, code)
-            child.restarts += 1
-            if child.restarts > MAX_RESTARTS:
-                raise StartError(f"{child.plan.service} ended {child.restarts} times:\n{_tail(child.log)}")
+            child.quick_ends = child.quick_ends + 1 if monotonic() - began < STEADY_SECONDS else 1
+            if child.quick_ends > MAX_RESTARTS:
+                raise StartError(f"{child.plan.service} ended {child.quick_ends} times:\n{_tail(child.log)}")
             await asyncio.sleep(_RESTART_PAUSE_SECONDS)
-            child.process = await _spawn(child.plan, child.log)
+            began, child.process = monotonic(), await _spawn(child.plan, child.log)
             events.changed(stack.services)
-            await _until_ready(child, events)
-    except StartError as error:
+            with suppress(EndedEarlyError):  # one more end, which the next round counts
+                await _until_ready(child, events)
+    except (StartError, OSError) as error:
         if not stack.failed.done():
-            stack.failed.set_exception(error)
+            stack.failed.set_exception(StartError(str(error)))
 
 
 async def _stop(children: list[Child]) -> None:
-    """Router first: once it has drained, nobody calls the others."""
+    """Router first: once it has drained, nobody calls the others.
+
+    Those who do not end in time are killed, and all who are left when this is cancelled.
+    """
     routers = [child for child in children if child.plan.service == "router"]
     others = [child for child in children if child.plan.service != "router"]
-    for group in (routers, others):
-        for child in group:
-            _signal(child, signal.SIGTERM)
-        await asyncio.gather(*(_wait_or_kill(child) for child in group))
-
-
-async def _wait_or_kill(child: Child) -> None:
     try:
-        await asyncio.wait_for(child.process.wait(), STOP_SECONDS)
-    except (TimeoutError, asyncio.CancelledError):
-        _signal(child, signal.SIGKILL)
-        await child.process.wait()
-        raise
+        for group in (routers, others):
+            _signal(group, signal.SIGTERM)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(_ended(group), STOP_SECONDS)
+    finally:
+        _signal(children, signal.SIGKILL)
+        await _ended(children)
 
 
-def _signal(child: Child, number: signal.Signals) -> None:
-    if child.process.returncode is None:
-        child.process.send_signal(number)
+async def _ended(children: list[Child]) -> None:
+    await asyncio.gather(*(child.process.wait() for child in children))
+
+
+def _signal(children: list[Child], number: signal.Signals) -> None:
+    for child in children:
+        if child.process.returncode is None:
+            with suppress(ProcessLookupError):
+                child.process.send_signal(number)
 
 
 def _tail(log: Path) -> str:

@@ -34,6 +34,8 @@ class Progress:
     first_delta_at: float | None = None
     last_delta_at: float = 0.0
     delivered_tokens: int = 0
+    # The client is being sent what another attempt could only repeat: a delta, or the end of an output.
+    answering: bool = False
     end: RequestEnd | None = None
     # The worker whose failure ended the attempt: one or none.
     failed_workers: frozenset[str] = frozenset()
@@ -126,6 +128,7 @@ class Attempt:
         if self.outbox.closed:
             return
         count, progress = len(delta.token_ids), self.progress
+        progress.answering = True
         if progress.first_delta_at is None:
             self.on_accepted()
             progress.first_delta_at = now
@@ -143,6 +146,7 @@ class Attempt:
         if self.outbox.closed or row.output_index not in self._unfinished:
             return
         self.on_accepted()  # an output may end without a single delta
+        self.progress.answering = True
         self._unfinished.discard(row.output_index)
         self.outbox.add(self._finished(row))
         if row.output_index in self._drawing:

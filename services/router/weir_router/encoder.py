@@ -13,7 +13,7 @@ from weir.kvstore.v1 import block_hash
 from weir.tokenizer.v1.tokenizer_pb2 import ApplyChatTemplateRequest, HashScope, TokenizeRequest
 from weir_chassis.channel import call_metadata
 from weir_chassis.deadline import hop_timeout
-from weir_chassis.errors import DeadlineExceeded, WeirError, WorkerLost, from_rpc_error
+from weir_chassis.errors import Cancelled, DeadlineExceeded, PromptTooLong, WeirError, WorkerLost, from_rpc_error
 from weir_router.fleet import Fleet
 from weir_router.journey import Journey
 from weir_router.model_version import Version
@@ -38,36 +38,38 @@ class Encoder:
         prompt = journey.request.prompt
         if isinstance(prompt, TokenIdsPrompt):
             agreed = [executor.model for executor in self._fleet.snapshot().agreed(model) if executor.model]
+            _check_length(prompt, max(model.max_model_len for model in agreed))
             return await _hash(prompt, agreed[journey.turn % len(agreed)])
         return await self._tokenize(prompt, model, journey)
 
     async def _tokenize(self, prompt: TextPrompt | ChatPrompt, model: str, journey: Journey) -> EncodedPrompt:
         """Tokenizers keep nothing between calls, so a second one may be asked when the first fails."""
-        snapshot = self._fleet.snapshot()
-        tokenizer, executor = choose_tokenizer(snapshot, model, turn=journey.turn)
+        tokenizer, executor = choose_tokenizer(self._fleet.snapshot(), model, turn=journey.turn)
         try:
             return await self._ask(tokenizer.address, prompt, executor, journey)
         except WeirError as error:
-            if not may_retry(error, 1, first_delta_sent=False):
+            if not may_retry(error, 1, answering=False):
                 raise
-            others = [t for t in snapshot.tokenizers if t.address != tokenizer.address]
-            if not others:
-                raise
-        tokenizer, executor = choose_tokenizer(
-            self._fleet.snapshot(), model, turn=journey.turn, excluded=frozenset({tokenizer.address})
-        )
+            failure = error
+        excluded = frozenset({tokenizer.address})
+        try:
+            tokenizer, executor = choose_tokenizer(self._fleet.snapshot(), model, turn=journey.turn, excluded=excluded)
+        except WeirError:
+            raise failure from None  # that nobody else is there matters less to the client than what happened
         return await self._ask(tokenizer.address, prompt, executor, journey)
 
     async def _ask(
         self, address: str, prompt: TextPrompt | ChatPrompt, model: ExecutorModel, journey: Journey
     ) -> EncodedPrompt:
-        timeout = hop_timeout(journey.left_seconds(), limit=self._timeout_seconds)
+        left = journey.left_seconds()
+        timeout = hop_timeout(left, limit=self._timeout_seconds)
         scope = HashScope(block_size=model.block_size)
         stub = self._fleet.tokenizer_stub(address)
         try:
             return await _call(stub, prompt, model, scope, timeout)
         except grpc.RpcError as error:
-            raise _explain(from_rpc_error(error), address, journey) from None
+            clients_clock = left is not None and left <= self._timeout_seconds
+            raise _explain(from_rpc_error(error), address, clients_clock=clients_clock) from None
 
 
 async def _call(
@@ -91,14 +93,20 @@ async def _call(
     return EncodedPrompt(Version.of(version), tokenized.token_ids, tokenized.block_hashes, scope.block_size)
 
 
-def _explain(error: WeirError, address: str, journey: Journey) -> WeirError:
-    """A tokenizer that is too slow although the client still has time is a lost worker, not the client's deadline."""
-    late = isinstance(error, DeadlineExceeded) or error.row.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    if late and journey.left_seconds() != 0.0:
+def _explain(error: WeirError, address: str, *, clients_clock: bool) -> WeirError:
+    """A tokenizer that is slower than we allow it is a lost worker; one cut short by the client's deadline is not."""
+    if isinstance(error, DeadlineExceeded) and not clients_clock:
         return WorkerLost(f"tokenizer {address} did not answer in time", metadata={"worker": address})
-    if isinstance(error, WorkerLost):
+    # A client's own cancellation ends our task and is never seen as a status.
+    if isinstance(error, (WorkerLost, Cancelled)):
         return WorkerLost(f"tokenizer {address} was lost: {error.message}", metadata={"worker": address})
     return error
+
+
+def _check_length(prompt: TokenIdsPrompt, limit: int) -> None:
+    """Before it is hashed: a message has room for millions of ids."""
+    if len(prompt.token_ids) >= limit:
+        raise PromptTooLong("prompt", len(prompt.token_ids), limit - 1)
 
 
 async def _hash(prompt: TokenIdsPrompt, model: ExecutorModel) -> EncodedPrompt:

@@ -54,23 +54,34 @@ Call = grpc.aio.StreamStreamCall[GenerateRequest, GenerateResponse]
 
 
 class ExecutorStream:
-    """One call's life. `last_progress` is when the executor last said anything, or was last idle."""
+    """One call's life."""
 
     def __init__(self, address: str, clock: Clock):
         self.address = address
         self._clock = clock
         self._sinks: dict[int, ExecutorSink] = {}
-        # Bounded by the router's running requests: a submit and at most n + 1 aborts for each.
+        # At most a submit and n + 1 aborts of each request since the executor stopped reading, and one that does so for
+        # `no_progress_seconds` loses the stream.
         self._outgoing: deque[GenerateRequest] = deque()
         self._duplex: Duplex[GenerateRequest, GenerateResponse] = Duplex(self._next_message, self._on_step)
         self._open = True
-        self.last_progress = clock.monotonic()
+        # Since when the executor has owed an answer without giving any; None: it owes none. A request that is withdrawn
+        # is still owed its end, so that an executor which hangs is found out although every client gives up before.
+        self._owing_since: float | None = None
         # What its requests are told when it is taken down from outside.
         self.cause = "its connection failed"
 
     @property
     def num_live(self) -> int:
         return len(self._sinks)
+
+    def silent_seconds(self, now: float) -> float:
+        """How long the executor has owed an answer without giving any."""
+        return 0.0 if self._owing_since is None else now - self._owing_since
+
+    def note_progress(self) -> None:
+        """It has said something, or is known to have made a step."""
+        self._owing_since = self._clock.monotonic() if self._sinks else None
 
     async def run(self, call: Call) -> None:
         """Until the call ends: always raises a WeirError, after every request on it has been told."""
@@ -88,8 +99,8 @@ class ExecutorStream:
         if not self._open:
             raise self._lost("its stream has ended")
         assert submit.handle not in self._sinks, f"handle {submit.handle} lives"
-        if not self._sinks:
-            self.last_progress = self._clock.monotonic()
+        if self._owing_since is None:
+            self._owing_since = self._clock.monotonic()
         self._sinks[submit.handle] = sink
         self._send(GenerateRequest(submit=submit))
 
@@ -112,7 +123,6 @@ class ExecutorStream:
         return self._outgoing.popleft() if self._outgoing else None
 
     def _on_step(self, step: GenerateResponse) -> None:
-        self.last_progress = self._clock.monotonic()
         for handle in step.accepted_handles:
             if (sink := self._sinks.get(handle)) is not None:
                 sink.on_accepted()
@@ -127,6 +137,7 @@ class ExecutorStream:
         for failed in step.failed:
             if (sink := self._sinks.pop(failed.handle, None)) is not None:
                 sink.on_failed(from_failure(failed.failure))
+        self.note_progress()
 
     def _pass_tokens(self, batch: TokenBatch) -> None:
         if not token_batch.is_well_formed(batch):

@@ -63,7 +63,7 @@ class Fleet:
 
     def _announce_models(self, snapshot: FleetSnapshot) -> None:
         for model in snapshot.known_models():
-            self._health.set(model_name(model), bool(snapshot.serving(model)))
+            self._health.set(model_name(model), snapshot.answers(model))
 
     def _report_mismatches(self, snapshot: FleetSnapshot) -> None:
         mismatched = frozenset(snapshot.mismatched())

@@ -31,15 +31,16 @@ class Journey:
     admission_seconds: float = 0.0
     tokenize_seconds: float = 0.0
     attempts: int = 0
-    # The client has been told that its request was accepted.
-    accepted: bool = False
+    # When the client was told that its request was accepted, if an attempt that is over has told it.
+    accepted_at: float | None = None
     first_delta_at: float | None = None
     delivered_tokens: int = 0
 
     def note(self, progress: Progress) -> None:
         """An attempt is over."""
-        self.accepted = self.accepted or progress.accepted_at is not None
-        self.first_delta_at = self.first_delta_at or progress.first_delta_at
+        self.accepted_at = self._accepted_at(progress)
+        if self.first_delta_at is None:
+            self.first_delta_at = progress.first_delta_at
         self.delivered_tokens += progress.delivered_tokens
 
     def left_seconds(self) -> float | None:
@@ -79,9 +80,14 @@ class Journey:
             decode=end.decode,
             total=duration(self.clock.monotonic() - self.started_at),
         )
-        if progress.first_delta_at is not None and progress.accepted_at is not None:
-            timings.time_to_first_token.CopyFrom(duration(progress.first_delta_at - progress.accepted_at))
+        accepted_at = self._accepted_at(progress)
+        if progress.first_delta_at is not None and accepted_at is not None:
+            timings.time_to_first_token.CopyFrom(duration(progress.first_delta_at - accepted_at))
         return timings
+
+    def _accepted_at(self, progress: Progress) -> float | None:
+        """A client is told once, by the first attempt that gets so far."""
+        return progress.accepted_at if self.accepted_at is None else self.accepted_at
 
 
 def duration(seconds: float) -> Duration:

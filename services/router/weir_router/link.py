@@ -51,10 +51,13 @@ class Link(ABC):
         settings = self.context.settings
         pause = settings.reconnect_min_seconds
         while True:
+            began, lived = self.context.clock.monotonic(), False
             try:
                 await self._live()
             except* (WeirError, grpc.RpcError) as errors:
-                lived = self.state is not WorkerState.DOWN
+                # One that comes and goes within a moment is paused for as one that does not come.
+                lived_seconds = self.context.clock.monotonic() - began
+                lived = self.state is not WorkerState.DOWN and lived_seconds >= settings.reconnect_max_seconds
                 self._set_state(WorkerState.DOWN, _cause(errors))
             pause = settings.reconnect_min_seconds if lived else min(2 * pause, settings.reconnect_max_seconds)
             # Half of the pause is drawn, so that many routers do not probe a returning worker in step.
@@ -69,7 +72,10 @@ class Link(ABC):
 
     @abstractmethod
     async def poll(self) -> None:
-        """One look at the worker, every `load_interval_seconds`. Raises WeirError when it is to be given up."""
+        """One question to the worker, every `load_interval_seconds`.
+
+        Raises RpcError when it was not answered, WeirError when the worker is to be given up.
+        """
 
     async def hold(self) -> None:
         """Whatever is to be held open while the worker lives. Returns never, or raises."""
@@ -83,10 +89,24 @@ class Link(ABC):
             tasks.create_task(self._poll(), name=f"{self.kind}-poll")
         raise AssertionError("a worker's tasks never return")
 
+    def lost(self, cause: str) -> WorkerLost:
+        """What to raise when the worker is to be given up."""
+        return WorkerLost(cause)
+
     async def _poll(self) -> NoReturn:
+        """One unanswered question says little; none answered for long is a worker that hangs, though nobody waits."""
+        clock, settings = self.context.clock, self.context.settings
+        answered_at = clock.monotonic()
         while True:
-            await self.poll()
-            await self.context.clock.sleep(self.context.settings.load_interval_seconds)
+            try:
+                await self.poll()
+                answered_at = clock.monotonic()
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    answered_at = clock.monotonic()  # a refusal is an answer; a lost connection ends the health watch
+                elif clock.monotonic() - answered_at > settings.no_progress_seconds:
+                    raise self.lost(f"it has answered nothing for {settings.no_progress_seconds:g} s") from None
+            await clock.sleep(settings.load_interval_seconds)
 
     async def _watch_health(self) -> None:
         """Serving or draining as the worker itself says. Its load plays no part."""

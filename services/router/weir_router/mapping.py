@@ -83,7 +83,7 @@ def _request(request: GenerateRequest | ChatRequest, request_id: str, seed: int,
 
 def _prompt(request: GenerateRequest) -> Prompt:
     if request.HasField("token_ids"):
-        return TokenIdsPrompt(tuple(request.token_ids.token_ids))
+        return TokenIdsPrompt(request.token_ids.token_ids)
     return TextPrompt(request.text, request.add_special_tokens if request.HasField("add_special_tokens") else None)
 
 

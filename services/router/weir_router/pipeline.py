@@ -93,8 +93,7 @@ class Pipeline:
                     await self._conclude(attempt, journey, prompt, choice, write)
                     return
                 except WeirError as error:
-                    started = attempt.progress.first_delta_at is not None
-                    if not may_retry(error, journey.attempts, first_delta_sent=started):
+                    if not may_retry(error, journey.attempts, answering=attempt.progress.answering):
                         raise
                     failure, excluded = error, excluded | attempt.progress.failed_workers
 
@@ -127,7 +126,7 @@ class Pipeline:
             lane=self._fleet.postprocessor(choice.postprocessor).stream,
             reservation=executor.outstanding.reserve(choice.reserved_tokens),
             outbox=outbox,
-            accepted=None if journey.accepted else _accepted(journey, prompt),
+            accepted=None if journey.accepted_at is not None else _accepted(journey, prompt),
             clock=self._clock,
             metrics=self._metrics,
             on_slow=limit.cut,
@@ -176,7 +175,7 @@ class Pipeline:
         try:
             yield
         except WeirError as error:
-            if not journey.accepted:
+            if journey.accepted_at is None:
                 self._metrics.refused(error)
             raise
         finally:

@@ -19,7 +19,7 @@ class TextPrompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenIdsPrompt:
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
 
 
 Prompt = TextPrompt | TokenIdsPrompt | ChatPrompt

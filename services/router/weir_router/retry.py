@@ -8,12 +8,12 @@ from weir_chassis.errors import Fault, WeirError
 MAX_ATTEMPTS = 2
 
 
-def may_retry(error: WeirError, attempt: int, *, first_delta_sent: bool) -> bool:
+def may_retry(error: WeirError, attempt: int, *, answering: bool) -> bool:
     """Whether another worker may be tried after `error` ended attempt number `attempt` (from 1).
 
-    Only before the client has seen a token, and only for what another worker may do better: a fault of the server's, a
-    worker that drains, a worker that has no room. What the client did wrong is as wrong elsewhere.
+    Only before the client is sent anything of an answer, and only for what another worker may do better: a fault of the
+    server's, a worker that drains, a worker that has no room. What the client did wrong is as wrong elsewhere.
     """
-    if first_delta_sent or attempt >= MAX_ATTEMPTS:
+    if answering or attempt >= MAX_ATTEMPTS:
         return False
     return error.row.retryable and error.row.fault is not Fault.CLIENT

@@ -52,7 +52,10 @@ class RouterSettings(ServiceSettings):
     )
     tokenizer_timeout_seconds: float = Field(default=30.0, gt=0.0, le=600.0, description="one call to one tokenizer")
     no_progress_seconds: float = Field(
-        default=60.0, gt=0.0, le=3600.0, description="a worker that owes us an answer and is silent for so long is lost"
+        default=60.0,
+        gt=0.0,
+        le=3600.0,
+        description="a worker that is silent for so long while it owes an answer, or answers no probe, is lost",
     )
     end_wait_seconds: float = Field(
         default=1.0,

@@ -124,14 +124,21 @@ class FleetSnapshot:
             raise revision_mismatch(model, [e.model.version for e in serving if e.model], versions)
         return agreed
 
+    def answers(self, model: str) -> bool:
+        """Whether a request for the model would find a worker of each kind."""
+        held = {version for tokenizer in self.tokenizers if _serves(tokenizer) for version in _held(tokenizer)}
+        agreed = any(executor.model.version in held for executor in self.serving(model) if executor.model)
+        return agreed and any(map(_serves, self.postprocessors))
+
     def mismatched(self) -> list[str]:
         """Addresses of serving executors whose revision no tokenizer of their model holds."""
+        versions = {model: self.tokenizer_versions(model) for model in self.known_models()}
         return [
             executor.address
             for executor in self.executors
             if executor.model and _serves(executor)
-            if (versions := self.tokenizer_versions(executor.model.version.model))
-            if executor.model.version not in versions
+            if (held := versions[executor.model.version.model])
+            if executor.model.version not in held
         ]
 
     def has_chat_template(self, version: Version) -> bool:
@@ -143,7 +150,11 @@ def _serves(worker: ExecutorView | TokenizerView | PostprocessorView) -> bool:
 
 
 def _versions(tokenizers: Iterable[TokenizerView], model: str) -> set[Version]:
-    return {m.version for tokenizer in tokenizers for m in tokenizer.models if m.version.model == model}
+    return {version for tokenizer in tokenizers for version in _held(tokenizer) if version.model == model}
+
+
+def _held(tokenizer: TokenizerView) -> Iterable[Version]:
+    return (model.version for model in tokenizer.models)
 
 
 def revision_mismatch(model: str, executors: Iterable[Version], tokenizers: Iterable[Version]) -> RevisionMismatch:

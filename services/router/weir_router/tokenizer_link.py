@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
-
-import grpc
 
 from weir.tokenizer.v1.tokenizer_pb2 import DESCRIPTOR, GetTokenizerInfoRequest
 from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceStub
@@ -39,5 +36,4 @@ class TokenizerLink(Link):
 
     async def poll(self) -> None:
         """It may load a model or another revision while it runs."""
-        with suppress(grpc.RpcError):  # the health watch says when it is gone
-            await self.probe()
+        await self.probe()

@@ -31,7 +31,8 @@ async def test_text_goes_to_stdout_and_the_rest_to_stderr(capsys: pytest.Capture
 
 
 async def test_json_is_one_event_per_line(capsys: pytest.CaptureFixture[str]) -> None:
-    await stream_json(scripted())
+    answer = await stream_json(scripted())
+    assert answer.text == "hey", "a conversation goes on from it"
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(script())
     assert '"first_token_index": 2' in lines[3]

@@ -60,7 +60,7 @@ async def test_a_child_that_dies_while_it_starts_is_counted_and_its_words_are_ke
     child = await toys.spawn("toy", _DIES)
     stack = Stack([child])
     await processes._keep_alive(child, stack, toys.events)
-    with pytest.raises(StartError, match="toy ended 6 times:\n.*my last words"):
+    with pytest.raises(StartError, match=r"toy ended 6 times:\n.*my last words"):
         stack.failed.result()
     assert toys.lost == [3] * 6
     assert child.log.read_text().count("my last words") == 6

@@ -87,6 +87,7 @@ async def test_accepted_comes_once_and_before_the_first_delta(bench: Bench) -> N
 async def test_an_output_may_end_without_a_delta(bench: Bench) -> None:
     bench.text_finished(0)
     assert [type(event) for event in await bench.events()] == [Accepted, OutputFinished]
+    assert bench.attempt.progress.answering, "another attempt would end it again"
 
 
 async def test_it_is_over_when_all_text_is_out_whatever_the_executor_still_says(bench: Bench) -> None:

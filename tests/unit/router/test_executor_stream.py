@@ -195,12 +195,27 @@ async def test_columns_that_disagree_end_the_stream() -> None:
             await on.run
 
 
-async def test_progress_is_counted_from_the_first_request_on() -> None:
+async def test_silence_is_counted_from_the_first_request_on() -> None:
     clock = VirtualClock()
     stream = ExecutorStream("e:1", clock)
     await clock.advance(100.0)
+    assert stream.silent_seconds(clock.monotonic()) == 0.0, "it owes nothing"
     stream.submit(Submit(handle=1), Sink(Lane()))
-    assert stream.last_progress == 100.0
     await clock.advance(5.0)
     stream.submit(Submit(handle=2), Sink(Lane()))
-    assert stream.last_progress == 100.0, "a second request does not excuse the silence for the first"
+    assert stream.silent_seconds(clock.monotonic()) == 5.0, "a second request does not excuse the silence for the first"
+    stream.note_progress()
+    assert stream.silent_seconds(clock.monotonic()) == 0.0
+
+
+async def test_giving_up_on_a_silent_executor_does_not_excuse_its_silence() -> None:
+    clock = VirtualClock()
+    stream = ExecutorStream("e:1", clock)
+    for handle in range(3):
+        stream.submit(Submit(handle=handle), Sink(Lane()))
+        await clock.advance(30.0)
+        stream.withdraw(handle)
+    assert stream.silent_seconds(clock.monotonic()) == 90.0
+    stream.note_progress()
+    await clock.advance(30.0)
+    assert stream.silent_seconds(clock.monotonic()) == 0.0, "it has answered, and nobody waits for it"

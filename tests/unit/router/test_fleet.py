@@ -13,6 +13,7 @@ from fakes.tokenizer import FakeTokenizer
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.router.v1 import router_pb2 as pb
+from weir_router.postprocess_link import PostprocessLink
 from weir_router.snapshot import WorkerState
 
 HELLO = pb.GenerateRequest(text="hello")
@@ -55,6 +56,21 @@ async def test_a_worker_that_drains_finishes_what_it_has_and_gets_nothing_new() 
         assert answer.texts == {0: "hello"}
 
 
+async def test_a_postprocess_replica_that_drains_is_not_connected_to_again() -> None:
+    async with suite() as running:
+        running.fakes.workers["postprocess-0"].drain()
+        await running.until(lambda: running.num_serving() == 2)
+        running.postprocess.crash.crash()
+        await running.until(lambda: running.fleet.snapshot().postprocessors[0].state is WorkerState.DOWN)
+        running.postprocess.crash.revive()
+        (link,) = (link for link in running.fleet.links if link.kind == "postprocess")
+        for _ in range(100):
+            await asyncio.sleep(0.002)
+            assert link.state is WorkerState.DOWN, "it says that it takes nothing new"
+        running.fakes.workers["postprocess-0"].health.set(PostprocessLink.service, True)
+        await running.until_serving()
+
+
 async def test_the_health_of_a_model_follows_its_workers() -> None:
     async with suite() as running:
         assert running.chassis.health.is_serving("model:bytes")
@@ -62,6 +78,14 @@ async def test_the_health_of_a_model_follows_its_workers() -> None:
         await running.until(lambda: not running.chassis.health.is_serving("model:bytes"))
         running.executor.crash.revive()
         await running.until(lambda: running.chassis.health.is_serving("model:bytes"))
+
+
+@pytest.mark.parametrize("kind", ["executor", "tokenizer", "postprocess"])
+async def test_a_model_is_healthy_while_a_worker_of_each_kind_is(kind: str) -> None:
+    async with suite() as running:
+        assert running.chassis.health.is_serving("model:bytes")
+        running.fakes.workers[f"{kind}-0"].drain()
+        await running.until(lambda: not running.chassis.health.is_serving("model:bytes"))
 
 
 async def test_models_are_listed_with_their_workers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, NoReturn
 
+import grpc
 import pytest
 
 from fakes.executor import NAME
@@ -28,6 +29,8 @@ class ProbedLink(Link):
         self.failing = True
         self.broken: asyncio.Future[NoReturn] = asyncio.get_running_loop().create_future()
         self.probed_at: list[float] = []
+        self.poll_error: grpc.StatusCode | None = None
+        self.lives_seconds: float | None = None
 
     async def probe(self) -> None:
         self.probed_at.append(self.context.clock.monotonic())
@@ -35,9 +38,13 @@ class ProbedLink(Link):
             raise WorkerLost("not there")
 
     async def poll(self) -> None:
-        pass
+        if self.poll_error is not None:
+            raise grpc.aio.AioRpcError(self.poll_error, grpc.aio.Metadata(), grpc.aio.Metadata())
 
     async def hold(self) -> None:
+        if self.lives_seconds is not None:
+            await self.context.clock.sleep(self.lives_seconds)
+            raise WorkerLost("it ends every stream")
         await asyncio.shield(self.broken)
 
 
@@ -46,7 +53,9 @@ class Bench:
         self.clock, self.health, self.changes = VirtualClock(), Health(), list[WorkerState]()
         self.server = InMemoryServer()
         register(self.server, [], self.health)
-        settings = RouterSettings().replace(reconnect_min_seconds=1.0, reconnect_max_seconds=4.0)
+        settings = RouterSettings().replace(
+            reconnect_min_seconds=1.0, reconnect_max_seconds=4.0, no_progress_seconds=10.0
+        )
         connect = connector({"worker": self.server})
         self.link = ProbedLink(LinkContext(settings, connect, self.clock, lambda: jitter, self._changed))
 
@@ -93,10 +102,41 @@ async def test_a_worker_that_lived_is_probed_again_soon() -> None:
         bench.health.set(NAME, True)
         await bench.clock.advance(6.0)
         bench.link.failing = False
-        await bench.clock.advance(4.0)
+        await bench.clock.advance(8.0)
         assert bench.link.state is WorkerState.SERVING
         bench.link.broken.set_exception(WorkerLost("the stream ended"))
         await settle()
         bench.link.failing = True
         await bench.clock.advance(1.0)
-        assert bench.link.probed_at[-2:] == [10.0, 11.0]
+        assert bench.link.probed_at[-2:] == [10.0, 15.0]
+
+
+async def test_a_worker_that_comes_and_goes_within_a_moment_is_paused_for() -> None:
+    async with Bench() as bench:
+        bench.health.set(NAME, True)
+        bench.link.failing = False
+        bench.link.lives_seconds = 0.5
+        await bench.clock.advance(16.0)
+        assert bench.link.probed_at == [0.0, 2.0, 6.5, 11.0, 15.5]
+        assert bench.changes[:4] == [WorkerState.SERVING, WorkerState.DOWN] * 2
+
+
+async def test_a_worker_that_answers_no_question_is_lost_although_nobody_waits_for_it() -> None:
+    async with Bench() as bench:
+        bench.health.set(NAME, True)
+        bench.link.failing = False
+        await bench.clock.advance(2.0)
+        bench.link.poll_error, bench.link.failing = grpc.StatusCode.DEADLINE_EXCEEDED, True
+        await bench.clock.advance(10.0)
+        assert bench.changes == [WorkerState.SERVING]
+        await bench.clock.advance(2.0)
+        assert bench.changes == [WorkerState.SERVING, WorkerState.DOWN]
+
+
+async def test_a_worker_that_refuses_questions_is_there() -> None:
+    async with Bench() as bench:
+        bench.health.set(NAME, True)
+        bench.link.failing = False
+        bench.link.poll_error = grpc.StatusCode.UNAVAILABLE
+        await bench.clock.advance(60.0)
+        assert bench.link.state is WorkerState.SERVING

@@ -35,7 +35,7 @@ def test_what_is_set_stays() -> None:
     )
     request = mapping.from_generate(message, "r", seed=5)
     assert (request.sampling.seed, request.n, request.priority, request.model) == (0, 4, -7, "m")
-    assert request.prompt == TokenIdsPrompt((1, 2))
+    assert request.prompt == TokenIdsPrompt([1, 2])
     assert request.stopping.max_tokens == 3
     assert request.skip_special_tokens is False
 

@@ -23,7 +23,16 @@ from weir.inference.v1.output_pb2 import FinishReason
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.kvstore.v1 import block_hash
 from weir.router.v1 import router_pb2 as pb
-from weir_chassis.errors import Draining, Internal, InvalidArgument, Overloaded, WeirError
+from weir_chassis.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    Internal,
+    InvalidArgument,
+    Overloaded,
+    WeirError,
+)
+from weir_router import encoder
 
 OTHER_REVISION = ModelVersion(model="bytes", revision="r2", tokenizer_hash="0" * 32)
 
@@ -211,11 +220,14 @@ async def test_a_worker_that_crashes_before_the_first_token_is_replaced_in_silen
         answer = Answer()
         task = asyncio.create_task(collect(running.router.Generate(request("hello")), answer))
         await running.until(lambda: "accepted" in answer.kinds)
+        await asyncio.sleep(0.1)
         hanging.crash.crash()
         (await task).check_complete()
         assert answer.texts == {0: "hello"}
         assert (answer.accepted.attempt, answer.receipt.attempts) == (1, 2)
         assert good.submits[0].sampling.seed == hanging.submits[0].sampling.seed
+        first_token = answer.receipt.timings.time_to_first_token.ToTimedelta()
+        assert first_token.total_seconds() >= 0.1, "since the client was told that it is accepted"
 
 
 async def test_a_worker_that_hangs_is_given_up() -> None:
@@ -288,6 +300,43 @@ async def test_another_tokenizer_is_asked_when_the_first_fails() -> None:
         answers = [await collect(running.router.Generate(request("hello"))) for _ in range(2)]
         assert [answer.texts for answer in answers] == [{0: "hello"}] * 2
         assert tokenizers[1].calls == 2
+
+
+async def test_with_no_other_tokenizer_there_the_first_failure_is_what_the_client_is_told() -> None:
+    tokenizers = [FakeTokenizer(), FakeTokenizer()]
+    tokenizers[0].error = Internal("no vocabulary")
+    tokenizers[1].crash.crash()
+    async with suite(tokenizers=tokenizers, ready=False) as running:
+        await running.until_serving(3)
+        reason, _, error = await refusal(running.router.Generate(request()))
+        assert (reason, error.message) == ("INTERNAL", "no vocabulary")
+
+
+async def test_a_tokenizer_that_cancels_is_a_lost_worker_and_not_the_clients_doing() -> None:
+    async with suite() as running:
+        running.fakes.tokenizers[0].error = Cancelled("its server was stopped")
+        reason, _, error = await refusal(running.router.Generate(request()))
+        assert (reason, error.metadata) == ("WORKER_LOST", {"worker": "memory:tokenizer-0"})
+
+
+async def test_a_tokenizer_that_runs_out_of_the_clients_time_is_not_blamed() -> None:
+    tokenizers = [FakeTokenizer(), FakeTokenizer()]
+    for tokenizer in tokenizers:
+        tokenizer.error = DeadlineExceeded("a moment before the router's own timer")
+    async with suite(tokenizers=tokenizers) as running:
+        reason, _, _ = await refusal(running.router.Generate(request(), timeout=20))
+        assert reason == "DEADLINE_EXCEEDED"
+        assert sum(tokenizer.calls for tokenizer in tokenizers) == 1
+
+
+async def test_a_prompt_of_too_many_ids_is_refused_before_it_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[int] = []
+    monkeypatch.setattr(encoder, "hash_blocks", lambda _version, ids, _size: hashed.append(len(ids)))
+    async with suite() as running:
+        message = pb.GenerateRequest(token_ids=pb.TokenPrompt(token_ids=[1] * bytes_model.MAX_MODEL_LEN))
+        reason, _, error = await refusal(running.router.Generate(message))
+        assert (reason, error.metadata) == ("PROMPT_TOO_LONG", {"tokens": "512", "limit": "511"})
+    assert not hashed
 
 
 async def test_a_tokenizer_that_is_too_slow_is_a_lost_worker() -> None:

@@ -18,11 +18,11 @@ def test_only_what_another_worker_may_do_better_is_tried_again(reason: ErrorReas
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason_name(reason), domain="weir"))
     error = from_status(status)
     assert error.reason == reason
-    assert may_retry(error, 1, first_delta_sent=False) == (reason_name(reason) in RETRIED)
+    assert may_retry(error, 1, answering=False) == (reason_name(reason) in RETRIED)
 
 
 def test_once_and_only_before_the_first_token() -> None:
     lost = WorkerLost("gone")
-    assert may_retry(lost, 1, first_delta_sent=False)
-    assert not may_retry(lost, 1, first_delta_sent=True)
-    assert not may_retry(lost, 2, first_delta_sent=False)
+    assert may_retry(lost, 1, answering=False)
+    assert not may_retry(lost, 1, answering=True)
+    assert not may_retry(lost, 2, answering=False)

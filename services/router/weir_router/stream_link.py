@@ -1,0 +1,59 @@
+"""A worker with one stream that all requests on it share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
+
+from weir_chassis.errors import NoWorker, WorkerLost
+from weir_router.link import Link, LinkContext
+from weir_router.snapshot import WorkerState
+
+
+class SharedStream(Protocol):
+    # What its requests are told when it is taken down from outside.
+    cause: str
+
+    def silent_seconds(self, now: float) -> float:
+        """How long the worker has owed an answer without giving any."""
+        ...
+
+
+S = TypeVar("S", bound=SharedStream)
+
+
+class StreamLink(Link, Generic[S]):
+    def __init__(self, address: str, context: LinkContext):
+        super().__init__(address, context)
+        self._stream: S | None = None
+
+    @property
+    def stream(self) -> S:
+        """Raises NoWorker when it is not connected."""
+        if self._stream is None:
+            raise NoWorker(f"{self.kind} {self.address} is not connected")
+        return self._stream
+
+    def current_state(self) -> WorkerState:
+        # The stream's end is known a moment before the rest of the link has been taken down.
+        return self.state if self._stream is not None else WorkerState.DOWN
+
+    def check_silence(self) -> None:
+        """A worker that owes answers and is silent is lost, however well its health says it is."""
+        stream, limit = self._stream, self.context.settings.no_progress_seconds
+        if stream is not None and stream.silent_seconds(self.context.clock.monotonic()) > limit:
+            raise self.lost(f"it has made no progress for {limit:g} s")
+
+    def lost(self, cause: str) -> WorkerLost:
+        if self._stream is not None:
+            self._stream.cause = cause
+        return super().lost(cause)
+
+    @contextmanager
+    def connected(self, stream: S) -> Iterator[S]:
+        self._stream = stream
+        try:
+            yield stream
+        finally:
+            self._stream = None
