@@ -1,0 +1,1 @@
+"""Makes the two small models that the repository ships: `deploy/models/demo` and `deploy/models/demo-draft`."""
