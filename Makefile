@@ -100,8 +100,8 @@ bench: $(SETUP) ## the engine against transformers, and what the services add
 
 .PHONY: train-demo
 train-demo: $(SETUP) ## train the shipped demo model and its draft again (about an hour and a half)
-	$(BIN)/python -m deploy.models.train.data --work .weir/train
-	$(BIN)/python -m deploy.models.train.train --work .weir/train --shape demo --minutes 66
+	$(BIN)/python -m deploy.models.train.data --work .weir/train --conversations 100000
+	$(BIN)/python -m deploy.models.train.train --work .weir/train --shape demo --minutes 67
 	$(BIN)/python -m deploy.models.train.train --work .weir/train --shape draft --minutes 25
 	$(BIN)/python -m deploy.models.train.export --work .weir/train --shape demo --out deploy/models/demo
 	$(BIN)/python -m deploy.models.train.export --work .weir/train --shape draft --out deploy/models/demo-draft

@@ -1,17 +1,20 @@
 """Attention over the block table, behind one small base.
 
 A backend looks at a step once (`plan`), and then attends layer by layer. The rows of a step are ordered by the runner:
-single tokens first, those with few blocks before those with many, then the prefill chunks.
+single tokens first, those with few blocks before those with many and those that begin alike side by side, then the
+prefill chunks.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from math import prod
 
 import torch
-from torch.nn import functional
 
 from weir_executor.paged.kv_cache import Gather, KvCache
 from weir_executor.paged.scheduler import Scheduled
@@ -33,43 +36,71 @@ class AttentionBackend(ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class _Grain:
+    """How much is worked on at once."""
+
+    gathered_bytes: int  # keys of one group of decodes
+    tile_queries: int  # of a prefill chunk
+
+
+# A core's second-level cache holds what is gathered, or scored, until it is multiplied. A GPU wants few large products.
+_CPU_GRAIN, _GPU_GRAIN = _Grain(1 << 20, 128), _Grain(1 << 28, 512)
+
+
+@dataclass(frozen=True, slots=True)
 class _DecodeGroup:
     """Rows that each bring one token, padded to the same number of blocks."""
 
     first: int
     end: int
-    gather: Gather
+    shared: Gather | None  # the blocks with which all of them begin, read once for all
+    own: Gather
     mask: torch.Tensor | None  # [rows, 1, 1, tokens], added; none when nothing is hidden
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Some consecutive queries of a chunk, and the places between which they see."""
+
+    first: int
+    end: int
+    oldest: int
+    newest: int  # exclusive
+    mask: torch.Tensor  # [queries, 1, places], added to the scores of the last so many places
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     """One sequence's prefill chunk."""
 
-    first: int
-    end: int
-    num_known: int  # tokens of the sequence up to the chunk's end
-    gather: Gather | None  # none: the chunk starts its sequence and attends to itself alone
-    mask: torch.Tensor | None  # [queries, tokens], added; none: plainly causal
+    gather: Gather
+    tiles: list[_Tile]
 
 
 class TorchAttention(AttentionBackend):
-    """Gathers blocks into rows by head and leaves the rest to PyTorch: two products per group of decodes, scaled
-    dot-product attention per chunk."""
+    """Gathers blocks into rows by head, multiplies, and so on: plain products and a softmax.
+
+    PyTorch's fused attention for CPU reaches half the speed of its products. Softmax computes in float32 whatever the
+    dtype; scores and weights are rounded to it, as in the models' own reference.
+    """
 
     def __init__(self, cache: KvCache, sliding_window: int | None) -> None:
         self._cache, self._window = cache, sliding_window
         self._scale = cache.head_dim**-0.5
+        self._grain = _CPU_GRAIN if cache.device.type == "cpu" else _GPU_GRAIN
         self._token_rows = torch.empty(0, dtype=torch.int64)
         self._decodes: list[_DecodeGroup] = []
         self._chunks: list[_Chunk] = []
+        self._causal = self._mask(torch.ones((self._grain.tile_queries,) * 2, dtype=torch.bool).tril())
+        self._scores = torch.empty(0, dtype=cache.dtype, device=cache.device)  # room for one tile's
 
     def plan(self, rows: Sequence[Scheduled]) -> None:
         decodes = [row for row in rows if row.count == 1]
         assert all(row.count == 1 for row in rows[: len(decodes)]), "single tokens come first"
         self._token_rows = self._cache.token_rows(list(_slots(rows, self._cache.block_size)))
-        ranges = _groups(decodes, self._cache.block_size)
-        self._decodes = [self._plan_decodes(decodes, first, end) for first, end in ranges]
+        most_blocks = self._grain.gathered_bytes // self._cache.layer_block_bytes
+        ranges = _groups([_blocks(row, self._cache.block_size) for row in decodes], most_blocks)
+        self._decodes = [self._plan_decodes(decodes[first:end], first) for first, end in ranges]
         self._chunks, first = [], len(decodes)
         for row in rows[len(decodes) :]:
             self._chunks.append(self._plan_chunk(row, first))
@@ -77,74 +108,104 @@ class TorchAttention(AttentionBackend):
 
     def attend(self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         self._cache.write(layer, self._token_rows, keys, values)
-        parts = [self._attend_decodes(layer, group, queries) for group in self._decodes]
-        parts += [self._attend_chunk(layer, chunk, queries, keys, values) for chunk in self._chunks]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        num_tokens, num_heads, head_dim = queries.shape
+        # Query heads that share a KV head stand where several query tokens would: KV is read once, never repeated.
+        grouped = (queries * self._scale).view(num_tokens, self._cache.num_kv_heads, -1, head_dim)
+        out = torch.empty_like(grouped)
+        for group in self._decodes:
+            self._attend_decodes(layer, group, grouped, out)
+        for chunk in self._chunks:
+            self._attend_chunk(layer, chunk, grouped, out)
+        return out.view(num_tokens, num_heads, head_dim)
 
-    def _attend_decodes(self, layer: int, group: _DecodeGroup, queries: torch.Tensor) -> torch.Tensor:
-        """Query heads that share a KV head stand where several query tokens would: KV is read once, never repeated."""
-        num_rows = group.end - group.first
-        keys, values = self._cache.gather(layer, group.gather)
-        shared = (queries[group.first : group.end] * self._scale).view(
-            num_rows, self._cache.num_kv_heads, -1, keys.shape[3]
-        )
-        scores = shared @ keys.transpose(2, 3)
+    def _attend_decodes(self, layer: int, group: _DecodeGroup, queries: torch.Tensor, out: torch.Tensor) -> None:
+        rows = queries[group.first : group.end]
+        scores = rows @ self._cache.gather_keys(layer, group.own).transpose(2, 3)
+        if group.shared is not None:
+            common = self._cache.gather_keys(layer, group.shared)[0]
+            scores = torch.cat((_multiply(rows, common.transpose(1, 2)), scores), dim=-1)
         if group.mask is not None:
             scores += group.mask
-        return torch.matmul(scores.softmax(dim=-1), values).view(num_rows, *queries.shape[1:])
+        weights = torch.softmax(scores, dim=-1)
+        own_values = self._cache.gather_values(layer, group.own)
+        found = weights[..., -own_values.shape[2] :] @ own_values
+        if group.shared is not None:
+            common = self._cache.gather_values(layer, group.shared)[0]
+            found += _multiply(weights[..., : common.shape[1]], common)
+        out[group.first : group.end] = found
 
-    def _attend_chunk(
-        self, layer: int, chunk: _Chunk, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
-        rows = slice(chunk.first, chunk.end)
-        if chunk.gather is None:
-            all_keys, all_values = _heads_first(keys[rows]), _heads_first(values[rows])
-        else:
-            gathered = self._cache.gather(layer, chunk.gather)
-            all_keys, all_values = (part[:, :, : chunk.num_known] for part in gathered)
-        out = functional.scaled_dot_product_attention(
-            _heads_first(queries[rows]),
-            all_keys,
-            all_values,
-            attn_mask=chunk.mask,
-            is_causal=chunk.mask is None,
-            enable_gqa=True,
-        )
-        return out[0].transpose(0, 1)
+    def _attend_chunk(self, layer: int, chunk: _Chunk, queries: torch.Tensor, out: torch.Tensor) -> None:
+        keys = self._cache.gather_keys(layer, chunk.gather)[0].transpose(1, 2)
+        values = self._cache.gather_values(layer, chunk.gather)[0]
+        for tile in chunk.tiles:
+            rows, num_places = queries[tile.first : tile.end], tile.newest - tile.oldest
+            scores = self._room_for(rows.shape[1], rows.shape[0] * rows.shape[2], num_places)
+            torch.bmm(_by_head(rows), keys[:, :, tile.oldest : tile.newest], out=scores)
+            by_query = scores.view(rows.shape[1], rows.shape[0], -1, num_places)
+            by_query[..., -tile.mask.shape[2] :] += tile.mask
+            torch.softmax(scores, dim=-1, out=scores)
+            found = torch.bmm(scores, values[:, tile.oldest : tile.newest])
+            out[tile.first : tile.end] = _by_token(found, rows.shape[0])
 
-    def _plan_decodes(self, decodes: Sequence[Scheduled], first: int, end: int) -> _DecodeGroup:
-        rows, size = decodes[first:end], self._cache.block_size
-        width = _num_blocks(rows[-1], size)
-        # Padding reads a row's own first block again: any finite numbers do.
-        table = [[*_blocks(row, size), *([row.sequence.blocks[0]] * (width - _num_blocks(row, size)))] for row in rows]
+    def _room_for(self, *shape: int) -> torch.Tensor:
+        size = prod(shape)
+        if len(self._scores) < size:
+            self._scores = torch.empty(size, dtype=self._cache.dtype, device=self._cache.device)
+        return self._scores[:size].view(shape)
+
+    def _plan_decodes(self, rows: Sequence[Scheduled], first: int) -> _DecodeGroup:
+        size = self._cache.block_size
+        blocks = [_blocks(row, size) for row in rows]
+        num_shared = _num_shared(blocks)
+        width = max(map(len, blocks))
+        # Padding reads a row's own last block again: any finite numbers do.
+        table = [[*own[num_shared:], *([own[-1]] * (width - len(own)))] for own in blocks]
         lengths = torch.tensor([row.first + 1 for row in rows]).view(-1, 1, 1, 1)
         places = torch.arange(width * size)
         visible = places < lengths
         if self._window is not None:
             visible &= places >= lengths - self._window
-        return _DecodeGroup(first, end, self._cache.plan_gather(table), self._mask(visible))
+        mask = None if bool(visible.all()) else self._mask(visible)
+        shared = self._cache.plan_gather([blocks[0][:num_shared]]) if num_shared else None
+        return _DecodeGroup(first, first + len(rows), shared, self._cache.plan_gather(table), mask)
 
     def _plan_chunk(self, row: Scheduled, first: int) -> _Chunk:
-        end, num_known = first + row.count, row.first + row.count
-        if row.first == 0 and (self._window is None or num_known <= self._window):
-            return _Chunk(first, end, num_known, None, None)
-        queries, places = torch.arange(row.first, num_known).view(-1, 1), torch.arange(num_known)
-        visible = places <= queries
-        if self._window is not None:
-            visible &= places > queries - self._window
-        gather = self._cache.plan_gather([_blocks(row, self._cache.block_size)])
-        return _Chunk(first, end, num_known, gather, self._mask(visible))
+        step = self._grain.tile_queries
+        tiles = [
+            self._plan_tile(row.first + done, min(step, row.count - done), first + done)
+            for done in range(0, row.count, step)
+        ]
+        return _Chunk(self._cache.plan_gather([_blocks(row, self._cache.block_size)]), tiles)
 
-    def _mask(self, visible: torch.Tensor) -> torch.Tensor | None:
+    def _plan_tile(self, place: int, count: int, first: int) -> _Tile:
+        """For `count` queries from `place` in their sequence and from row `first` of the step."""
+        end = place + count
+        if self._window is None or end <= self._window:
+            return _Tile(first, first + count, 0, end, self._causal[:count, :count].unsqueeze(1))
+        oldest = max(0, place - self._window + 1)
+        queries, places = torch.arange(place, end).view(-1, 1, 1), torch.arange(oldest, end)
+        visible = (places <= queries) & (places > queries - self._window)
+        return _Tile(first, first + count, oldest, end, self._mask(visible))
+
+    def _mask(self, visible: torch.Tensor) -> torch.Tensor:
         """What is added to scores: nothing where a place is visible, minus infinity where it is not."""
-        if bool(visible.all()):
-            return None
         hidden = torch.zeros(visible.shape, dtype=self._cache.dtype).masked_fill_(~visible, -torch.inf)
         return hidden.to(self._cache.device)
 
 
-def _heads_first(tokens: torch.Tensor) -> torch.Tensor:
-    return tokens.transpose(0, 1).unsqueeze(0)
+def _multiply(rows: torch.Tensor, common: torch.Tensor) -> torch.Tensor:
+    """[rows, kv_heads, group, a] by the same [kv_heads, a, b] for all rows: [rows, kv_heads, group, b]."""
+    return _by_token(torch.bmm(_by_head(rows), common), rows.shape[0])
+
+
+def _by_head(rows: torch.Tensor) -> torch.Tensor:
+    """[rows, kv_heads, group, a] → [kv_heads, rows * group, a]."""
+    return rows.transpose(0, 1).flatten(1, 2)
+
+
+def _by_token(heads: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Undo `_by_head`."""
+    return heads.view(heads.shape[0], num_rows, -1, heads.shape[2]).transpose(0, 1)
 
 
 def _num_blocks(row: Scheduled, block_size: int) -> int:
@@ -165,15 +226,37 @@ def _slots(rows: Sequence[Scheduled], block_size: int) -> Iterator[int]:
             yield from range(base + max(first, index * block_size), base + min(end, (index + 1) * block_size))
 
 
-def _groups(decodes: Sequence[Scheduled], block_size: int) -> Iterator[tuple[int, int]]:
-    """Cut decodes, ordered by length, into ranges that pad little."""
-    counts = [_num_blocks(row, block_size) for row in decodes]
+def _num_shared(blocks: Sequence[list[int]]) -> int:
+    """With how many blocks all of several rows begin. The least and the greatest differ no later than any others."""
+    if len(blocks) == 1:
+        return 0
+    least, greatest = min(blocks), max(blocks)
+    count = next((i for i, (one, other) in enumerate(zip(least, greatest, strict=False)) if one != other), len(least))
+    assert all(len(own) > count for own in blocks), "the block that a token is written to is its sequence's own"
+    return count
+
+
+def _groups(blocks: Sequence[list[int]], most_blocks: int) -> Iterator[tuple[int, int]]:
+    """Cut decodes into ranges that begin alike, or have nothing in common, and pad little."""
+    beginnings, first = Counter(own[0] for own in blocks), 0
+    for _, members in groupby(blocks, lambda own: own[0] if beginnings[own[0]] > 1 else None):
+        family = list(members)
+        num_shared = _num_shared(family)
+        for start, end in _cut([len(own) - num_shared for own in family], most_blocks):
+            yield first + start, first + end
+        first += len(family)
+
+
+def _cut(counts: Sequence[int], most_blocks: int) -> Iterator[tuple[int, int]]:
+    """Cut rows of so many blocks, in rising order, into ranges of one gather each."""
     ranges, end = [], len(counts)
     while end:
-        first, wasted = end - 1, 0
-        while first and wasted + counts[end - 1] - counts[first - 1] <= _MAX_WASTED_BLOCKS:
+        first, wasted, width = end - 1, 0, counts[end - 1]
+        while first and (end - first + 1) * width <= most_blocks:
+            wasted += width - counts[first - 1]
+            if wasted > _MAX_WASTED_BLOCKS:
+                break
             first -= 1
-            wasted += counts[end - 1] - counts[first]
         ranges.append((first, end))
         end = first
     return reversed(ranges)

@@ -21,12 +21,10 @@ KV_LAYOUT = "layer,kv,head,token,dim"
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """One step's reading of some sequences' blocks: the same pieces and the same room in every layer."""
+    """One step's reading of some sequences' blocks: the same pieces in every layer."""
 
     num_sequences: int
     pieces: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
 
 
 class KvCache:
@@ -38,6 +36,7 @@ class KvCache:
         self.block_size, self.num_kv_heads, self.head_dim = block_size, config.num_kv_heads, config.head_dim
         self.dtype, self.device = dtype, device
         self.block_bytes = block_bytes(config, block_size, dtype)
+        self.layer_block_bytes = self.block_bytes // (2 * config.num_layers)  # a block's keys, or values, in one layer
         self._block_shape = (config.num_layers, 2, config.num_kv_heads, block_size, config.head_dim)
         layers, parts, *inside = self._block_shape
         self._blocks = torch.zeros((layers, parts, num_blocks, *inside), dtype=dtype, device=device)
@@ -45,6 +44,7 @@ class KvCache:
         per_layer = [self._blocks[layer].flatten(1, 2) for layer in range(layers)]
         self._tokens = [layer.flatten(1, 2).unbind() for layer in per_layer]
         self._pieces = [layer.flatten(2).unbind() for layer in per_layer]
+        self._room = torch.empty((2, 0, block_size * config.head_dim), dtype=dtype, device=device)
         self._heads = torch.arange(config.num_kv_heads, device=device)
 
     def token_rows(self, slots: Sequence[int]) -> torch.Tensor:
@@ -57,8 +57,9 @@ class KvCache:
         """Where the pieces of sequences' blocks are, for a table of as many block ids each; and room for them."""
         block_ids = torch.tensor(table, dtype=torch.int64, device=self.device).unsqueeze(1)
         pieces = (block_ids * self.num_kv_heads + self._heads.unsqueeze(1)).flatten()
-        room = torch.empty((2, len(pieces), self.block_size * self.head_dim), dtype=self.dtype, device=self.device)
-        return Gather(len(table), pieces, room[0], room[1])
+        if self._room.shape[1] < len(pieces):
+            self._room = self._room.new_empty((2, len(pieces), self.block_size * self.head_dim))
+        return Gather(len(table), pieces)
 
     def write(self, layer: int, token_rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put tokens' keys and values, [tokens, kv_heads, head_dim], into their slots."""
@@ -66,13 +67,19 @@ class KvCache:
         key_rows.index_copy_(0, token_rows, keys.flatten(0, 1))
         value_rows.index_copy_(0, token_rows, values.flatten(0, 1))
 
-    def gather(self, layer: int, plan: Gather) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the table's sequences, each [sequences, kv_heads, tokens, head_dim], until the next."""
-        shape = (plan.num_sequences, self.num_kv_heads, -1, self.head_dim)
-        keys, values = self._pieces[layer]
-        torch.index_select(keys, 0, plan.pieces, out=plan.keys)
-        torch.index_select(values, 0, plan.pieces, out=plan.values)
-        return plan.keys.view(shape), plan.values.view(shape)
+    def gather_keys(self, layer: int, plan: Gather) -> torch.Tensor:
+        """The table's sequences, [sequences, kv_heads, tokens, head_dim], until the next keys are gathered."""
+        return self._gather(self._pieces[layer][0], plan, self._room[0])
+
+    def gather_values(self, layer: int, plan: Gather) -> torch.Tensor:
+        """Like `gather_keys`, in a room of their own."""
+        return self._gather(self._pieces[layer][1], plan, self._room[1])
+
+    def _gather(self, pieces: torch.Tensor, plan: Gather, room: torch.Tensor) -> torch.Tensor:
+        """All gathers go to the same room, which the processor's cache then knows."""
+        found = room[: len(plan.pieces)]
+        torch.index_select(pieces, 0, plan.pieces, out=found)
+        return found.view(plan.num_sequences, self.num_kv_heads, -1, self.head_dim)
 
     def read_blocks(self, block_ids: Sequence[int]) -> list[bytes]:
         """The payloads of these blocks, copied out."""

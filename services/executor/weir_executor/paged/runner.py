@@ -6,6 +6,7 @@ sample → draw
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -95,9 +96,16 @@ class ModelRunner:
 
 
 def in_row_order(scheduled: Sequence[Scheduled]) -> list[Scheduled]:
-    """Single tokens first, shorter sequences before longer ones, so that decodes of like length are padded together."""
-    decodes = sorted((s for s in scheduled if s.count == 1), key=lambda s: s.first)
-    return decodes + [s for s in scheduled if s.count > 1]
+    """Single tokens first: those that begin with the same block side by side, and shorter before longer, so that what
+    is read together is shared or of like length."""
+    decodes = [s for s in scheduled if s.count == 1]
+    beginnings = Counter(s.sequence.blocks[0] for s in decodes)
+
+    def order(row: Scheduled) -> tuple[int, int]:
+        beginning = row.sequence.blocks[0]
+        return (beginning if beginnings[beginning] > 1 else -1, row.first)
+
+    return sorted(decodes, key=order) + [s for s in scheduled if s.count > 1]
 
 
 def _sample_row(sequence: LiveSequence) -> SampleRow:

@@ -72,12 +72,19 @@ class Mlp:
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Cosines and sines of this step's positions, [tokens, 1, head_dim / 2]; made once per step for all layers."""
+    """Cosines and sines of this step's positions, [tokens, 1, head_dim]; made once per step for all layers.
+
+    Cosines twice over; sines first negative, then positive.
+    """
 
     cos: torch.Tensor
     sin: torch.Tensor
 
+    @classmethod
+    def of(cls, cos: torch.Tensor, sin: torch.Tensor) -> Rotation:
+        """From one angle per pair: [tokens, 1, head_dim / 2]."""
+        return cls(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
+
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
         """Turn [tokens, heads, head_dim], whose first half pairs with its second."""
-        first, second = heads.chunk(2, dim=-1)
-        return torch.cat((first * self.cos - second * self.sin, second * self.cos + first * self.sin), dim=-1)
+        return torch.addcmul(heads * self.cos, heads.roll(heads.shape[-1] // 2, -1), self.sin)

@@ -70,7 +70,7 @@ class LlamaModel:
 
     def _rotation(self, positions: torch.Tensor) -> Rotation:
         rows = self._rope.index_select(0, positions).to(self.embedding.dtype)
-        return Rotation(rows[:, :1], rows[:, 1:])
+        return Rotation.of(rows[:, :1], rows[:, 1:])
 
     def _load_lm_head(self, checkpoint: Checkpoint) -> Linear:
         if self.config.tie_word_embeddings:
