@@ -8,8 +8,8 @@ from pathlib import Path
 
 MIB = 1 << 20
 HOST = "127.0.0.1"
-_PACKAGED = Path(__file__).parent / "models/demo"
-_CHECKOUT = Path(__file__).parents[2] / "models/demo"
+# Beside this package in a checkout; an installed wheel has no model, and is told one.
+_DEMO = Path(__file__).parents[2] / "models/demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +80,11 @@ def model_name(placement: Placement) -> str:
 
 def find_model(model_dir: Path | None) -> Path:
     """The absolute directory of the model. Raises FileNotFoundError naming what is not there."""
-    directory = (model_dir or (_PACKAGED if _PACKAGED.is_dir() else _CHECKOUT)).expanduser().resolve()
+    directory = (model_dir or _DEMO).expanduser().resolve()
     if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory} is no Hugging Face model directory: it has no config.json")
+        raise FileNotFoundError(
+            f"{directory} is no Hugging Face model directory (no config.json); name one with --model"
+        )
     return directory
 
 
