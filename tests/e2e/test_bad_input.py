@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from weir_chassis.errors import RevisionMismatch, TemplateFailed, WeirError, fro
 from weir_client.client import Client, collect, user
 from weir_local import one_process
 from weir_local.placement import Placement, find_model, plan
-from weir_local.stack import free_port, until_healthy
+from weir_local.stack import free_port
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -122,10 +123,10 @@ async def stack_of(model_dir: Path, revision: str | None = None) -> AsyncIterato
     plans = plan(Placement(model_dir, one_process=True, port=0), free_port)
     model = json.dumps({"demo": {"path": str(model_dir), "revision": revision}})
     plans = [replace(p, settings={**p.settings, "models": model}) if p.service == "tokenizer" else p for p in plans]
-    async with one_process.started(plans, lambda *_: None):
-        await until_healthy(plans[-1].address, 1)
-        async with Client(plans[-1].address) as client:
-            yield client
+    async with one_process.started(plans, lambda *_: None), Client(plans[-1].address) as client:
+        while not await client.models():  # the router has not heard yet what the executor serves
+            await asyncio.sleep(0.05)
+        yield client
 
 
 async def test_two_services_of_different_revisions_are_refused_with_both() -> None:

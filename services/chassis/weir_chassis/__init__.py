@@ -5,6 +5,7 @@ interceptors  around each call: telemetry, errors, deadline          errors, tel
 channel       the way to other services                              limits, inmemory
 settings      the environment, once, loudly
 leases        what is held, and that it is given back
+drain_rate    when a refused caller should come back
 clock         time, passed in
 testing       the doubles
 """

@@ -14,10 +14,10 @@ from dataclasses import replace
 from itertools import count
 
 from weir.executor.v1 import executor_pb2 as pb
+from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import DeadlineExceeded, Draining, Overloaded, WeirError
 from weir_chassis.telemetry import get_logger
 from weir_executor.deadlines import Deadlines
-from weir_executor.drain_rate import DrainRate
 from weir_executor.engine import Engine, GenerationRequest, RequestEnd
 from weir_executor.kv_transfer import KvTransfer, LoadPlan
 from weir_executor.live_requests import Listener, LiveRequest, LiveRequests

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from weir.executor.v1 import executor_pb2
 from weir.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
+from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import Internal
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_executor.admission import Admission
 from weir_executor.deadlines import Deadlines
-from weir_executor.drain_rate import DrainRate
 from weir_executor.engine import Engine
 from weir_executor.engine_watch import EngineWatch
 from weir_executor.kv_events import KvEventLog

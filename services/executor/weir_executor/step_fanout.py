@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock
 
+from weir_chassis.drain_rate import DrainRate
 from weir_executor.deadlines import Deadlines
-from weir_executor.drain_rate import DrainRate
 from weir_executor.engine import FullBlock, KvEvent, RequestEnd, StepOutput
 from weir_executor.live_requests import Listener, LiveRequests, drop_prefix
 from weir_executor.metrics import ExecutorMetrics

@@ -12,10 +12,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from typing import Final
 
+from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import DeadlineExceeded, InvalidArgument, Overloaded
 from weir_kvstore.bounds import MAX_PUT_BLOCKS
 from weir_kvstore.checksum import RunningChecksum
@@ -23,8 +23,6 @@ from weir_kvstore.index import Address, Block
 from weir_kvstore.store import BlockStore
 
 KIND: Final = "put"
-# Over how many puts their mean duration, from which `retry_after` follows, forgets the past.
-_PUTS_REMEMBERED: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +181,7 @@ class Puts:
         self._ledger = store.ledger
         self._max_open = max_open
         self._idle_seconds = idle_seconds
-        self._mean_seconds = 1.0  # of a put; a guess until some have been seen
+        self._drain_rate = DrainRate(store.ledger.clock)
 
     def __len__(self) -> int:
         return self._ledger.counts().get(KIND, 0)
@@ -192,30 +190,26 @@ class Puts:
     async def open(self, owner: str) -> AsyncIterator[Put]:
         """A put that is over when this is left. Raises Overloaded, and DeadlineExceeded when its sender goes quiet."""
         self._require_place()
-        begun = self._ledger.clock.monotonic()
         try:
             async with asyncio.timeout(None) as alarm:
                 put = Put(self._store, heard=lambda: lease.renew(self._idle_seconds))
                 with self._ledger.acquire(
-                    KIND, owner, expires_after=self._idle_seconds, on_release=partial(_end, put, alarm)
+                    KIND, owner, expires_after=self._idle_seconds, on_release=partial(self._end, put, alarm)
                 ) as lease:
                     yield put
         except TimeoutError:
             raise DeadlineExceeded(f"nothing was heard for {self._idle_seconds:g} s; nothing was stored") from None
-        finally:
-            self._mean_seconds += (self._ledger.clock.monotonic() - begun - self._mean_seconds) / _PUTS_REMEMBERED
 
     def _require_place(self) -> None:
         if len(self) < self._max_open:
             return
-        wait = timedelta(seconds=self._mean_seconds / self._max_open)
-        raise Overloaded(f"{self._max_open} puts are open", retry_after=wait)
+        raise Overloaded(f"{self._max_open} puts are open", retry_after=self._drain_rate.refuse())
 
+    def _end(self, put: Put, alarm: asyncio.Timeout) -> None:
+        """However a put ends. One that lapsed has a task that waits for a message: the alarm wakes it.
 
-def _end(put: Put, alarm: asyncio.Timeout) -> None:
-    """However a put ends. One that lapsed has a task that waits for a message: the alarm wakes it.
-
-    A task that leaves by itself takes the alarm down in the same turn of the loop, before it can ring.
-    """
-    put.end()
-    alarm.reschedule(asyncio.get_running_loop().time())
+        A task that leaves by itself takes the alarm down in the same turn of the loop, before it can ring.
+        """
+        put.end()
+        self._drain_rate.ended(1)
+        alarm.reschedule(asyncio.get_running_loop().time())

@@ -3,7 +3,7 @@
     enter ──► running (≤ max_running) ──► leave
       │           ▲
       ├──► waiting (≤ max_waiting): highest priority first, then first come first served
-      └──► refused, with the time that the queue needs to drain
+      └──► refused, with the time until a place should be free
 
 A request that waits keeps its deadline and may leave at any time; the caller's timeout and cancellation end the wait.
 """
@@ -11,48 +11,34 @@ A request that waits keeps its deadline and may leave at any time; the caller's 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 from weir_chassis.clock import Clock
+from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import Overloaded
 from weir_chassis.leases import LeaseLedger
 from weir_router.metrics import RouterMetrics
 
-# The mean over so many requests follows a change of load within seconds on a busy router, and does not jump on a quiet
-# one.
-_HOLDS_REMEMBERED = 64
-# Before anything was measured.
-_UNMEASURED_HOLD_SECONDS = 1.0
 # A client should neither hammer nor give up.
 _MIN_RETRY_SECONDS, _MAX_RETRY_SECONDS = 0.1, 60.0
 
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One request's place in the queue. Times in seconds of the caller's clock."""
+    """One request's place in the queue. `entered_at` is in seconds of the caller's clock."""
 
     priority: int
     entered_at: float
-    running_since: float | None = None
+    running: bool = False
     # Woken when a place is free; made only for a ticket that has to wait.
     admitted: asyncio.Event | None = None
 
-    @property
-    def running(self) -> bool:
-        return self.running_since is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    retry_after_seconds: float
-
 
 class AdmissionQueue:
-    """Counts places. Every method is a decision without waiting; `now` is in seconds."""
+    """Counts places. Every method is a decision without waiting."""
 
     def __init__(self, max_running: int, max_waiting: int):
         assert max_running > 0, max_running
@@ -62,7 +48,6 @@ class AdmissionQueue:
         # By priority, each in order of arrival; a priority without tickets has no entry, so there are at most 201.
         self._waiting: dict[int, OrderedDict[Ticket, None]] = {}
         self._num_waiting = 0
-        self._holds: deque[float] = deque(maxlen=_HOLDS_REMEMBERED)
 
     @property
     def num_running(self) -> int:
@@ -72,32 +57,26 @@ class AdmissionQueue:
     def num_waiting(self) -> int:
         return self._num_waiting
 
-    def enter(self, priority: int, now: float) -> Ticket | Refused:
+    def enter(self, priority: int, now: float) -> Ticket | None:
+        """A ticket that runs or waits; None when all places and the queue are full. `now` is in seconds."""
         ticket = Ticket(priority, entered_at=now)
         if self._running < self._max_running:
             # Nobody is overtaken: whoever waits is admitted as soon as a place is free.
             assert self._num_waiting == 0, "a place was free while somebody waited"
-            return self._admit(ticket, now)
+            return self._admit(ticket)
         if self._num_waiting >= self._max_waiting:
-            return Refused(self.retry_after_seconds())
+            return None
         self._waiting.setdefault(priority, OrderedDict())[ticket] = None
         self._num_waiting += 1
         return ticket
 
-    def leave(self, ticket: Ticket, now: float) -> Ticket | None:
+    def leave(self, ticket: Ticket) -> Ticket | None:
         """Takes the ticket out, running or waiting; returns the one that now has its place."""
-        if ticket.running_since is None:
+        if not ticket.running:
             self._remove_waiting(ticket)
             return None
         self._running -= 1
-        self._holds.append(now - ticket.running_since)
-        return self._admit_next(now)
-
-    def retry_after_seconds(self) -> float:
-        """How long until all that wait now are in: places free up at max_running / (mean time a place is held)."""
-        hold = sum(self._holds) / len(self._holds) if self._holds else _UNMEASURED_HOLD_SECONDS
-        seconds = (self._num_waiting + 1) * hold / self._max_running
-        return min(max(seconds, _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)
+        return self._admit_next()
 
     def check_integrity(self) -> None:
         assert 0 <= self._running <= self._max_running, self._running
@@ -106,17 +85,17 @@ class AdmissionQueue:
         assert self._num_waiting == 0 or self._running == self._max_running, "somebody waits beside a free place"
         assert all(self._waiting.values()), "a priority without tickets is remembered"
 
-    def _admit(self, ticket: Ticket, now: float) -> Ticket:
-        ticket.running_since = now
+    def _admit(self, ticket: Ticket) -> Ticket:
+        ticket.running = True
         self._running += 1
         return ticket
 
-    def _admit_next(self, now: float) -> Ticket | None:
+    def _admit_next(self) -> Ticket | None:
         if not self._waiting:
             return None
         ticket = next(iter(self._waiting[max(self._waiting)]))
         self._remove_waiting(ticket)
-        return self._admit(ticket, now)
+        return self._admit(ticket)
 
     def _remove_waiting(self, ticket: Ticket) -> None:
         queue = self._waiting[ticket.priority]
@@ -131,6 +110,7 @@ class Admission:
 
     def __init__(self, queue: AdmissionQueue, clock: Clock, leases: LeaseLedger, metrics: RouterMetrics):
         self._queue, self._clock, self._leases, self._metrics = queue, clock, leases, metrics
+        self._drain_rate = DrainRate(clock, shortest_seconds=_MIN_RETRY_SECONDS, longest_seconds=_MAX_RETRY_SECONDS)
 
     @asynccontextmanager
     async def place(self, priority: int, owner: str) -> AsyncIterator[float]:
@@ -146,14 +126,16 @@ class Admission:
 
     def _enter(self, priority: int) -> Ticket:
         ticket = self._queue.enter(priority, self._clock.monotonic())
-        if isinstance(ticket, Refused):
+        if ticket is None:
             message = f"{self._queue.num_running} requests run and {self._queue.num_waiting} wait"
-            raise Overloaded(message, retry_after=timedelta(seconds=ticket.retry_after_seconds))
+            raise Overloaded(message, retry_after=self._drain_rate.refuse())
         self._show()
         return ticket
 
     def _leave(self, ticket: Ticket) -> None:
-        successor = self._queue.leave(ticket, self._clock.monotonic())
+        successor = self._queue.leave(ticket)
+        # Whether it ran or waited, one more can come in.
+        self._drain_rate.ended(1)
         if successor is not None:
             assert successor.admitted is not None, "a ticket waited without anything to wake it"
             successor.admitted.set()

@@ -1,6 +1,6 @@
 """The threads that render and encode, and the bound on what waits for them.
 
-run() ── admitted? ── no ──► Overloaded, with the time until there is room
+run() ── admitted? ── no ──► Overloaded, with the time until there should be room
               │ yes: a lease
               ▼
         waiting ──► running in a thread ──► the lease ends
@@ -15,20 +15,17 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar
 
 from weir_chassis.clock import Clock
+from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import Overloaded
 from weir_chassis.leases import Lease, LeaseLedger
 
 T = TypeVar("T")
 
 LEASE_KIND = "encode"
-# The weight of the newest job in the mean duration: the last twenty or so jobs decide.
-_NEWEST = 0.1
-_FIRST_GUESS_S = 0.05
 # Sooner, and refused callers would come back before anything has changed; later, and nobody waits.
 _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 10.0
 
@@ -46,16 +43,16 @@ class WorkPool:
     """Runs CPU work off the event loop, first come first served. Used from one event loop."""
 
     def __init__(self, limits: PoolLimits, leases: LeaseLedger, clock: Clock):
-        self._limits, self._leases, self._clock = limits, leases, clock
+        self._limits, self._leases = limits, leases
+        self._drain_rate = DrainRate(clock, shortest_seconds=_MIN_RETRY_S, longest_seconds=_MAX_RETRY_S)
         self._executor = ThreadPoolExecutor(limits.threads, thread_name_prefix="encode")
         self._jobs, self._bytes = 0, 0
-        self._mean_s = _FIRST_GUESS_S
 
     async def run(self, job: Callable[[], T], *, size_bytes: int, owner: str) -> T:
         """What `job` returns or raises. Raises Overloaded when there is no room for one more of this size."""
         if not self._has_room(size_bytes):
-            raise Overloaded("too much is being encoded", retry_after=self._time_to_room())
-        future: Future[T] = self._executor.submit(self._timed, job)
+            raise Overloaded("too much is being encoded", retry_after=self._drain_rate.refuse())
+        future: Future[T] = self._executor.submit(job)
         future.add_done_callback(self._releaser(self._take(size_bytes, owner)))
         return await asyncio.wrap_future(future)
 
@@ -83,6 +80,7 @@ class WorkPool:
             self._jobs -= 1
             self._bytes -= size_bytes
             assert min(self._jobs, self._bytes) >= 0, (self._jobs, self._bytes)
+            self._drain_rate.ended(1)
 
         return self._leases.acquire(LEASE_KIND, owner, on_release=give_back)
 
@@ -94,16 +92,3 @@ class WorkPool:
             loop.call_soon_threadsafe(lease.release)
 
         return release
-
-    def _timed(self, job: Callable[[], T]) -> T:
-        start = self._clock.monotonic()
-        try:
-            return job()
-        finally:
-            # Threads may overwrite one another's update; a mean that misses one job is still a mean.
-            self._mean_s += _NEWEST * (self._clock.monotonic() - start - self._mean_s)
-
-    def _time_to_room(self) -> timedelta:
-        """How long the measured pace takes to finish what is here."""
-        seconds = self._jobs * self._mean_s / self._limits.threads
-        return timedelta(seconds=min(max(seconds, _MIN_RETRY_S), _MAX_RETRY_S))

@@ -209,21 +209,39 @@ async def test_open_puts_are_bounded() -> None:
         async with puts.open("b"):
             with pytest.raises(Overloaded, match="2 puts are open") as raised:
                 await puts.open("c").__aenter__()
-        assert raised.value.retry_after == timedelta(seconds=0.5)
+        assert raised.value.retry_after == timedelta(seconds=1), "nothing was measured yet"
         async with puts.open("d"):
             assert len(puts) == 2
     assert len(puts) == 0
 
 
-async def test_the_wait_is_measured() -> None:
+async def test_the_wait_is_measured_and_spread_over_those_refused() -> None:
     clock = VirtualClock()
     store = make_store(clock)
     puts = make_puts(store, max_open=1)
-    for _ in range(50):
+    for _ in range(40):
         async with puts.open("a"):
-            await clock.advance(4)
+            await clock.advance(0.5)
+    waits = []
     async with puts.open("a"):
-        with pytest.raises(Overloaded) as raised:
-            await puts.open("b").__aenter__()
-    assert raised.value.retry_after is not None
-    assert raised.value.retry_after.total_seconds() == pytest.approx(4, rel=0.01)
+        for _ in range(3):
+            with pytest.raises(Overloaded) as raised:
+                await puts.open("b").__aenter__()
+            assert raised.value.retry_after is not None
+            waits.append(raised.value.retry_after.total_seconds())
+    assert waits == pytest.approx([0.5, 1.0, 1.5], rel=0.1)
+
+
+async def test_a_put_that_lapses_counts_as_one_that_ended() -> None:
+    clock = VirtualClock()
+    store = make_store(clock)
+    puts = make_puts(store, max_open=1)
+    with pytest.raises(DeadlineExceeded):
+        async with puts.open("quiet"):
+            await clock.advance(5)
+            store.ledger.expire()
+            async with puts.open("next"):  # its task does not know yet, and its place is taken already
+                with pytest.raises(Overloaded) as raised:
+                    await puts.open("refused").__aenter__()
+            await asyncio.Event().wait()
+    assert raised.value.retry_after == timedelta(seconds=5)

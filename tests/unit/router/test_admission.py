@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,12 +15,12 @@ from weir_chassis.errors import Overloaded
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.metrics import Metrics
 from weir_chassis.testing import VirtualClock, assert_no_leases, settle
-from weir_router.admission import Admission, AdmissionQueue, Refused, Ticket
+from weir_router.admission import Admission, AdmissionQueue, Ticket
 from weir_router.metrics import RouterMetrics
 
 
-def entered(ticket: Ticket | Refused) -> Ticket:
-    assert isinstance(ticket, Ticket)
+def entered(ticket: Ticket | None) -> Ticket:
+    assert ticket is not None
     return ticket
 
 
@@ -29,8 +30,8 @@ def test_places_are_taken_until_there_are_none_then_the_queue_fills_then_it_refu
     waiting = entered(queue.enter(0, now=0.0))
     assert all(ticket.running for ticket in running)
     assert not waiting.running
-    assert isinstance(queue.enter(100, now=0.0), Refused)
-    assert queue.leave(running[0], now=1.0) is waiting
+    assert queue.enter(100, now=0.0) is None
+    assert queue.leave(running[0]) is waiting
     assert waiting.running
 
 
@@ -39,7 +40,7 @@ def test_a_higher_priority_goes_first_and_equals_in_order_of_arrival() -> None:
     current = entered(queue.enter(0, now=0.0))
     tickets = {name: entered(queue.enter(p, now=0.0)) for name, p in [("a", 0), ("b", 5), ("c", -5), ("d", 5)]}
     order = []
-    while (successor := queue.leave(current, now=1.0)) is not None:
+    while (successor := queue.leave(current)) is not None:
         order.append(next(name for name, ticket in tickets.items() if ticket is successor))
         current = successor
     assert order == ["b", "d", "a", "c"]
@@ -49,34 +50,10 @@ def test_who_leaves_while_waiting_takes_no_place() -> None:
     queue = AdmissionQueue(max_running=1, max_waiting=2)
     running = entered(queue.enter(0, now=0.0))
     impatient, patient = entered(queue.enter(0, now=0.0)), entered(queue.enter(0, now=0.0))
-    assert queue.leave(impatient, now=1.0) is None
-    assert queue.leave(running, now=1.0) is patient
-    assert queue.leave(patient, now=2.0) is None
+    assert queue.leave(impatient) is None
+    assert queue.leave(running) is patient
+    assert queue.leave(patient) is None
     assert (queue.num_running, queue.num_waiting) == (0, 0)
-
-
-@pytest.mark.parametrize(
-    ("hold_seconds", "max_running", "waiting", "expected"),
-    [(4.0, 2, 1, 4.0), (4.0, 4, 3, 4.0), (1e-6, 2, 1, 0.1), (1e6, 2, 1, 60.0)],
-)
-def test_the_time_to_retry_is_what_the_queue_needs_to_drain(
-    hold_seconds: float, max_running: int, waiting: int, expected: float
-) -> None:
-    queue = AdmissionQueue(max_running, max_waiting=waiting)
-    for _ in range(3):
-        queue.leave(entered(queue.enter(0, now=0.0)), now=hold_seconds)
-    for _ in range(max_running + waiting):
-        entered(queue.enter(0, now=10.0))
-    refused = queue.enter(0, now=10.0)
-    assert isinstance(refused, Refused)
-    assert refused.retry_after_seconds == pytest.approx(expected)
-
-
-def test_an_idle_hour_does_not_change_the_time_to_retry() -> None:
-    queue = AdmissionQueue(max_running=1, max_waiting=0)
-    queue.leave(entered(queue.enter(0, now=0.0)), now=2.0)
-    queue.enter(0, now=3600.0)
-    assert queue.enter(0, now=3600.0) == Refused(2.0)
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -95,19 +72,18 @@ class QueueMachine(RuleBasedStateMachine):
         self.now += 1.0
         full = self.queue.num_running == 3 and self.queue.num_waiting == 4
         ticket = self.queue.enter(priority, self.now)
-        assert isinstance(ticket, Refused) == full
-        if isinstance(ticket, Refused):
+        assert (ticket is None) == full
+        if ticket is None:
             return multiple()
         self.live.append(ticket)
         return ticket
 
     @rule(ticket=consumes(tickets))
     def leave(self, ticket: Ticket) -> None:
-        self.now += 1.0
         waiting = [other for other in self.live if not other.running and other is not ticket]
         was_running = ticket.running
         self.live.remove(ticket)
-        successor = self.queue.leave(ticket, self.now)
+        successor = self.queue.leave(ticket)
         best = max(waiting, key=lambda t: (t.priority, -t.entered_at), default=None)
         assert successor is (best if was_running else None)
 
@@ -148,13 +124,54 @@ async def test_a_waiting_request_gets_the_place_that_is_given_back() -> None:
     assert door.inside == ["first"]
     with pytest.raises(Overloaded) as caught:
         await door.visit("third", 1.0)
-    assert caught.value.retry_after is not None
+    assert caught.value.retry_after == timedelta(seconds=1), "nothing was measured yet"
     await door.clock.advance(3.0)
     assert door.inside == ["second"]
     await door.clock.advance(1.0)
     await asyncio.gather(*tasks)
     assert door.waited == {"first": 0.0, "second": 3.0}
     assert_no_leases(door.leases)
+
+
+async def refused(door: Door, times: int) -> list[float]:
+    """The seconds after which each caller that finds the door full is to come back."""
+    waits = []
+    for _ in range(times):
+        with pytest.raises(Overloaded) as caught:
+            await door.visit("refused", 1.0)
+        assert caught.value.retry_after is not None
+        waits.append(caught.value.retry_after.total_seconds())
+    return waits
+
+
+async def test_the_time_to_retry_follows_the_rate_at_which_places_are_given_back() -> None:
+    door = Door(max_running=1, max_waiting=1)
+    for _ in range(40):
+        visit = asyncio.create_task(door.visit("quick", 0.5))
+        await door.clock.advance(0.5)
+        await visit
+    tasks = [asyncio.create_task(door.visit(name, 0.5)) for name in ("running", "waiting")]
+    await settle()
+    assert await refused(door, times=3) == pytest.approx([0.5, 1.0, 1.5], rel=0.1)
+    tasks[1].cancel()  # who leaves the queue makes room there
+    await asyncio.gather(tasks[1], return_exceptions=True)
+    tasks[1] = asyncio.create_task(door.visit("waiting", 0.5))
+    await settle()
+    assert await refused(door, times=1) == pytest.approx([1.5], rel=0.1)
+    await door.clock.advance(0.5)
+    await door.clock.advance(0.5)
+    await asyncio.gather(*tasks)
+    assert_no_leases(door.leases)
+
+
+@pytest.mark.parametrize(("visits", "refusals", "expected"), [(1000, 1, 0.1), (1, 1000, 60.0)])
+async def test_the_time_to_retry_has_bounds(visits: int, refusals: int, expected: float) -> None:
+    door = Door(max_running=1, max_waiting=0)
+    await door.clock.advance(10.0)
+    for _ in range(visits):
+        await door.visit("quick", 0.0)
+    async with door.admission.place(0, "stays"):
+        assert (await refused(door, refusals))[-1] == expected
 
 
 async def test_a_request_that_is_cancelled_while_it_waits_leaves_the_queue() -> None:

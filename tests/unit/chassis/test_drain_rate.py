@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from weir_chassis.drain_rate import DrainRate
 from weir_chassis.testing import VirtualClock
-from weir_executor.drain_rate import DrainRate
 
 
 async def steady(clock: VirtualClock, rate: DrainRate, per_second: int, seconds: int) -> None:
@@ -51,6 +51,16 @@ async def test_the_wait_has_bounds() -> None:
     assert longest.total_seconds() == 30
     rate.ended(100_000)
     assert rate.refuse().total_seconds() == 0.05
+
+
+@pytest.mark.parametrize(("ended", "refused", "expected"), [(0, 1, 1), (100_000, 1, 0.1), (1, 1000, 60)])
+async def test_the_bounds_may_be_the_callers(ended: int, refused: int, expected: float) -> None:
+    clock = VirtualClock()
+    rate = DrainRate(clock, shortest_seconds=0.1, longest_seconds=60)
+    await clock.advance(10)
+    rate.ended(ended)
+    waits = [rate.refuse().total_seconds() for _ in range(refused)]
+    assert waits[-1] == expected
 
 
 async def test_samples_are_few_however_many_end() -> None:

@@ -10,6 +10,7 @@ from weir_chassis.clock import Clock
 _WINDOW_SECONDS = 10.0  # long enough to see a few requests end, short enough to follow a change of load
 # At most one sample per tenth of a second is kept, so the window holds at most a hundred.
 _SAMPLE_SECONDS = 0.1
+# Sooner, and a refused caller would find nothing changed; later, and it would not wait but give up.
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.05, 30.0
 _UNKNOWN_SECONDS = 1.0  # nothing has ended yet: as good a guess as any
 
@@ -18,17 +19,23 @@ class DrainRate:
     """Counts how many requests end, and spreads refused callers over the places that will free.
 
     The n-th caller refused since the last place freed is told to come back after n places have. Told all the same time,
-    they would come back together and be refused together.
+    they would come back together and be refused together. Used from one event loop; not locked.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(
+        self, clock: Clock, *, shortest_seconds: float = _SHORTEST_SECONDS, longest_seconds: float = _LONGEST_SECONDS
+    ) -> None:
+        """The two bound what refused callers are told."""
+        assert 0 < shortest_seconds <= longest_seconds, (shortest_seconds, longest_seconds)
         self._clock = clock
+        self._shortest_seconds, self._longest_seconds = shortest_seconds, longest_seconds
         self._started = clock.monotonic()
         self._samples: deque[tuple[float, int]] = deque()  # (when, how many ended since the sample before)
         self._in_window = 0
         self._refused = 0
 
     def ended(self, count: int) -> None:
+        """So many requests are over: as many places are free."""
         now = self._clock.monotonic()
         if self._samples and now - self._samples[-1][0] < _SAMPLE_SECONDS:
             when, before = self._samples[-1]
@@ -51,7 +58,7 @@ class DrainRate:
         self._refused += 1
         rate = self.per_second()
         seconds = self._refused / rate if rate else _UNKNOWN_SECONDS
-        return timedelta(seconds=min(_LONGEST_SECONDS, max(_SHORTEST_SECONDS, seconds)))
+        return timedelta(seconds=min(self._longest_seconds, max(self._shortest_seconds, seconds)))
 
     def _forget(self, now: float) -> None:
         while self._samples and self._samples[0][0] <= now - _WINDOW_SECONDS:
