@@ -44,7 +44,7 @@ class _Grain:
 
 
 # A core's second-level cache holds what is gathered, or scored, until it is multiplied. A GPU wants few large products.
-_CPU_GRAIN, _GPU_GRAIN = _Grain(1 << 20, 128), _Grain(1 << 28, 512)
+_CPU_GRAIN, _GPU_GRAIN = _Grain(2 << 20, 128), _Grain(1 << 28, 512)
 
 
 @dataclass(frozen=True, slots=True)
