@@ -100,6 +100,9 @@ class _FakeWorker:
         self.next_error: Exception | None = None
         self.request_errors: dict[int, WeirError] = {}
 
+    def begin(self) -> None:
+        """Arithmetic needs no preparation."""
+
     def run(self, batch: Batch) -> Sequence[Result]:
         self.may_run.wait()
         if self.step_seconds:

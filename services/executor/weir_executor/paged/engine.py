@@ -5,6 +5,7 @@ A step reads: schedule → run → sample → emit. `step_loop.py` holds the loo
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from weir_executor.paged.kv_cache import KV_LAYOUT, KvCache, block_bytes
 from weir_executor.paged.model.config import ModelConfig, ModelConfigError, load_config
 from weir_executor.paged.model.llama import load_model
 from weir_executor.paged.model.rope import position_limit
-from weir_executor.paged.runner import ModelRunner
+from weir_executor.paged.runner import ModelRunner, use_threads
 from weir_executor.paged.scheduler import SchedulerLimits
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
 
@@ -39,7 +40,7 @@ class PagedEngineConfig:
     max_model_len: int | None = None  # at most the model's own
     max_n: int = 16
     max_top_logprobs: int = 20
-    num_threads: int | None = None  # of PyTorch, process-wide; None: its own choice
+    num_threads: int | None = None  # of PyTorch on a CPU; None: its own choice
     prefix_cache: bool = True
     emit_full_blocks: bool = False
     check_integrity: bool = False  # after every step: for tests
@@ -50,9 +51,18 @@ class PagedEngine(StepLoop):
 
 
 def load_engine(config: PagedEngineConfig) -> PagedEngine:
-    """Read the model, allocate the cache. Raises `ModelConfigError` or `ModelLoadError`."""
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    """Read the model, allocate the cache. Raises `ModelConfigError` or `ModelLoadError`.
+
+    In a thread that ends with it: every thread that computes has OpenMP helpers of its own for as long as it lives, and
+    as soon as a process has more of them than cores they sleep between operations. Left behind by loading, they made
+    the step thread's small products about twice as slow.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="load-model") as thread:
+        return thread.submit(_load, config).result()
+
+
+def _load(config: PagedEngineConfig) -> PagedEngine:
+    use_threads(config.num_threads)
     device = torch.device(config.device)
     model_config = load_config(config.model_dir)
     dtype = _dtype(config, model_config)
@@ -66,7 +76,7 @@ def load_engine(config: PagedEngineConfig) -> PagedEngine:
     return PagedEngine(
         _info(config, model_config, cache, max_model_len, num_blocks),
         SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size),
-        ModelRunner(model, cache, attention, device),
+        ModelRunner(model, cache, attention, device, config.num_threads),
         LoopOptions(config.max_waiting, config.emit_full_blocks, config.prefix_cache, config.check_integrity),
     )
 

@@ -27,8 +27,19 @@ _NOT_FINITE = "the model's output for this request is not finite"
 class ModelRunner:
     """See `Worker`. Works on whatever device the model and the cache live on."""
 
-    def __init__(self, model: LlamaModel, cache: KvCache, attention: AttentionBackend, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: LlamaModel,
+        cache: KvCache,
+        attention: AttentionBackend,
+        device: torch.device,
+        num_threads: int | None = None,
+    ) -> None:
         self._model, self._cache, self._attention, self._device = model, cache, attention, device
+        self._num_threads = num_threads
+
+    def begin(self) -> None:
+        use_threads(self._num_threads)
 
     def run(self, batch: Batch) -> Sequence[Result]:
         with torch.inference_mode():
@@ -93,6 +104,12 @@ class ModelRunner:
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+def use_threads(num_threads: int | None) -> None:
+    """How many threads PyTorch computes with when called from this one; None leaves it its own choice."""
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
 
 
 def in_row_order(scheduled: Sequence[Scheduled]) -> list[Scheduled]:

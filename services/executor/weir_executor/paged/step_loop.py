@@ -155,6 +155,7 @@ class StepLoop:
     def _run(self) -> None:
         end: WeirError = Draining("the engine is closing")
         try:
+            self._worker.begin()
             while self._await_work():
                 self._step()
         except BaseException as error:

@@ -26,6 +26,9 @@ Result = Draw | WeirError | None
 class Worker(Protocol):
     """Computes what the scheduler decided. Called on the step thread only."""
 
+    def begin(self) -> None:
+        """Called once, before anything else, on the step thread."""
+
     def run(self, batch: Batch) -> Sequence[Result]:
         """Write the KV of all scheduled tokens; one result per `batch.scheduled`, in its order."""
 
