@@ -116,5 +116,5 @@ async def test_what_one_executor_computed_another_loads(place: str, engine: str)
 async def _until_stored(channel: grpc.aio.Channel, blocks: int) -> None:
     stub = KvStoreServiceStub(channel)
     async with asyncio.timeout(10):
-        while sum(tier.blocks for tier in (await stub.GetStats(kv.GetStatsRequest())).tiers) < blocks:  # noqa: ASYNC110
+        while sum(tier.blocks for tier in (await stub.GetStats(kv.GetStatsRequest())).tiers) < blocks:
             await asyncio.sleep(0.01)

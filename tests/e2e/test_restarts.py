@@ -66,7 +66,7 @@ async def _chat(client: Client, index: int) -> str:
 async def _until_answered(client: Client) -> None:
     """Until a new request is served again."""
     async with asyncio.timeout(_DEADLINE_SECONDS):
-        while await _chat(client, 0) != "completed":  # noqa: ASYNC110  # another process comes back
+        while await _chat(client, 0) != "completed":  # another process comes back
             await asyncio.sleep(0.1)
 
 

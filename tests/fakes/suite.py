@@ -87,7 +87,7 @@ class Suite:
     async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
         """Waits until this is so; fails when it does not become so."""
         async with asyncio.timeout(seconds):
-            while not condition():  # noqa: ASYNC110  # what is waited for is not always an event
+            while not condition():  # what is waited for is not always an event
                 await asyncio.sleep(0.001)
 
     async def until_serving(self, count: int | None = None) -> None:

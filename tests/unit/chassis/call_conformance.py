@@ -132,7 +132,7 @@ async def failure_of(call: Any) -> grpc.aio.AioRpcError:
 
 async def soon(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(LIMIT_SECONDS):
-        while not condition():  # noqa: ASYNC110  # what is waited for is behind a wire
+        while not condition():  # what is waited for is behind a wire
             await asyncio.sleep(0.001)
 
 

@@ -107,7 +107,7 @@ async def bench(limits: TransferLimits = LIMITS, engine: Engine | None = None) -
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  # of things that have no event to wait for
+        while not condition():  # of things that have no event to wait for
             await asyncio.sleep(0.002)
 
 

@@ -59,7 +59,7 @@ async def house(
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # of things that have no event to wait for
+        while not condition():  # of things that have no event to wait for
             await asyncio.sleep(0.005)
 
 

@@ -52,7 +52,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toys:
 
 async def until_said(child: Child, word: str) -> None:
     async with asyncio.timeout(10):
-        while word not in child.log.read_text():  # noqa: ASYNC110  # another process writes it
+        while word not in child.log.read_text():  # another process writes it
             await asyncio.sleep(0.01)
 
 
@@ -71,7 +71,7 @@ async def test_ends_that_are_far_apart_do_not_add_up(toys: Toys, monkeypatch: py
     child = await toys.spawn("toy", _DIES)
     keeper = asyncio.create_task(processes._keep_alive(child, Stack([child]), toys.events))
     async with asyncio.timeout(30):
-        while len(toys.lost) <= processes.MAX_RESTARTS + 1:  # noqa: ASYNC110  # the keeper counts
+        while len(toys.lost) <= processes.MAX_RESTARTS + 1:  # the keeper counts
             await asyncio.sleep(0.01)
     assert not keeper.done()
     keeper.cancel()
