@@ -9,6 +9,10 @@ from typing import Any, Self
 
 from weir_chassis.telemetry import get_logger
 
+# A cancellation that comes while a task handles its peer's end can be lost with the call that it interrupts, so it is
+# repeated. A task that outlives all of these is stuck, and must not keep the process.
+_CANCEL_TRIES, _CANCEL_SECONDS = 10, 0.5
+
 
 class Background:
     """Runs tasks until it is left; then cancels them and waits for each.
@@ -40,9 +44,14 @@ class Background:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _ in range(_CANCEL_TRIES):
+            if not self._tasks:
+                return
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(list(self._tasks), timeout=_CANCEL_SECONDS)
+        if self._tasks:
+            get_logger().error("background_tasks_left", tasks=sorted(task.get_name() for task in self._tasks))
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

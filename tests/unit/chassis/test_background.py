@@ -54,3 +54,19 @@ async def test_nothing_starts_afterwards() -> None:
     with pytest.raises(AssertionError, match="late"):
         background.start(work, name="late")
     work.close()
+
+
+async def test_a_cancellation_that_a_task_loses_is_repeated() -> None:
+    """A router whose peers went down at the same moment once waited for ever for its own links."""
+
+    async def loses_the_first() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(10):
+        async with Background() as background:
+            background.start(loses_the_first(), name="link")
+            await asyncio.sleep(0)
+    assert len(background) == 0
