@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from weir_chassis.telemetry import get_logger
 
-# A cancellation that comes while a task handles its peer's end can be lost with the call that it interrupts, so it is
-# repeated. A task that outlives all of these is stuck, and must not keep the process.
+# Before Python 3.13, a TaskGroup whose tasks fail while it is cancelled raises their errors and loses the cancellation,
+# so it is repeated. A task that outlives all of these is stuck, and must not keep the process.
 _CANCEL_TRIES, _CANCEL_SECONDS = 10, 0.5
 
 
