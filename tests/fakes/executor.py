@@ -27,6 +27,7 @@ from weir_chassis.errors import (
     ModelNotFound,
     PromptTooLong,
     RevisionMismatch,
+    Unsupported,
     WeirError,
     to_failure,
 )
@@ -166,6 +167,26 @@ class FakeExecutor(ExecutorServiceServicer):
 
     def _waits(self, stream: _Stream) -> list[Any]:
         return [stream.work.wait()] if self.running.is_set() else [self.running.wait()]
+
+    async def Embed(self, _: pb.EmbedRequest, __: Any) -> pb.EmbedResponse:
+        raise Unsupported("this engine makes no embeddings")
+
+    async def ListRequests(self, _: pb.ListRequestsRequest, __: Any) -> pb.ListRequestsResponse:
+        raise Unsupported("this engine does not tell its requests apart")
+
+    async def LoadAdapter(self, _: pb.LoadAdapterRequest, __: Any) -> AsyncIterator[pb.LoadAdapterResponse]:
+        raise Unsupported("this engine has no adapters")
+        yield
+
+    async def UnloadAdapter(self, _: pb.UnloadAdapterRequest, __: Any) -> AsyncIterator[pb.UnloadAdapterResponse]:
+        raise Unsupported("this engine has no adapters")
+        yield
+
+    async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Any) -> pb.ListAdaptersResponse:
+        return pb.ListAdaptersResponse()
+
+    async def DetectWatermark(self, _: pb.DetectWatermarkRequest, __: Any) -> pb.DetectWatermarkResponse:
+        raise Unsupported("this executor has no watermark key")
 
 
 @dataclass

@@ -47,6 +47,16 @@ class Sampling:
     seed: int = 0
     top_logprobs: int | None = None  # None: no logprobs; 0: of the drawn token only; k: and of the k best
 
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the highest logit as it comes is the next token, and nothing else is asked."""
+        return (
+            self.temperature == 0.0
+            and self.top_logprobs is None
+            and self.repetition_penalty == 1.0
+            and not (self.presence_penalty or self.frequency_penalty or self.logit_bias)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StoredPrefix:

@@ -28,7 +28,8 @@ from weir_executor.settings import ExecutorSettings
 from weir_executor.step_fanout import StepFanout
 
 SERVICE_NAME: Final = executor_pb2.DESCRIPTOR.services_by_name["ExecutorService"].full_name
-_UNBOUNDED: Final = frozenset(f"/{SERVICE_NAME}/{method}" for method in ("Generate", "WatchKvEvents"))
+_STREAMS = ("Generate", "WatchKvEvents", "LoadAdapter", "UnloadAdapter")
+_UNBOUNDED: Final = frozenset(f"/{SERVICE_NAME}/{method}" for method in _STREAMS)
 # A put takes what it takes in the background, so its deadline only has to notice a store that hangs.
 _PUT_SECONDS = 5.0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceServicer
-from weir_chassis.errors import Draining
+from weir_chassis.errors import Draining, Unsupported
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.telemetry import current_request
 from weir_executor.admission import Admission
@@ -73,6 +73,26 @@ class ExecutorServicer(ExecutorServiceServicer):
         async with aclosing(self._kv_events.follow(epoch, from_sequence)) as batches:
             async for batch in batches:
                 yield to_kv_events(self._kv_events.epoch, batch)
+
+    async def Embed(self, _: pb.EmbedRequest, __: Any) -> pb.EmbedResponse:
+        raise Unsupported("this engine makes no embeddings")
+
+    async def ListRequests(self, _: pb.ListRequestsRequest, __: Any) -> pb.ListRequestsResponse:
+        raise Unsupported("this engine does not tell its requests apart")
+
+    async def LoadAdapter(self, _: pb.LoadAdapterRequest, __: Any) -> AsyncIterator[pb.LoadAdapterResponse]:
+        raise Unsupported("this engine has no adapters")
+        yield
+
+    async def UnloadAdapter(self, _: pb.UnloadAdapterRequest, __: Any) -> AsyncIterator[pb.UnloadAdapterResponse]:
+        raise Unsupported("this engine has no adapters")
+        yield
+
+    async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Any) -> pb.ListAdaptersResponse:
+        return pb.ListAdaptersResponse()
+
+    async def DetectWatermark(self, _: pb.DetectWatermarkRequest, __: Any) -> pb.DetectWatermarkResponse:
+        raise Unsupported("this executor has no watermark key")
 
     async def drain(self) -> None:
         """Nothing new from now on; each stream ends when what lives on it has ended, and the watchers at once."""

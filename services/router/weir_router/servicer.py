@@ -10,6 +10,10 @@ from grpc.aio import ServicerContext
 from weir.router.v1.router_pb2 import (
     ChatRequest,
     ChatResponse,
+    DetectWatermarkRequest,
+    DetectWatermarkResponse,
+    EmbedRequest,
+    EmbedResponse,
     GenerateRequest,
     GenerateResponse,
     ListModelsRequest,
@@ -17,6 +21,7 @@ from weir.router.v1.router_pb2 import (
 )
 from weir.router.v1.router_pb2_grpc import RouterServiceServicer
 from weir_chassis.deadline import time_left
+from weir_chassis.errors import Unsupported
 from weir_chassis.telemetry import current_request
 from weir_router import mapping, validation
 from weir_router.delivery import Event
@@ -49,6 +54,12 @@ class RouterServicer(RouterServiceServicer):
         validation.check_chat(request)
         wanted = mapping.from_chat(request, _request_id(), self._random.getrandbits(64))
         await self._pipeline.run(wanted, write, time_left(context))
+
+    async def Embed(self, _: EmbedRequest, __: Any) -> EmbedResponse:
+        raise Unsupported("no executor here makes embeddings")
+
+    async def DetectWatermark(self, _: DetectWatermarkRequest, __: Any) -> DetectWatermarkResponse:
+        raise Unsupported("no executor here has a watermark key")
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:  # noqa: ARG002
         return mapping.list_models(self.fleet.snapshot())

@@ -12,7 +12,7 @@ from weir.inference.v1.stream_pb2 import Accepted, Delta, OutputFinished, Receip
 from weir.router.v1 import router_pb2
 from weir.router.v1.router_pb2 import ChatRequest, ChatResponse, GenerateRequest, GenerateResponse
 from weir.router.v1.router_pb2_grpc import RouterServiceServicer, add_RouterServiceServicer_to_server
-from weir_chassis.errors import Overloaded, WeirError, reason_name
+from weir_chassis.errors import Overloaded, Unsupported, WeirError, reason_name
 from weir_chassis.server import Registration
 from weir_chassis.testing import serve_in_memory
 from weir_client.client import Answer, Client, collect, system, user
@@ -44,6 +44,14 @@ class ScriptedRouter(RouterServiceServicer):
     async def Generate(self, request: GenerateRequest, context: Any) -> AsyncIterator[GenerateResponse]:
         self.asked.append(request)
         yield GenerateResponse(accepted=Accepted(request_id="g"))
+
+    async def Embed(self, _: router_pb2.EmbedRequest, __: Any) -> router_pb2.EmbedResponse:
+        raise Unsupported("no executor here makes embeddings")
+
+    async def DetectWatermark(
+        self, _: router_pb2.DetectWatermarkRequest, __: Any
+    ) -> router_pb2.DetectWatermarkResponse:
+        raise Unsupported("no executor here has a watermark key")
 
     async def ListModels(self, request: object, context: object) -> router_pb2.ListModelsResponse:
         return router_pb2.ListModelsResponse(models=[router_pb2.Model(max_model_len=64)])

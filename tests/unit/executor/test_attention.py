@@ -9,9 +9,9 @@ from contract.engine_contract import request
 from models_fixture import tiny_model
 from weir_executor.paged import attention as module
 from weir_executor.paged.attention import TorchAttention
+from weir_executor.paged.flat_batch import in_row_order
 from weir_executor.paged.kv_cache import KvCache
 from weir_executor.paged.model.config import load_config
-from weir_executor.paged.runner import in_row_order
 from weir_executor.paged.scheduler import Scheduled
 from weir_executor.paged.sequence import LiveRequest, Sequence
 

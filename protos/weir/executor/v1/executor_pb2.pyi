@@ -8,10 +8,14 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from weir.inference.v1 import embedding_pb2 as _embedding_pb2
 from weir.inference.v1 import error_pb2 as _error_pb2
 from weir.inference.v1 import model_pb2 as _model_pb2
 from weir.inference.v1 import output_pb2 as _output_pb2
 from weir.inference.v1 import sampling_pb2 as _sampling_pb2
+from weir.inference.v1 import speculation_pb2 as _speculation_pb2
+from weir.inference.v1 import watermark_pb2 as _watermark_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -22,6 +26,66 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _WaitingReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WaitingReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitingReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WAITING_REASON_UNSPECIFIED: _WaitingReason.ValueType  # 0
+    """It is in the batch."""
+    WAITING_REASON_NEW: _WaitingReason.ValueType  # 1
+    """It has come after the last step."""
+    WAITING_REASON_NO_SLOT: _WaitingReason.ValueType  # 2
+    """As many sequences run as may."""
+    WAITING_REASON_NO_BLOCKS: _WaitingReason.ValueType  # 3
+    """Its tokens need more blocks than are free."""
+    WAITING_REASON_NO_TOKENS: _WaitingReason.ValueType  # 4
+    """The steps are full of tokens."""
+    WAITING_REASON_BEHIND_ANOTHER: _WaitingReason.ValueType  # 5
+    """Another that goes first waits for one of the above."""
+    WAITING_REASON_TENANT_SLOTS: _WaitingReason.ValueType  # 6
+    """As many sequences of its tenant run as may."""
+    WAITING_REASON_TENANT_BLOCKS: _WaitingReason.ValueType  # 7
+    """Its tenant holds as many blocks as it may."""
+    WAITING_REASON_SHARED_PREFIX: _WaitingReason.ValueType  # 8
+    """Another request is computing the blocks that it begins with."""
+    WAITING_REASON_PREEMPTED: _WaitingReason.ValueType  # 9
+    """It was preempted and has not come back yet."""
+    WAITING_REASON_GUIDE: _WaitingReason.ValueType  # 10
+    """Its guide is being compiled."""
+    WAITING_REASON_STORED_PREFIX: _WaitingReason.ValueType  # 11
+    """Its stored prefix is being loaded."""
+
+class WaitingReason(_WaitingReason, metaclass=_WaitingReasonEnumTypeWrapper):
+    """Why a request is not in the batch."""
+
+WAITING_REASON_UNSPECIFIED: WaitingReason.ValueType  # 0
+"""It is in the batch."""
+WAITING_REASON_NEW: WaitingReason.ValueType  # 1
+"""It has come after the last step."""
+WAITING_REASON_NO_SLOT: WaitingReason.ValueType  # 2
+"""As many sequences run as may."""
+WAITING_REASON_NO_BLOCKS: WaitingReason.ValueType  # 3
+"""Its tokens need more blocks than are free."""
+WAITING_REASON_NO_TOKENS: WaitingReason.ValueType  # 4
+"""The steps are full of tokens."""
+WAITING_REASON_BEHIND_ANOTHER: WaitingReason.ValueType  # 5
+"""Another that goes first waits for one of the above."""
+WAITING_REASON_TENANT_SLOTS: WaitingReason.ValueType  # 6
+"""As many sequences of its tenant run as may."""
+WAITING_REASON_TENANT_BLOCKS: WaitingReason.ValueType  # 7
+"""Its tenant holds as many blocks as it may."""
+WAITING_REASON_SHARED_PREFIX: WaitingReason.ValueType  # 8
+"""Another request is computing the blocks that it begins with."""
+WAITING_REASON_PREEMPTED: WaitingReason.ValueType  # 9
+"""It was preempted and has not come back yet."""
+WAITING_REASON_GUIDE: WaitingReason.ValueType  # 10
+"""Its guide is being compiled."""
+WAITING_REASON_STORED_PREFIX: WaitingReason.ValueType  # 11
+"""Its stored prefix is being loaded."""
+Global___WaitingReason: _TypeAlias = WaitingReason  # noqa: Y015
 
 @_typing.final
 class GenerateRequest(_message.Message):
@@ -65,6 +129,7 @@ class Submit(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     TIME_LEFT_FIELD_NUMBER: _builtins.int
     RESUMED_OUTPUTS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """Chosen by the caller, unique among its live requests on this stream."""
     request_id: _builtins.str
@@ -78,6 +143,8 @@ class Submit(_message.Message):
     tenant_salt: _builtins.str
     priority: _builtins.int
     """Higher goes first. [-100, 100]."""
+    tenant: _builtins.str
+    """Whose fair share, quotas and watermark key apply. Empty: the share of all who name none. At most 128 bytes."""
     @_builtins.property
     def model_version(self) -> _model_pb2.ModelVersion:
         """What the caller tokenized for. `revision` and `tokenizer_hash` must be this executor's own."""
@@ -115,10 +182,11 @@ class Submit(_message.Message):
         priority: _builtins.int = ...,
         time_left: _duration_pb2.Duration | None = ...,
         resumed_outputs: _abc.Iterable[Global___ResumedOutput] | None = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "sampling", b"sampling", "stopping", b"stopping", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "block_hashes", b"block_hashes", "handle", b"handle", "model_version", b"model_version", "priority", b"priority", "request_id", b"request_id", "resumed_outputs", b"resumed_outputs", "sampling", b"sampling", "stopping", b"stopping", "tenant_salt", b"tenant_salt", "time_left", b"time_left", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "block_hashes", b"block_hashes", "handle", b"handle", "model_version", b"model_version", "priority", b"priority", "request_id", b"request_id", "resumed_outputs", b"resumed_outputs", "sampling", b"sampling", "stopping", b"stopping", "tenant", b"tenant", "tenant_salt", b"tenant_salt", "time_left", b"time_left", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -343,6 +411,12 @@ class GetModelInfoResponse(_message.Message):
     MAX_TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     DEFAULT_SAMPLING_FIELD_NUMBER: _builtins.int
+    EMBEDDING_SIZE_FIELD_NUMBER: _builtins.int
+    GUIDES_FIELD_NUMBER: _builtins.int
+    SPECULATION_MODES_FIELD_NUMBER: _builtins.int
+    WATERMARKS_FIELD_NUMBER: _builtins.int
+    MAX_ADAPTERS_FIELD_NUMBER: _builtins.int
+    COMPUTE_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """"paged", "trtllm" or "fake"."""
     vocab_size: _builtins.int
@@ -353,6 +427,15 @@ class GetModelInfoResponse(_message.Message):
     max_num_seqs: _builtins.int
     max_n: _builtins.int
     max_top_logprobs: _builtins.int
+    embedding_size: _builtins.int
+    """Values of an embedding; 0: this engine makes none."""
+    guides: _builtins.bool
+    """What requests may ask for here."""
+    watermarks: _builtins.bool
+    max_adapters: _builtins.int
+    """Adapters that fit at once; 0: none."""
+    compute: _builtins.str
+    """How the weights are kept and what computes with them, in words for a log: "bfloat16, native avx512-bf16"."""
     @_builtins.property
     def model_version(self) -> _model_pb2.ModelVersion: ...
     @_builtins.property
@@ -361,6 +444,8 @@ class GetModelInfoResponse(_message.Message):
     def default_sampling(self) -> _sampling_pb2.SamplingParameters:
         """The model's own sampling defaults."""
 
+    @_builtins.property
+    def speculation_modes(self) -> _containers.RepeatedScalarFieldContainer[_speculation_pb2.SpeculationMode.ValueType]: ...
     def __init__(
         self,
         *,
@@ -375,10 +460,16 @@ class GetModelInfoResponse(_message.Message):
         max_top_logprobs: _builtins.int = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         default_sampling: _sampling_pb2.SamplingParameters | None = ...,
+        embedding_size: _builtins.int = ...,
+        guides: _builtins.bool = ...,
+        speculation_modes: _abc.Iterable[_speculation_pb2.SpeculationMode.ValueType] | None = ...,
+        watermarks: _builtins.bool = ...,
+        max_adapters: _builtins.int = ...,
+        compute: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "model_version", b"model_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "default_sampling", b"default_sampling", "engine", b"engine", "eos_token_ids", b"eos_token_ids", "max_model_len", b"max_model_len", "max_n", b"max_n", "max_num_seqs", b"max_num_seqs", "max_top_logprobs", b"max_top_logprobs", "model_version", b"model_version", "num_blocks", b"num_blocks", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "compute", b"compute", "default_sampling", b"default_sampling", "embedding_size", b"embedding_size", "engine", b"engine", "eos_token_ids", b"eos_token_ids", "guides", b"guides", "max_adapters", b"max_adapters", "max_model_len", b"max_model_len", "max_n", b"max_n", "max_num_seqs", b"max_num_seqs", "max_top_logprobs", b"max_top_logprobs", "model_version", b"model_version", "num_blocks", b"num_blocks", "speculation_modes", b"speculation_modes", "vocab_size", b"vocab_size", "watermarks", b"watermarks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -415,6 +506,10 @@ class GetLoadResponse(_message.Message):
     LAST_STEP_FIELD_NUMBER: _builtins.int
     LIVE_STREAMS_FIELD_NUMBER: _builtins.int
     LIVE_REQUESTS_FIELD_NUMBER: _builtins.int
+    LAST_BATCH_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
+    DECODE_TOKENS_FIELD_NUMBER: _builtins.int
+    CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """One number per incarnation of the process."""
     step: _builtins.int
@@ -430,8 +525,17 @@ class GetLoadResponse(_message.Message):
     live_streams: _builtins.int
     """Streams and requests that this process holds now."""
     live_requests: _builtins.int
+    prefill_tokens: _builtins.int
+    """Tokens computed since start, of prompts and one at a time."""
+    decode_tokens: _builtins.int
+    chunk_tokens: _builtins.int
+    """Tokens that one step computes at most now: less than the limit while inter-token latency is above its target."""
     @_builtins.property
     def last_step(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def last_batch(self) -> Global___StepStats:
+        """Of the newest step that computed anything."""
+
     def __init__(
         self,
         *,
@@ -447,10 +551,14 @@ class GetLoadResponse(_message.Message):
         last_step: _duration_pb2.Duration | None = ...,
         live_streams: _builtins.int = ...,
         live_requests: _builtins.int = ...,
+        last_batch: Global___StepStats | None = ...,
+        prefill_tokens: _builtins.int = ...,
+        decode_tokens: _builtins.int = ...,
+        chunk_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_step", b"last_step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_batch", b"last_batch", "last_step", b"last_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_blocks", b"cached_blocks", "epoch", b"epoch", "free_blocks", b"free_blocks", "last_step", b"last_step", "live_requests", b"live_requests", "live_streams", b"live_streams", "outstanding_tokens", b"outstanding_tokens", "preemptions", b"preemptions", "running_sequences", b"running_sequences", "step", b"step", "total_blocks", b"total_blocks", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_blocks", b"cached_blocks", "chunk_tokens", b"chunk_tokens", "decode_tokens", b"decode_tokens", "epoch", b"epoch", "free_blocks", b"free_blocks", "last_batch", b"last_batch", "last_step", b"last_step", "live_requests", b"live_requests", "live_streams", b"live_streams", "outstanding_tokens", b"outstanding_tokens", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "running_sequences", b"running_sequences", "step", b"step", "total_blocks", b"total_blocks", "waiting_requests", b"waiting_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -621,3 +729,458 @@ class KvReset(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KvReset: _TypeAlias = KvReset  # noqa: Y015
+
+@_typing.final
+class StepStats(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
+    DECODE_TOKENS_FIELD_NUMBER: _builtins.int
+    DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    sequences: _builtins.int
+    prefill_tokens: _builtins.int
+    decode_tokens: _builtins.int
+    draft_tokens: _builtins.int
+    """Guesses among the tokens."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        sequences: _builtins.int = ...,
+        prefill_tokens: _builtins.int = ...,
+        decode_tokens: _builtins.int = ...,
+        draft_tokens: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_tokens", b"decode_tokens", "draft_tokens", b"draft_tokens", "duration", b"duration", "prefill_tokens", b"prefill_tokens", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepStats: _TypeAlias = StepStats  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    NORMALIZE_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """For logs. At most 128 bytes."""
+    pooling: _embedding_pb2.Pooling.ValueType
+    normalize: _builtins.bool
+    """Scale each vector to length 1. Unset: yes."""
+    adapter: _builtins.str
+    tenant: _builtins.str
+    priority: _builtins.int
+    """Higher goes first. [-100, 100]."""
+    @_builtins.property
+    def model_version(self) -> _model_pb2.ModelVersion: ...
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedInput]:
+        """1 to 256."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model_version: _model_pb2.ModelVersion | None = ...,
+        inputs: _abc.Iterable[Global___EmbedInput] | None = ...,
+        pooling: _embedding_pb2.Pooling.ValueType = ...,
+        normalize: _builtins.bool | None = ...,
+        adapter: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        priority: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "model_version", b"model_version", "normalize", b"normalize"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "adapter", b"adapter", "inputs", b"inputs", "model_version", b"model_version", "normalize", b"normalize", "pooling", b"pooling", "priority", b"priority", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
+    _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__normalize) -> _WhichOneofReturnType__normalize | None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class EmbedInput(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """1 to the context's length."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedInput: _TypeAlias = EmbedInput  # noqa: Y015
+
+@_typing.final
+class EmbedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[_embedding_pb2.Embedding]:
+        """In the order of the inputs."""
+
+    @_builtins.property
+    def usage(self) -> _output_pb2.Usage: ...
+    def __init__(
+        self,
+        *,
+        embeddings: _abc.Iterable[_embedding_pb2.Embedding] | None = ...,
+        usage: _output_pb2.Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class ListRequestsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRequestsRequest: _TypeAlias = ListRequestsRequest  # noqa: Y015
+
+@_typing.final
+class ListRequestsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestState]: ...
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___RequestState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRequestsResponse: _TypeAlias = ListRequestsResponse  # noqa: Y015
+
+@_typing.final
+class RequestState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    RUNNING_SEQUENCES_FIELD_NUMBER: _builtins.int
+    WAITING_SEQUENCES_FIELD_NUMBER: _builtins.int
+    WAITING_REASON_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    tenant: _builtins.str
+    priority: _builtins.int
+    adapter: _builtins.str
+    running_sequences: _builtins.int
+    waiting_sequences: _builtins.int
+    waiting_reason: Global___WaitingReason.ValueType
+    prompt_tokens: _builtins.int
+    computed_tokens: _builtins.int
+    """Of the sequence that is furthest."""
+    completion_tokens: _builtins.int
+    """Over all outputs."""
+    blocks: _builtins.int
+    preemptions: _builtins.int
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """Since it was submitted."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        adapter: _builtins.str = ...,
+        running_sequences: _builtins.int = ...,
+        waiting_sequences: _builtins.int = ...,
+        waiting_reason: Global___WaitingReason.ValueType = ...,
+        age: _duration_pb2.Duration | None = ...,
+        prompt_tokens: _builtins.int = ...,
+        computed_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+        blocks: _builtins.int = ...,
+        preemptions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "age", b"age", "blocks", b"blocks", "completion_tokens", b"completion_tokens", "computed_tokens", b"computed_tokens", "preemptions", b"preemptions", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "running_sequences", b"running_sequences", "tenant", b"tenant", "waiting_reason", b"waiting_reason", "waiting_sequences", b"waiting_sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestState: _TypeAlias = RequestState  # noqa: Y015
+
+@_typing.final
+class Adapter(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    LIVE_REQUESTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """1 to 128 bytes; what requests name."""
+    rank: _builtins.int
+    fingerprint: _builtins.str
+    """BLAKE2b-128 of the adapter's files, 32 hex characters."""
+    bytes: _builtins.int
+    live_requests: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        fingerprint: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        live_requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "fingerprint", b"fingerprint", "live_requests", b"live_requests", "name", b"name", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
+class LoadAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    BASE_REVISION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """1 to 128 bytes."""
+    directory: _builtins.str
+    """A PEFT directory on the executor's own disk, below its adapter folder."""
+    base_revision: _builtins.str
+    """The base model's revision for which it was made. Unset: not checked beyond shapes and names."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        directory: _builtins.str = ...,
+        base_revision: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_revision", b"_base_revision", "base_revision", b"base_revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_revision", b"_base_revision", "base_revision", b"base_revision", "directory", b"directory", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__base_revision: _TypeAlias = _typing.Literal["base_revision"]  # noqa: Y015
+    _WhichOneofArgType__base_revision: _TypeAlias = _typing.Literal["_base_revision", b"_base_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__base_revision) -> _WhichOneofReturnType__base_revision | None: ...
+
+Global___LoadAdapterRequest: _TypeAlias = LoadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class LoadAdapterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOADED_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    loaded_bytes: _builtins.int
+    total_bytes: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """In the last message only."""
+
+    def __init__(
+        self,
+        *,
+        loaded_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "loaded_bytes", b"loaded_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadAdapterResponse: _TypeAlias = LoadAdapterResponse  # noqa: Y015
+
+@_typing.final
+class UnloadAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadAdapterRequest: _TypeAlias = UnloadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UnloadAdapterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIVE_REQUESTS_FIELD_NUMBER: _builtins.int
+    live_requests: _builtins.int
+    """0 in the last message."""
+    def __init__(
+        self,
+        *,
+        live_requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["live_requests", b"live_requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadAdapterResponse: _TypeAlias = UnloadAdapterResponse  # noqa: Y015
+
+@_typing.final
+class ListAdaptersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdaptersRequest: _TypeAlias = ListAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class ListAdaptersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]: ...
+    def __init__(
+        self,
+        *,
+        adapters: _abc.Iterable[Global___Adapter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdaptersResponse: _TypeAlias = ListAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class DetectWatermarkRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    WATERMARK_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    @_builtins.property
+    def model_version(self) -> _model_pb2.ModelVersion: ...
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Generated tokens. 2 to 65536."""
+
+    @_builtins.property
+    def watermark(self) -> _watermark_pb2.Watermark:
+        """As the output was asked for; its `bias` does not matter."""
+
+    def __init__(
+        self,
+        *,
+        model_version: _model_pb2.ModelVersion | None = ...,
+        tenant: _builtins.str = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        watermark: _watermark_pb2.Watermark | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "watermark", b"watermark"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "tenant", b"tenant", "token_ids", b"token_ids", "watermark", b"watermark"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectWatermarkRequest: _TypeAlias = DetectWatermarkRequest  # noqa: Y015
+
+@_typing.final
+class DetectWatermarkResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORED_TOKENS_FIELD_NUMBER: _builtins.int
+    GREEN_TOKENS_FIELD_NUMBER: _builtins.int
+    Z_SCORE_FIELD_NUMBER: _builtins.int
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    scored_tokens: _builtins.int
+    """Distinct places that were tested, and those whose token is green."""
+    green_tokens: _builtins.int
+    z_score: _builtins.float
+    p_value: _builtins.float
+    """How likely unmarked tokens are to be as green as these."""
+    def __init__(
+        self,
+        *,
+        scored_tokens: _builtins.int = ...,
+        green_tokens: _builtins.int = ...,
+        z_score: _builtins.float = ...,
+        p_value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["green_tokens", b"green_tokens", "p_value", b"p_value", "scored_tokens", b"scored_tokens", "z_score", b"z_score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectWatermarkResponse: _TypeAlias = DetectWatermarkResponse  # noqa: Y015

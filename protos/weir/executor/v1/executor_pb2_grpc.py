@@ -55,6 +55,36 @@ class ExecutorServiceStub(object):
                 request_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.WatchKvEventsRequest.SerializeToString,
                 response_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.WatchKvEventsResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/weir.executor.v1.ExecutorService/Embed',
+                request_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.ListRequests = channel.unary_unary(
+                '/weir.executor.v1.ExecutorService/ListRequests',
+                request_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListRequestsRequest.SerializeToString,
+                response_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListRequestsResponse.FromString,
+                _registered_method=True)
+        self.LoadAdapter = channel.unary_stream(
+                '/weir.executor.v1.ExecutorService/LoadAdapter',
+                request_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_stream(
+                '/weir.executor.v1.ExecutorService/UnloadAdapter',
+                request_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
+        self.ListAdapters = channel.unary_unary(
+                '/weir.executor.v1.ExecutorService/ListAdapters',
+                request_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersResponse.FromString,
+                _registered_method=True)
+        self.DetectWatermark = channel.unary_unary(
+                '/weir.executor.v1.ExecutorService/DetectWatermark',
+                request_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.DetectWatermarkRequest.SerializeToString,
+                response_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.DetectWatermarkResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutorServiceServicer(object):
@@ -72,7 +102,8 @@ class ExecutorServiceServicer(object):
         The stream itself fails with DRAINING (no new requests; those that live go on until the drain ends), INTERNAL when the
         engine stopped, SLOW_CONSUMER as above. A request fails with INVALID_ARGUMENT, PROMPT_TOO_LONG, MODEL_NOT_FOUND,
         REVISION_MISMATCH, ALREADY_EXISTS (its handle lives), OVERLOADED (the waiting queue is full; RetryInfo from the measured
-        drain rate), UNSUPPORTED (an adapter: no engine has them yet), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
+        drain rate), UNSUPPORTED (what this engine cannot do), NOT_FOUND (no such adapter), QUOTA_EXCEEDED
+        (more than the tenant's own limit could ever hold), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
         it), WORKER_LOST (the engine stopped under it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -102,6 +133,49 @@ class ExecutorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """One vector for each input, computed in the same batches as generation. All or nothing: fails as one request of `Generate` does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRequests(self, request, context):
+        """What lives in the engine now, and why those that wait do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadAdapter(self, request, context):
+        """Reads an adapter and makes it ready; requests may name it from the last message on. Cancelling the call undoes it.
+        Fails with INVALID_ARGUMENT (what is wrong with which file), ALREADY_EXISTS (another adapter has the name),
+        REVISION_MISMATCH (it was made for another base), OVERLOADED (no slot is free), UNSUPPORTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Takes no new requests for it, waits for those that live, and gives its memory back. NOT_FOUND: no such adapter.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdapters(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetectWatermark(self, request, context):
+        """Tests tokens for the tenant's watermark. UNSUPPORTED without a watermark key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -124,6 +198,36 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
                     servicer.WatchKvEvents,
                     request_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.WatchKvEventsRequest.FromString,
                     response_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.WatchKvEventsResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.EmbedRequest.FromString,
+                    response_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.EmbedResponse.SerializeToString,
+            ),
+            'ListRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRequests,
+                    request_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListRequestsRequest.FromString,
+                    response_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListRequestsResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_stream_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_stream_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.UnloadAdapterResponse.SerializeToString,
+            ),
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersResponse.SerializeToString,
+            ),
+            'DetectWatermark': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetectWatermark,
+                    request_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.DetectWatermarkRequest.FromString,
+                    response_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.DetectWatermarkResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -235,6 +339,168 @@ class ExecutorService(object):
             '/weir.executor.v1.ExecutorService/WatchKvEvents',
             weir_dot_executor_dot_v1_dot_executor__pb2.WatchKvEventsRequest.SerializeToString,
             weir_dot_executor_dot_v1_dot_executor__pb2.WatchKvEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.executor.v1.ExecutorService/Embed',
+            weir_dot_executor_dot_v1_dot_executor__pb2.EmbedRequest.SerializeToString,
+            weir_dot_executor_dot_v1_dot_executor__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.executor.v1.ExecutorService/ListRequests',
+            weir_dot_executor_dot_v1_dot_executor__pb2.ListRequestsRequest.SerializeToString,
+            weir_dot_executor_dot_v1_dot_executor__pb2.ListRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weir.executor.v1.ExecutorService/LoadAdapter',
+            weir_dot_executor_dot_v1_dot_executor__pb2.LoadAdapterRequest.SerializeToString,
+            weir_dot_executor_dot_v1_dot_executor__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weir.executor.v1.ExecutorService/UnloadAdapter',
+            weir_dot_executor_dot_v1_dot_executor__pb2.UnloadAdapterRequest.SerializeToString,
+            weir_dot_executor_dot_v1_dot_executor__pb2.UnloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.executor.v1.ExecutorService/ListAdapters',
+            weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersRequest.SerializeToString,
+            weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetectWatermark(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.executor.v1.ExecutorService/DetectWatermark',
+            weir_dot_executor_dot_v1_dot_executor__pb2.DetectWatermarkRequest.SerializeToString,
+            weir_dot_executor_dot_v1_dot_executor__pb2.DetectWatermarkResponse.FromString,
             options,
             channel_credentials,
             insecure,

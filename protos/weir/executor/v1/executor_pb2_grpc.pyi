@@ -44,7 +44,8 @@ class ExecutorServiceStub:
     The stream itself fails with DRAINING (no new requests; those that live go on until the drain ends), INTERNAL when the
     engine stopped, SLOW_CONSUMER as above. A request fails with INVALID_ARGUMENT, PROMPT_TOO_LONG, MODEL_NOT_FOUND,
     REVISION_MISMATCH, ALREADY_EXISTS (its handle lives), OVERLOADED (the waiting queue is full; RetryInfo from the measured
-    drain rate), UNSUPPORTED (an adapter: no engine has them yet), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
+    drain rate), UNSUPPORTED (what this engine cannot do), NOT_FOUND (no such adapter), QUOTA_EXCEEDED
+    (more than the tenant's own limit could ever hold), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
     it), WORKER_LOST (the engine stopped under it).
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_executor_pb2.GetModelInfoRequest, _executor_pb2.GetModelInfoResponse]
@@ -56,6 +57,20 @@ class ExecutorServiceStub:
     `from_sequence` is still remembered in this epoch or is the next to come, the events with `sequence` ≥ `from_sequence`.
     A subscriber that falls behind gets another reset; nothing is skipped in silence.
     """
+    Embed: _grpc.UnaryUnaryMultiCallable[_executor_pb2.EmbedRequest, _executor_pb2.EmbedResponse]
+    """One vector for each input, computed in the same batches as generation. All or nothing: fails as one request of `Generate` does."""
+    ListRequests: _grpc.UnaryUnaryMultiCallable[_executor_pb2.ListRequestsRequest, _executor_pb2.ListRequestsResponse]
+    """What lives in the engine now, and why those that wait do."""
+    LoadAdapter: _grpc.UnaryStreamMultiCallable[_executor_pb2.LoadAdapterRequest, _executor_pb2.LoadAdapterResponse]
+    """Reads an adapter and makes it ready; requests may name it from the last message on. Cancelling the call undoes it.
+    Fails with INVALID_ARGUMENT (what is wrong with which file), ALREADY_EXISTS (another adapter has the name),
+    REVISION_MISMATCH (it was made for another base), OVERLOADED (no slot is free), UNSUPPORTED.
+    """
+    UnloadAdapter: _grpc.UnaryStreamMultiCallable[_executor_pb2.UnloadAdapterRequest, _executor_pb2.UnloadAdapterResponse]
+    """Takes no new requests for it, waits for those that live, and gives its memory back. NOT_FOUND: no such adapter."""
+    ListAdapters: _grpc.UnaryUnaryMultiCallable[_executor_pb2.ListAdaptersRequest, _executor_pb2.ListAdaptersResponse]
+    DetectWatermark: _grpc.UnaryUnaryMultiCallable[_executor_pb2.DetectWatermarkRequest, _executor_pb2.DetectWatermarkResponse]
+    """Tests tokens for the tenant's watermark. UNSUPPORTED without a watermark key."""
 
 @_typing.type_check_only
 class ExecutorServiceAsyncStub(ExecutorServiceStub):
@@ -73,7 +88,8 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     The stream itself fails with DRAINING (no new requests; those that live go on until the drain ends), INTERNAL when the
     engine stopped, SLOW_CONSUMER as above. A request fails with INVALID_ARGUMENT, PROMPT_TOO_LONG, MODEL_NOT_FOUND,
     REVISION_MISMATCH, ALREADY_EXISTS (its handle lives), OVERLOADED (the waiting queue is full; RetryInfo from the measured
-    drain rate), UNSUPPORTED (an adapter: no engine has them yet), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
+    drain rate), UNSUPPORTED (what this engine cannot do), NOT_FOUND (no such adapter), QUOTA_EXCEEDED
+    (more than the tenant's own limit could ever hold), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
     it), WORKER_LOST (the engine stopped under it).
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_executor_pb2.GetModelInfoRequest, _executor_pb2.GetModelInfoResponse]  # type: ignore[assignment]
@@ -85,6 +101,20 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     `from_sequence` is still remembered in this epoch or is the next to come, the events with `sequence` ≥ `from_sequence`.
     A subscriber that falls behind gets another reset; nothing is skipped in silence.
     """
+    Embed: _aio.UnaryUnaryMultiCallable[_executor_pb2.EmbedRequest, _executor_pb2.EmbedResponse]  # type: ignore[assignment]
+    """One vector for each input, computed in the same batches as generation. All or nothing: fails as one request of `Generate` does."""
+    ListRequests: _aio.UnaryUnaryMultiCallable[_executor_pb2.ListRequestsRequest, _executor_pb2.ListRequestsResponse]  # type: ignore[assignment]
+    """What lives in the engine now, and why those that wait do."""
+    LoadAdapter: _aio.UnaryStreamMultiCallable[_executor_pb2.LoadAdapterRequest, _executor_pb2.LoadAdapterResponse]  # type: ignore[assignment]
+    """Reads an adapter and makes it ready; requests may name it from the last message on. Cancelling the call undoes it.
+    Fails with INVALID_ARGUMENT (what is wrong with which file), ALREADY_EXISTS (another adapter has the name),
+    REVISION_MISMATCH (it was made for another base), OVERLOADED (no slot is free), UNSUPPORTED.
+    """
+    UnloadAdapter: _aio.UnaryStreamMultiCallable[_executor_pb2.UnloadAdapterRequest, _executor_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
+    """Takes no new requests for it, waits for those that live, and gives its memory back. NOT_FOUND: no such adapter."""
+    ListAdapters: _aio.UnaryUnaryMultiCallable[_executor_pb2.ListAdaptersRequest, _executor_pb2.ListAdaptersResponse]  # type: ignore[assignment]
+    DetectWatermark: _aio.UnaryUnaryMultiCallable[_executor_pb2.DetectWatermarkRequest, _executor_pb2.DetectWatermarkResponse]  # type: ignore[assignment]
+    """Tests tokens for the tenant's watermark. UNSUPPORTED without a watermark key."""
 
 class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Token ids in, token ids out, in batches that requests join and leave at every step."""
@@ -105,7 +135,8 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         The stream itself fails with DRAINING (no new requests; those that live go on until the drain ends), INTERNAL when the
         engine stopped, SLOW_CONSUMER as above. A request fails with INVALID_ARGUMENT, PROMPT_TOO_LONG, MODEL_NOT_FOUND,
         REVISION_MISMATCH, ALREADY_EXISTS (its handle lives), OVERLOADED (the waiting queue is full; RetryInfo from the measured
-        drain rate), UNSUPPORTED (an adapter: no engine has them yet), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
+        drain rate), UNSUPPORTED (what this engine cannot do), NOT_FOUND (no such adapter), QUOTA_EXCEEDED
+        (more than the tenant's own limit could ever hold), DEADLINE_EXCEEDED, DRAINING, INTERNAL (a step failed under
         it), WORKER_LOST (the engine stopped under it).
         """
 
@@ -135,5 +166,55 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         `from_sequence` is still remembered in this epoch or is the next to come, the events with `sequence` ≥ `from_sequence`.
         A subscriber that falls behind gets another reset; nothing is skipped in silence.
         """
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _executor_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executor_pb2.EmbedResponse, _abc.Awaitable[_executor_pb2.EmbedResponse]]:
+        """One vector for each input, computed in the same batches as generation. All or nothing: fails as one request of `Generate` does."""
+
+    @_abc_1.abstractmethod
+    def ListRequests(
+        self,
+        request: _executor_pb2.ListRequestsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executor_pb2.ListRequestsResponse, _abc.Awaitable[_executor_pb2.ListRequestsResponse]]:
+        """What lives in the engine now, and why those that wait do."""
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _executor_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_executor_pb2.LoadAdapterResponse], _abc.AsyncIterator[_executor_pb2.LoadAdapterResponse]]:
+        """Reads an adapter and makes it ready; requests may name it from the last message on. Cancelling the call undoes it.
+        Fails with INVALID_ARGUMENT (what is wrong with which file), ALREADY_EXISTS (another adapter has the name),
+        REVISION_MISMATCH (it was made for another base), OVERLOADED (no slot is free), UNSUPPORTED.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _executor_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_executor_pb2.UnloadAdapterResponse], _abc.AsyncIterator[_executor_pb2.UnloadAdapterResponse]]:
+        """Takes no new requests for it, waits for those that live, and gives its memory back. NOT_FOUND: no such adapter."""
+
+    @_abc_1.abstractmethod
+    def ListAdapters(
+        self,
+        request: _executor_pb2.ListAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executor_pb2.ListAdaptersResponse, _abc.Awaitable[_executor_pb2.ListAdaptersResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DetectWatermark(
+        self,
+        request: _executor_pb2.DetectWatermarkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executor_pb2.DetectWatermarkResponse, _abc.Awaitable[_executor_pb2.DetectWatermarkResponse]]:
+        """Tests tokens for the tenant's watermark. UNSUPPORTED without a watermark key."""
 
 def add_ExecutorServiceServicer_to_server(servicer: ExecutorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,9 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from weir.inference.v1 import guide_pb2 as weir_dot_inference_dot_v1_dot_guide__pb2
+from weir.inference.v1 import speculation_pb2 as weir_dot_inference_dot_v1_dot_speculation__pb2
+from weir.inference.v1 import watermark_pb2 as weir_dot_inference_dot_v1_dot_watermark__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n weir/inference/v1/sampling.proto\x12\x11weir.inference.v1\"\x8c\x04\n\x12SamplingParameters\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12H\n\nlogit_bias\x18\x08 \x03(\x0b\x32\x34.weir.inference.v1.SamplingParameters.LogitBiasEntry\x12\x11\n\x04seed\x18\t \x01(\x04H\x07\x88\x01\x01\x12\x0e\n\x01n\x18\n \x01(\rH\x08\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\t\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x04\n\x02_nB\x0b\n\t_logprobs\"\xbe\x01\n\x12StoppingConditions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x12\x1e\n\x16include_stop_in_output\x18\x06 \x01(\x08\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n weir/inference/v1/sampling.proto\x12\x11weir.inference.v1\x1a\x1dweir/inference/v1/guide.proto\x1a#weir/inference/v1/speculation.proto\x1a!weir/inference/v1/watermark.proto\"\x9b\x05\n\x12SamplingParameters\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12H\n\nlogit_bias\x18\x08 \x03(\x0b\x32\x34.weir.inference.v1.SamplingParameters.LogitBiasEntry\x12\x11\n\x04seed\x18\t \x01(\x04H\x07\x88\x01\x01\x12\x0e\n\x01n\x18\n \x01(\rH\x08\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\t\x88\x01\x01\x12\'\n\x05guide\x18\x0c \x01(\x0b\x32\x18.weir.inference.v1.Guide\x12\x33\n\x0bspeculation\x18\r \x01(\x0b\x32\x1e.weir.inference.v1.Speculation\x12/\n\twatermark\x18\x0e \x01(\x0b\x32\x1c.weir.inference.v1.Watermark\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x04\n\x02_nB\x0b\n\t_logprobs\"\xbe\x01\n\x12StoppingConditions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\x12\x1e\n\x16include_stop_in_output\x18\x06 \x01(\x08\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_SAMPLINGPARAMETERS']._serialized_start=56
-  _globals['_SAMPLINGPARAMETERS']._serialized_end=580
-  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=392
-  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=440
-  _globals['_STOPPINGCONDITIONS']._serialized_start=583
-  _globals['_STOPPINGCONDITIONS']._serialized_end=773
+  _globals['_SAMPLINGPARAMETERS']._serialized_start=159
+  _globals['_SAMPLINGPARAMETERS']._serialized_end=826
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_start=638
+  _globals['_SAMPLINGPARAMETERS_LOGITBIASENTRY']._serialized_end=686
+  _globals['_STOPPINGCONDITIONS']._serialized_start=829
+  _globals['_STOPPINGCONDITIONS']._serialized_end=1019
 # @@protoc_insertion_point(module_scope)

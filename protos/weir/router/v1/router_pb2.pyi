@@ -8,10 +8,12 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from weir.inference.v1 import chat_pb2 as _chat_pb2
+from weir.inference.v1 import embedding_pb2 as _embedding_pb2
 from weir.inference.v1 import model_pb2 as _model_pb2
 from weir.inference.v1 import output_pb2 as _output_pb2
 from weir.inference.v1 import sampling_pb2 as _sampling_pb2
 from weir.inference.v1 import stream_pb2 as _stream_pb2
+from weir.inference.v1 import watermark_pb2 as _watermark_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -35,6 +37,7 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Unset: the only model there is, if there is one."""
     text: _builtins.str
@@ -45,6 +48,8 @@ class GenerateRequest(_message.Message):
     """Leave special tokens out of the text. Unset: yes."""
     add_special_tokens: _builtins.bool
     """Add the special tokens that the model expects around a text. Unset: yes."""
+    adapter: _builtins.str
+    """An adapter that the model's executors have loaded. Empty: none. At most 128 bytes."""
     @_builtins.property
     def token_ids(self) -> Global___TokenPrompt: ...
     @_builtins.property
@@ -62,10 +67,11 @@ class GenerateRequest(_message.Message):
         priority: _builtins.int = ...,
         skip_special_tokens: _builtins.bool | None = ...,
         add_special_tokens: _builtins.bool | None = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "add_special_tokens", b"add_special_tokens", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "add_special_tokens", b"add_special_tokens", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
@@ -114,12 +120,15 @@ class ChatRequest(_message.Message):
     STOPPING_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Unset: the only model there is, if there is one."""
     priority: _builtins.int
     """Higher goes first. [-100, 100]."""
     skip_special_tokens: _builtins.bool
     """Leave special tokens out of the text. Unset: yes."""
+    adapter: _builtins.str
+    """An adapter that the model's executors have loaded. Empty: none. At most 128 bytes."""
     @_builtins.property
     def prompt(self) -> _chat_pb2.ChatPrompt: ...
     @_builtins.property
@@ -135,10 +144,11 @@ class ChatRequest(_message.Message):
         stopping: _sampling_pb2.StoppingConditions | None = ...,
         priority: _builtins.int = ...,
         skip_special_tokens: _builtins.bool | None = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__skip_special_tokens: _TypeAlias = _typing.Literal["skip_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__skip_special_tokens: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens"]  # noqa: Y015
@@ -298,3 +308,162 @@ class Model(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class EmbedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    NORMALIZE_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Unset: the only model there is, if there is one."""
+    pooling: _embedding_pb2.Pooling.ValueType
+    normalize: _builtins.bool
+    """Scale each vector to length 1. Unset: yes."""
+    adapter: _builtins.str
+    """An adapter that the model's executors have loaded. Empty: none. At most 128 bytes."""
+    priority: _builtins.int
+    """Higher goes first. [-100, 100]."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedInput]:
+        """1 to 256."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___EmbedInput] | None = ...,
+        pooling: _embedding_pb2.Pooling.ValueType = ...,
+        normalize: _builtins.bool | None = ...,
+        adapter: _builtins.str = ...,
+        priority: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "normalize", b"normalize"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "adapter", b"adapter", "inputs", b"inputs", "model", b"model", "normalize", b"normalize", "pooling", b"pooling", "priority", b"priority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
+    _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__normalize) -> _WhichOneofReturnType__normalize | None: ...
+
+Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
+
+@_typing.final
+class EmbedInput(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """At most the tokenizer's limit, in bytes."""
+    @_builtins.property
+    def token_ids(self) -> Global___TokenPrompt: ...
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        token_ids: Global___TokenPrompt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
+    _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
+
+Global___EmbedInput: _TypeAlias = EmbedInput  # noqa: Y015
+
+@_typing.final
+class EmbedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[_embedding_pb2.Embedding]:
+        """In the order of the inputs."""
+
+    @_builtins.property
+    def usage(self) -> _output_pb2.Usage: ...
+    @_builtins.property
+    def model_version(self) -> _model_pb2.ModelVersion: ...
+    def __init__(
+        self,
+        *,
+        embeddings: _abc.Iterable[_embedding_pb2.Embedding] | None = ...,
+        usage: _output_pb2.Usage | None = ...,
+        model_version: _model_pb2.ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "model_version", b"model_version", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class DetectWatermarkRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    WATERMARK_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Unset: the only model there is, if there is one."""
+    text: _builtins.str
+    """At most the tokenizer's limit, in bytes."""
+    @_builtins.property
+    def watermark(self) -> _watermark_pb2.Watermark:
+        """As the output was asked for; its `bias` does not matter."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        text: _builtins.str = ...,
+        watermark: _watermark_pb2.Watermark | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["watermark", b"watermark"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "text", b"text", "watermark", b"watermark"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectWatermarkRequest: _TypeAlias = DetectWatermarkRequest  # noqa: Y015
+
+@_typing.final
+class DetectWatermarkResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORED_TOKENS_FIELD_NUMBER: _builtins.int
+    GREEN_TOKENS_FIELD_NUMBER: _builtins.int
+    Z_SCORE_FIELD_NUMBER: _builtins.int
+    P_VALUE_FIELD_NUMBER: _builtins.int
+    scored_tokens: _builtins.int
+    """Distinct places that were tested, and those whose token is green."""
+    green_tokens: _builtins.int
+    z_score: _builtins.float
+    p_value: _builtins.float
+    """How likely unmarked tokens are to be as green as these."""
+    def __init__(
+        self,
+        *,
+        scored_tokens: _builtins.int = ...,
+        green_tokens: _builtins.int = ...,
+        z_score: _builtins.float = ...,
+        p_value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["green_tokens", b"green_tokens", "p_value", b"p_value", "scored_tokens", b"scored_tokens", "z_score", b"z_score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectWatermarkResponse: _TypeAlias = DetectWatermarkResponse  # noqa: Y015

@@ -57,6 +57,16 @@ class RouterServiceStub(object):
                 request_serializer=weir_dot_router_dot_v1_dot_router__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=weir_dot_router_dot_v1_dot_router__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/weir.router.v1.RouterService/Embed',
+                request_serializer=weir_dot_router_dot_v1_dot_router__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=weir_dot_router_dot_v1_dot_router__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.DetectWatermark = channel.unary_unary(
+                '/weir.router.v1.RouterService/DetectWatermark',
+                request_serializer=weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkRequest.SerializeToString,
+                response_deserializer=weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer(object):
@@ -91,6 +101,20 @@ class RouterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """One vector for each input. Refused and failing as the streams are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetectWatermark(self, request, context):
+        """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +132,16 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=weir_dot_router_dot_v1_dot_router__pb2.ListModelsRequest.FromString,
                     response_serializer=weir_dot_router_dot_v1_dot_router__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=weir_dot_router_dot_v1_dot_router__pb2.EmbedRequest.FromString,
+                    response_serializer=weir_dot_router_dot_v1_dot_router__pb2.EmbedResponse.SerializeToString,
+            ),
+            'DetectWatermark': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetectWatermark,
+                    request_deserializer=weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkRequest.FromString,
+                    response_serializer=weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -199,6 +233,60 @@ class RouterService(object):
             '/weir.router.v1.RouterService/ListModels',
             weir_dot_router_dot_v1_dot_router__pb2.ListModelsRequest.SerializeToString,
             weir_dot_router_dot_v1_dot_router__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.router.v1.RouterService/Embed',
+            weir_dot_router_dot_v1_dot_router__pb2.EmbedRequest.SerializeToString,
+            weir_dot_router_dot_v1_dot_router__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetectWatermark(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.router.v1.RouterService/DetectWatermark',
+            weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkRequest.SerializeToString,
+            weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkResponse.FromString,
             options,
             channel_credentials,
             insecure,

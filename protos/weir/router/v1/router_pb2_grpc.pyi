@@ -47,6 +47,10 @@ class RouterServiceStub:
     """Answers messages, by the model's chat template."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]
     """What is served now, and by how many workers."""
+    Embed: _grpc.UnaryUnaryMultiCallable[_router_pb2.EmbedRequest, _router_pb2.EmbedResponse]
+    """One vector for each input. Refused and failing as the streams are."""
+    DetectWatermark: _grpc.UnaryUnaryMultiCallable[_router_pb2.DetectWatermarkRequest, _router_pb2.DetectWatermarkResponse]
+    """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -67,6 +71,10 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Answers messages, by the model's chat template."""
     ListModels: _aio.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]  # type: ignore[assignment]
     """What is served now, and by how many workers."""
+    Embed: _aio.UnaryUnaryMultiCallable[_router_pb2.EmbedRequest, _router_pb2.EmbedResponse]  # type: ignore[assignment]
+    """One vector for each input. Refused and failing as the streams are."""
+    DetectWatermark: _aio.UnaryUnaryMultiCallable[_router_pb2.DetectWatermarkRequest, _router_pb2.DetectWatermarkResponse]  # type: ignore[assignment]
+    """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """The one door. The gRPC deadline is the only clock; cancelling the call aborts the request and frees what it held.
@@ -102,5 +110,21 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.ListModelsResponse, _abc.Awaitable[_router_pb2.ListModelsResponse]]:
         """What is served now, and by how many workers."""
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _router_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.EmbedResponse, _abc.Awaitable[_router_pb2.EmbedResponse]]:
+        """One vector for each input. Refused and failing as the streams are."""
+
+    @_abc_1.abstractmethod
+    def DetectWatermark(
+        self,
+        request: _router_pb2.DetectWatermarkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.DetectWatermarkResponse, _abc.Awaitable[_router_pb2.DetectWatermarkResponse]]:
+        """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -13,6 +13,7 @@ import torch
 
 from weir_executor.engine import EngineInfo
 from weir_executor.paged.attention import TorchAttention
+from weir_executor.paged.decoder import TorchDecoder
 from weir_executor.paged.kv_cache import KV_LAYOUT, KvCache, block_bytes
 from weir_executor.paged.model.config import ModelConfig, ModelConfigError, load_config
 from weir_executor.paged.model.llama import load_model
@@ -76,7 +77,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
     return PagedEngine(
         _info(config, model_config, cache, max_model_len, num_blocks),
         SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size),
-        ModelRunner(model, cache, attention, device, config.num_threads),
+        ModelRunner(TorchDecoder(model, attention, device), cache, config.num_threads),
         LoopOptions(config.max_waiting, config.emit_full_blocks, config.prefix_cache, config.check_integrity),
     )
 

@@ -41,16 +41,30 @@ class SchedulerLimits:
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """`count` tokens of one sequence, from index `first`, to be computed in this step."""
+    """`count` tokens of one sequence, from index `first`, to be computed in this step.
+
+    The last of them may be drafts: guesses at what comes after the sequence's own tokens.
+    """
 
     sequence: Sequence
     first: int
     count: int
+    draft_token_ids: tuple[int, ...] = ()
 
     @property
     def samples(self) -> bool:
-        """Whether the last of these tokens is the sequence's last, so that its logits give the next one."""
-        return self.first + self.count == len(self.sequence.token_ids)
+        """Whether the sequence's last token is among these, so that its logits give the next one."""
+        return self.first + self.count - len(self.draft_token_ids) == len(self.sequence.token_ids)
+
+    @property
+    def num_wanted(self) -> int:
+        """The last so many tokens' logits are wanted: each checks the draft after it, or gives a new token."""
+        return 1 + len(self.draft_token_ids) if self.samples else 0
+
+    @property
+    def token_ids(self) -> list[int]:
+        own = self.sequence.token_ids[self.first : self.first + self.count - len(self.draft_token_ids)]
+        return [*own, *self.draft_token_ids]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,78 @@
+"""The seam between the runner and a device: what turns a step's tokens into logits and keeps their KV.
+
+A new device is a new `Decoder`, with `KvBlocks` in the layout that suits it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from weir_executor.paged.attention import AttentionBackend
+from weir_executor.paged.flat_batch import FlatBatch
+from weir_executor.paged.model.llama import LlamaModel
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What a step came to. `best` may stand in for `logits` when the batch asks for no more."""
+
+    sound: Sequence[bool]  # per row: its last token's hidden state is finite; with `best`, its logits too
+    logits: torch.Tensor | None  # [wanted, vocabulary] in float32; the receiver may change it
+    best: torch.Tensor | None = None  # [wanted] in int64: the highest logit's token, the lowest id among equals
+    hidden: torch.Tensor | None = None  # [tokens, hidden_size] in float32, after the last norm, when the batch pools
+
+
+class Decoder(Protocol):
+    """Computes a step. Called on the step thread only."""
+
+    def decode(self, batch: FlatBatch) -> Decoded:
+        """Write the KV of all tokens, and give the logits of those that are wanted."""
+
+
+class KvBlocks(Protocol):
+    """The memory behind block ids, as far as it is read and written from outside a step.
+
+    A payload is a block's keys and values of all layers in the order that `KV_LAYOUT` names, whatever the order in
+    memory is.
+    """
+
+    @property
+    def block_bytes(self) -> int: ...
+
+    def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
+        """The payloads of these blocks, copied out."""
+
+    def write_block(self, block_id: int, payload: bytes | memoryview) -> None: ...
+
+    def is_sound(self, payload: bytes | memoryview) -> bool:
+        """Whether a payload may be written: of the right length, and all finite."""
+
+    def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        """Make them hold finite numbers again."""
+
+
+class TorchDecoder:
+    """PyTorch operations, one after the other; on whatever device the model and the cache live on."""
+
+    def __init__(self, model: LlamaModel, attention: AttentionBackend, device: torch.device) -> None:
+        self._model, self._attention, self._device = model, attention, device
+
+    def decode(self, batch: FlatBatch) -> Decoded:
+        self._attention.plan(batch.rows)
+        hidden = self._model.forward(
+            self._tensor(batch.token_ids), self._tensor(batch.positions), self._attention.attend
+        )
+        # A sum is finite only if every term is; what was not finite at an earlier token of a chunk shows in its last.
+        last = hidden if len(batch.ends) == len(batch.token_ids) else hidden.index_select(0, self._tensor(batch.ends))
+        sound = last.sum(dim=-1, dtype=torch.float32).isfinite().tolist()
+        if not batch.wanted:
+            return Decoded(sound, logits=None)
+        wanted = last if batch.wanted == batch.ends else hidden.index_select(0, self._tensor(batch.wanted))
+        return Decoded(sound, self._model.logits(wanted))
+
+    def _tensor(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)

@@ -1,0 +1,59 @@
+"""One step's tokens, side by side: what every decoder is given. Pure.
+
+    rows        | decode | decode | decode + drafts | prefill chunk ... | prefill chunk ... |
+    token_ids   |   t    |   t    |    t  d  d  d   | t t t t t t t t t | t t t t t t t t t |
+    ends            ^        ^               ^                        ^                   ^
+    wanted          ^        ^       ^  ^  ^  ^                                           ^
+
+`wanted` are the places whose logits are wanted: of a row that reaches its sequence's end, its last token, and with it
+those of its drafts; of a row that does not, none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from weir_executor.paged.scheduler import Scheduled
+
+
+@dataclass(frozen=True, slots=True)
+class FlatBatch:
+    """`token_ids` and `positions` are of all rows, row after row; the other lists hold places in them, ascending."""
+
+    rows: Sequence[Scheduled]
+    token_ids: list[int]
+    positions: list[int]
+    ends: list[int]  # each row's last token
+    wanted: list[int]  # where logits are wanted
+    best_only: bool  # of the logits, nobody needs more than which is highest
+
+
+def flatten(scheduled: Sequence[Scheduled]) -> FlatBatch:
+    """The batch in row order."""
+    rows = in_row_order(scheduled)
+    token_ids: list[int] = []
+    positions: list[int] = []
+    ends: list[int] = []
+    wanted: list[int] = []
+    for row in rows:
+        token_ids += row.token_ids
+        positions += range(row.first, row.first + row.count)
+        ends.append(len(token_ids) - 1)
+        wanted += range(len(token_ids) - row.num_wanted, len(token_ids))
+    best_only = all(row.sequence.sampling.is_plain_greedy and not row.sequence.forbidden_token_ids for row in rows)
+    return FlatBatch(rows, token_ids, positions, ends, wanted, best_only)
+
+
+def in_row_order(scheduled: Sequence[Scheduled]) -> list[Scheduled]:
+    """Single tokens first: those that begin with the same block side by side, and shorter before longer, so that what
+    is read together is shared or of like length."""
+    decodes = [s for s in scheduled if s.count == 1]
+    beginnings = Counter(s.sequence.blocks[0] for s in decodes)
+
+    def order(row: Scheduled) -> tuple[int, int]:
+        beginning = row.sequence.blocks[0]
+        return (beginning if beginnings[beginning] > 1 else -1, row.first)
+
+    return sorted(decodes, key=order) + [s for s in scheduled if s.count > 1]
