@@ -41,6 +41,14 @@ _LLAMA3_ROPE = {
 _YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
 _LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 
+_GEMMA = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 20,
+    "tie_word_embeddings": True,
+}
+
 # What each family's `config.json` says beyond `_SHAPE`; the older and the newer spelling of rotary options both occur.
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "llama2": {**_LLAMA, "num_key_value_heads": 6, "rope_theta": 10000.0},
@@ -63,6 +71,14 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "max_window_layers": 2,
         "rope_theta": 10000.0,
     },
+    "qwen2_windows": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 20,
+        "max_window_layers": 1,
+        "rope_theta": 10000.0,
+    },
     "qwen3": {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -70,6 +86,34 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "use_sliding_window": False,
         "sliding_window": None,
         "rope_theta": 10000.0,
+    },
+    "gemma2": {
+        **_GEMMA,
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 6.0,
+        "rope_theta": 10000.0,
+    },
+    "gemma3": {
+        **_GEMMA,
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "sliding_window_pattern": 3,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "gemma3_layer_types": {
+        **_GEMMA,
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "tie_word_embeddings": False,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 500000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
     },
 }
 
@@ -119,7 +163,10 @@ def _layer_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, .
         yield from _projection(f"mlp.{part}_proj", rows, columns, config.get("mlp_bias", False))
     yield "input_layernorm.weight", (hidden,)
     yield "post_attention_layernorm.weight", (hidden,)
-    if config["model_type"] == "qwen3":
+    if config["model_type"].startswith("gemma"):
+        yield "pre_feedforward_layernorm.weight", (hidden,)
+        yield "post_feedforward_layernorm.weight", (hidden,)
+    if config["model_type"] in ("qwen3", "gemma3_text"):
         yield "self_attn.q_norm.weight", (head_dim,)
         yield "self_attn.k_norm.weight", (head_dim,)
 

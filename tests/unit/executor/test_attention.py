@@ -11,7 +11,8 @@ from weir_executor.paged import attention as module
 from weir_executor.paged.attention import TorchAttention
 from weir_executor.paged.flat_batch import in_row_order
 from weir_executor.paged.kv_cache import KvCache
-from weir_executor.paged.model.config import load_config
+from weir_executor.paged.model.config import LayerAttention
+from weir_executor.paged.model.registry import load_config
 from weir_executor.paged.scheduler import Scheduled
 from weir_executor.paged.sequence import LiveRequest, Sequence
 
@@ -21,11 +22,12 @@ _BLOCK, _LAYER, _HEADS = 4, 1, 6
 class _Bench:
     """Sequences whose queries, keys and values are random, and what attention makes of each of their tokens."""
 
-    def __init__(self, window: int | None) -> None:
+    def __init__(self, window: int | None, softcap: float | None = None) -> None:
         config = load_config(tiny_model("llama3"))
         self.cache = KvCache(config, 200, _BLOCK, torch.float32, torch.device("cpu"))
-        self.attention = TorchAttention(self.cache, window)
-        self.window = window
+        self.scoring = LayerAttention(0.4, window, softcap)
+        # The layers before and after see otherwise, in the same step.
+        self.attention = TorchAttention(self.cache, [LayerAttention(1.0), self.scoring, LayerAttention(1.0, window=3)])
         self.tokens: dict[int, tuple[torch.Tensor, ...]] = {}
 
     def sequence(self, key: int, length: int, blocks: list[int], like: tuple[int, int] | None = None) -> Sequence:
@@ -54,17 +56,22 @@ class _Bench:
         queries, keys, values = self.tokens[row.sequence.live.key]
         outs = []
         for place in range(row.first, row.first + row.count):
-            oldest = max(0, place + 1 - self.window) if self.window else 0
+            oldest = max(0, place + 1 - self.scoring.window) if self.scoring.window else 0
             seen = slice(oldest, place + 1)
             k, v = (part[seen].repeat_interleave(_HEADS // 2, dim=1) for part in (keys, values))
-            weights = (torch.einsum("hd,thd->ht", queries[place], k) * self.cache.head_dim**-0.5).softmax(-1)
-            outs.append(torch.einsum("ht,thd->hd", weights, v))
+            scores = torch.einsum("hd,thd->ht", queries[place], k) * self.scoring.scale
+            if self.scoring.softcap is not None:
+                scores = self.scoring.softcap * (scores / self.scoring.softcap).tanh()
+            outs.append(torch.einsum("ht,thd->hd", scores.softmax(-1), v))
         return torch.stack(outs)
 
 
-@pytest.fixture(params=[None, 9, 60], ids=["full", "window9", "window60"])
+@pytest.fixture(
+    params=[(None, None), (9, None), (60, None), (None, 0.7), (9, 0.7)],
+    ids=["full", "window9", "window60", "capped", "window9-capped"],
+)
 def bench(request: pytest.FixtureRequest) -> _Bench:
-    return _Bench(request.param)
+    return _Bench(*request.param)
 
 
 def test_a_chunk_of_more_than_a_tile(bench: _Bench) -> None:

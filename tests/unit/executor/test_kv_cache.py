@@ -9,7 +9,7 @@ import torch
 
 from models_fixture import tiny_model
 from weir_executor.paged.kv_cache import KvCache
-from weir_executor.paged.model.config import load_config
+from weir_executor.paged.model.registry import load_config
 
 _CPU = torch.device("cpu")
 _BLOCK = 4

@@ -10,8 +10,7 @@ from models_fixture import FAMILIES, tiny_model
 from unit.executor.oracle import reference_logits
 from weir_executor.paged.attention import TorchAttention
 from weir_executor.paged.kv_cache import KvCache
-from weir_executor.paged.model.config import load_config
-from weir_executor.paged.model.llama import load_model
+from weir_executor.paged.model.registry import load_config, load_model
 from weir_executor.paged.scheduler import Scheduled
 from weir_executor.paged.sequence import LiveRequest, Sequence
 
@@ -26,7 +25,7 @@ def paged_logits(family: str, chunks: list[int], dtype: str) -> torch.Tensor:
     with torch.inference_mode():
         model = load_model(tiny_model(family, dtype), config, 512, kind, _CPU)
         cache = KvCache(config, 40, 16, kind, _CPU)
-        attention = TorchAttention(cache, config.sliding_window)
+        attention = TorchAttention(cache, config.attention)
         live = LiveRequest(request(0, _TOKENS), 0, frozenset(), shares_blocks=False, submitted_at=0.0)
         sequence = Sequence(live, 0, list(_TOKENS), [], blocks=[31, 7, 30, 2, 15, 9, 22])
         parts, first = [], 0

@@ -17,6 +17,8 @@ from math import prod
 import torch
 
 from weir_executor.paged.kv_cache import Gather, KvCache
+from weir_executor.paged.model.config import LayerAttention
+from weir_executor.paged.model.layers import soft_cap
 from weir_executor.paged.scheduler import Scheduled
 
 # Decodes share one padded gather until padding would read this many blocks for nothing; then another gather is cheaper.
@@ -74,7 +76,14 @@ class _Chunk:
     """One sequence's prefill chunk."""
 
     gather: Gather
+    first_place: int  # of what is gathered
     tiles: list[_Tile]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    decodes: list[_DecodeGroup]
+    chunks: list[_Chunk]
 
 
 class TorchAttention(AttentionBackend):
@@ -84,37 +93,37 @@ class TorchAttention(AttentionBackend):
     dtype; scores and weights are rounded to it, as in the models' own reference.
     """
 
-    def __init__(self, cache: KvCache, sliding_window: int | None) -> None:
-        self._cache, self._window = cache, sliding_window
-        self._scale = cache.head_dim**-0.5
+    def __init__(self, cache: KvCache, layers: Sequence[LayerAttention]) -> None:
+        """`layers`: how each scores, by its index."""
+        self._cache, self._layers = cache, layers
         self._grain = _CPU_GRAIN if cache.device.type == "cpu" else _GPU_GRAIN
         self._token_rows = torch.empty(0, dtype=torch.int64)
-        self._decodes: list[_DecodeGroup] = []
-        self._chunks: list[_Chunk] = []
+        self._plans: dict[int | None, _Plan] = {}  # by window: layers that see alike read alike
         self._causal = self._mask(torch.ones((self._grain.tile_queries,) * 2, dtype=torch.bool).tril())
         self._scores = torch.empty(0, dtype=cache.dtype, device=cache.device)  # room for one tile's
 
     def plan(self, rows: Sequence[Scheduled]) -> None:
-        decodes = [row for row in rows if row.count == 1]
-        assert all(row.count == 1 for row in rows[: len(decodes)]), "single tokens come first"
         self._token_rows = self._cache.token_rows(list(_slots(rows, self._cache.block_size)))
-        most_blocks = self._grain.gathered_bytes // self._cache.layer_block_bytes
-        ranges = _groups([_blocks(row, self._cache.block_size) for row in decodes], most_blocks)
-        self._decodes = [self._plan_decodes(decodes[first:end], first) for first, end in ranges]
-        self._chunks, first = [], len(decodes)
-        for row in rows[len(decodes) :]:
-            self._chunks.append(self._plan_chunk(row, first))
-            first += row.count
+        longest = max(row.first + row.count for row in rows)
+        self._plans = {}
+        for window in {layer.window for layer in self._layers}:
+            # A window that hides nothing of this step is none.
+            effective = None if window is None or longest <= window else window
+            if effective not in self._plans:
+                self._plans[effective] = self._plan(rows, effective)
+            self._plans[window] = self._plans[effective]
 
     def attend(self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         self._cache.write(layer, self._token_rows, keys, values)
         num_tokens, num_heads, head_dim = queries.shape
+        scoring = self._layers[layer]
         # Query heads that share a KV head stand where several query tokens would: KV is read once, never repeated.
-        grouped = (queries * self._scale).view(num_tokens, self._cache.num_kv_heads, -1, head_dim)
+        grouped = (queries * scoring.scale).view(num_tokens, self._cache.num_kv_heads, -1, head_dim)
         out = torch.empty_like(grouped)
-        for group in self._decodes:
+        plan = self._plans[scoring.window]
+        for group in plan.decodes:
             self._attend_decodes(layer, group, grouped, out)
-        for chunk in self._chunks:
+        for chunk in plan.chunks:
             self._attend_chunk(layer, chunk, grouped, out)
         return out.view(num_tokens, num_heads, head_dim)
 
@@ -124,6 +133,7 @@ class TorchAttention(AttentionBackend):
         if group.shared is not None:
             common = self._cache.gather_keys(layer, group.shared)[0]
             scores = torch.cat((_multiply(rows, common.transpose(1, 2)), scores), dim=-1)
+        soft_cap(scores, self._layers[layer].softcap)
         if group.mask is not None:
             scores += group.mask
         weights = torch.softmax(scores, dim=-1)
@@ -140,11 +150,13 @@ class TorchAttention(AttentionBackend):
         for tile in chunk.tiles:
             rows, num_places = queries[tile.first : tile.end], tile.newest - tile.oldest
             scores = self._room_for(rows.shape[1], rows.shape[0] * rows.shape[2], num_places)
-            torch.bmm(_by_head(rows), keys[:, :, tile.oldest : tile.newest], out=scores)
+            seen = slice(tile.oldest - chunk.first_place, tile.newest - chunk.first_place)
+            torch.bmm(_by_head(rows), keys[:, :, seen], out=scores)
+            soft_cap(scores, self._layers[layer].softcap)
             by_query = scores.view(rows.shape[1], rows.shape[0], -1, num_places)
             by_query[..., -tile.mask.shape[2] :] += tile.mask
             torch.softmax(scores, dim=-1, out=scores)
-            found = torch.bmm(scores, values[:, tile.oldest : tile.newest])
+            found = torch.bmm(scores, values[:, seen])
             out[tile.first : tile.end] = _by_token(found, rows.shape[0])
 
     def _room_for(self, *shape: int) -> torch.Tensor:
@@ -153,39 +165,58 @@ class TorchAttention(AttentionBackend):
             self._scores = torch.empty(size, dtype=self._cache.dtype, device=self._cache.device)
         return self._scores[:size].view(shape)
 
-    def _plan_decodes(self, rows: Sequence[Scheduled], first: int) -> _DecodeGroup:
+    def _plan(self, rows: Sequence[Scheduled], window: int | None) -> _Plan:
+        decodes = [row for row in rows if row.count == 1]
+        assert all(row.count == 1 for row in rows[: len(decodes)]), "single tokens come first"
+        most_blocks = self._grain.gathered_bytes // self._cache.layer_block_bytes
+        ranges = _groups([self._blocks(row, window) for row in decodes], most_blocks)
+        groups = [self._plan_decodes(decodes[first:end], first, window) for first, end in ranges]
+        chunks, first = [], len(decodes)
+        for row in rows[len(decodes) :]:
+            chunks.append(self._plan_chunk(row, first, window))
+            first += row.count
+        return _Plan(groups, chunks)
+
+    def _plan_decodes(self, rows: Sequence[Scheduled], first: int, window: int | None) -> _DecodeGroup:
         size = self._cache.block_size
-        blocks = [_blocks(row, size) for row in rows]
+        blocks = [self._blocks(row, window) for row in rows]
         num_shared = _num_shared(blocks)
         width = max(map(len, blocks))
         # Padding reads a row's own last block again: any finite numbers do.
         table = [[*own[num_shared:], *([own[-1]] * (width - len(own)))] for own in blocks]
-        lengths = torch.tensor([row.first + 1 for row in rows]).view(-1, 1, 1, 1)
+        oldest = torch.tensor([_oldest_block(row, window, size) * size for row in rows]).view(-1, 1, 1, 1)
+        lengths = torch.tensor([row.first + 1 for row in rows]).view(-1, 1, 1, 1) - oldest
         places = torch.arange(width * size)
         visible = places < lengths
-        if self._window is not None:
-            visible &= places >= lengths - self._window
+        if window is not None:
+            visible &= places >= lengths - window
         mask = None if bool(visible.all()) else self._mask(visible)
         shared = self._cache.plan_gather([blocks[0][:num_shared]]) if num_shared else None
         return _DecodeGroup(first, first + len(rows), shared, self._cache.plan_gather(table), mask)
 
-    def _plan_chunk(self, row: Scheduled, first: int) -> _Chunk:
+    def _plan_chunk(self, row: Scheduled, first: int, window: int | None) -> _Chunk:
         step = self._grain.tile_queries
         tiles = [
-            self._plan_tile(row.first + done, min(step, row.count - done), first + done)
+            self._plan_tile(row.first + done, min(step, row.count - done), first + done, window)
             for done in range(0, row.count, step)
         ]
-        return _Chunk(self._cache.plan_gather([_blocks(row, self._cache.block_size)]), tiles)
+        gathered = _oldest_block(row, window, self._cache.block_size) * self._cache.block_size
+        return _Chunk(self._cache.plan_gather([self._blocks(row, window)]), gathered, tiles)
 
-    def _plan_tile(self, place: int, count: int, first: int) -> _Tile:
+    def _plan_tile(self, place: int, count: int, first: int, window: int | None) -> _Tile:
         """For `count` queries from `place` in their sequence and from row `first` of the step."""
         end = place + count
-        if self._window is None or end <= self._window:
+        if window is None or end <= window:
             return _Tile(first, first + count, 0, end, self._causal[:count, :count].unsqueeze(1))
-        oldest = max(0, place - self._window + 1)
+        oldest = max(0, place - window + 1)
         queries, places = torch.arange(place, end).view(-1, 1, 1), torch.arange(oldest, end)
-        visible = (places <= queries) & (places > queries - self._window)
+        visible = (places <= queries) & (places > queries - window)
         return _Tile(first, first + count, oldest, end, self._mask(visible))
+
+    def _blocks(self, row: Scheduled, window: int | None) -> list[int]:
+        """The blocks that hold what this row attends to; the sequence may own more, for tokens of later chunks."""
+        size = self._cache.block_size
+        return row.sequence.blocks[_oldest_block(row, window, size) : _num_blocks(row, size)]
 
     def _mask(self, visible: torch.Tensor) -> torch.Tensor:
         """What is added to scores: nothing where a place is visible, minus infinity where it is not."""
@@ -212,9 +243,9 @@ def _num_blocks(row: Scheduled, block_size: int) -> int:
     return -(-(row.first + row.count) // block_size)
 
 
-def _blocks(row: Scheduled, block_size: int) -> list[int]:
-    """The blocks that hold what this row attends to; the sequence may own more, for tokens of later chunks."""
-    return row.sequence.blocks[: _num_blocks(row, block_size)]
+def _oldest_block(row: Scheduled, window: int | None, block_size: int) -> int:
+    """The index of the block that holds the oldest token which the row's first sees."""
+    return 0 if window is None else max(0, row.first + 1 - window) // block_size
 
 
 def _slots(rows: Sequence[Scheduled], block_size: int) -> Iterator[int]:

@@ -13,7 +13,7 @@ import torch
 
 from weir_executor.paged.attention import AttentionBackend
 from weir_executor.paged.flat_batch import FlatBatch
-from weir_executor.paged.model.llama import LlamaModel
+from weir_executor.paged.model.decoder_model import DecoderModel
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class KvBlocks(Protocol):
 class TorchDecoder:
     """PyTorch operations, one after the other; on whatever device the model and the cache live on."""
 
-    def __init__(self, model: LlamaModel, attention: AttentionBackend, device: torch.device) -> None:
+    def __init__(self, model: DecoderModel, attention: AttentionBackend, device: torch.device) -> None:
         self._model, self._attention, self._device = model, attention, device
 
     def decode(self, batch: FlatBatch) -> Decoded:

@@ -1,4 +1,4 @@
-"""Our engine: a Llama-family model in PyTorch, on CPU or CUDA, behind the step loop.
+"""Our engine: a decoder in PyTorch, on CPU or CUDA, behind the step loop.
 
 A step reads: schedule → run → sample → emit. `step_loop.py` holds the loop, this file what it is made of.
 """
@@ -15,9 +15,8 @@ from weir_executor.engine import EngineInfo
 from weir_executor.paged.attention import TorchAttention
 from weir_executor.paged.decoder import TorchDecoder
 from weir_executor.paged.kv_cache import KV_LAYOUT, KvCache, block_bytes
-from weir_executor.paged.model.config import ModelConfig, ModelConfigError, load_config
-from weir_executor.paged.model.llama import load_model
-from weir_executor.paged.model.rope import position_limit
+from weir_executor.paged.model.config import ModelConfig, ModelConfigError
+from weir_executor.paged.model.registry import load_config, load_model
 from weir_executor.paged.runner import ModelRunner, use_threads
 from weir_executor.paged.scheduler import SchedulerLimits
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
@@ -73,7 +72,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
     max_model_len = _max_model_len(config, model_config, num_blocks)
     model = load_model(config.model_dir, model_config, max_model_len, dtype, device)
     cache = KvCache(model_config, num_blocks, config.block_size, dtype, device)
-    attention = TorchAttention(cache, model_config.sliding_window)
+    attention = TorchAttention(cache, model_config.attention)
     return PagedEngine(
         _info(config, model_config, cache, max_model_len, num_blocks),
         SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size),
@@ -91,7 +90,7 @@ def _dtype(config: PagedEngineConfig, model_config: ModelConfig) -> torch.dtype:
 
 def _max_model_len(config: PagedEngineConfig, model_config: ModelConfig, num_blocks: int) -> int:
     """The context that model, pool and operator all allow: a sequence must always fit the pool alone."""
-    limit = position_limit(model_config)
+    limit = model_config.position_limit
     if config.max_model_len is not None and config.max_model_len > limit:
         raise ModelConfigError(f"max_model_len {config.max_model_len} is beyond the model's {limit}")
     return min(config.max_model_len or limit, num_blocks * config.block_size)

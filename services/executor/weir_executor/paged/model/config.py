@@ -1,22 +1,17 @@
-"""`config.json` → a typed, frozen description of a Llama-family decoder. What we cannot compute is refused by name."""
+"""`config.json` → what every part of the engine needs to know of a model. Each family adds its own in its own file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# `architectures[0]` → what sets that family apart from Llama.
-_QKV_BIAS, _QK_NORM = "qkv_bias", "qk_norm"
-_FAMILIES: Mapping[str, frozenset[str]] = {
-    "LlamaForCausalLM": frozenset(),
-    "MistralForCausalLM": frozenset(),
-    "Qwen2ForCausalLM": frozenset({_QKV_BIAS}),
-    "Qwen3ForCausalLM": frozenset({_QK_NORM}),
-}
-_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+_FULL, _SLIDING = "full_attention", "sliding_attention"  # the words of `layer_types`
+_ROPE_TYPES = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
+_MISSING: Any = object()
 
 
 class ModelConfigError(ValueError):
@@ -27,119 +22,160 @@ class ModelConfigError(ValueError):
 class RopeConfig:
     """How positions turn queries and keys. `options` are the scaling's own numbers, by their names in `config.json`."""
 
-    theta: float
     kind: str
-    options: Mapping[str, Any]
+    theta: float
+    dim: int  # how many dimensions of a head turn, from its first
+    trained_positions: int  # `max_position_embeddings`
+    options: Mapping[str, Any] = field(hash=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in _ROPE_TYPES:
+            raise ModelConfigError(f"rope_type {self.kind!r} is not known here; known: {', '.join(_ROPE_TYPES)}")
+        if self.dim % 2:
+            raise ModelConfigError(f"{self.dim} dimensions of a head are odd, and rotary embedding turns pairs")
+
+    @property
+    def position_limit(self) -> int:
+        """The longest sequence whose positions are as the model was trained for."""
+        if self.kind == "yarn" and "original_max_position_embeddings" in self.options:
+            stretched = float(self.options["factor"]) * int(self.options["original_max_position_embeddings"])
+            return max(self.trained_positions, int(stretched))
+        return self.trained_positions
 
 
 @dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """How one layer's queries score keys."""
+
+    scale: float  # queries are multiplied by it
+    window: int | None = None  # a token sees this many newest tokens, itself included; None: all
+    softcap: float | None = None  # scores become softcap · tanh(score / softcap)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
+    """What is said of any decoder. `attention` has one entry per layer."""
+
     architecture: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    max_position_embeddings: int
-    rms_norm_eps: float
-    rope: RopeConfig
-    qkv_bias: bool
-    output_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
+    attention: tuple[LayerAttention, ...]
+    position_limit: int  # tokens of the longest sequence
     tie_word_embeddings: bool
-    sliding_window: int | None  # a token sees this many newest tokens, itself included
     dtype: str
-    eos_token_ids: frozenset[int]
+    eos_token_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ModelConfigError(f"{self.num_heads} heads cannot share {self.num_kv_heads} KV heads evenly")
-        if self.head_dim % 2:
-            raise ModelConfigError(f"head_dim {self.head_dim} is odd, and rotary embedding turns pairs")
+        assert len(self.attention) == self.num_layers
 
 
-def load_config(model_dir: Path) -> ModelConfig:
-    """Read `config.json` and, for the end-of-sequence ids, `generation_config.json`."""
-    raw = _read_json(model_dir / "config.json")
-    try:
-        return parse_config(raw, _generation_eos(model_dir, raw))
-    except KeyError as error:
-        raise ModelConfigError(f"{model_dir / 'config.json'}: {error.args[0]!r} is missing") from error
+class Fields:
+    """The values of one JSON object, each checked as it is read. What is null counts as not given."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.raw = raw
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.raw.get(name)
+        return default if value is None else value
+
+    def whole(self, name: str, default: Any = _MISSING, least: int = 1) -> int:
+        value = self._needed(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+            raise ModelConfigError(f"{name!r} is {value!r}, not a whole number of at least {least}")
+        return int(value)
+
+    def number(self, name: str, default: Any = _MISSING) -> float:
+        value = self._needed(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ModelConfigError(f"{name!r} is {value!r}, not a finite number")
+        return float(value)
+
+    def optional_number(self, name: str, default: float | None = None) -> float | None:
+        """Null means none here: only an absent name takes the default."""
+        given = name in self.raw
+        return self.number(name) if given and self.raw[name] is not None else None if given else default
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._needed(name, default)
+        if not isinstance(value, bool):
+            raise ModelConfigError(f"{name!r} is {value!r}, neither true nor false")
+        return value
+
+    def one_of(self, name: str, known: tuple[str, ...], default: str) -> str:
+        value = self._needed(name, default)
+        if value not in known:
+            raise ModelConfigError(f"{name} {value!r} is not known here; known: {', '.join(known)}")
+        return str(value)
+
+    def _needed(self, name: str, default: Any) -> Any:
+        value = self.get(name, default)
+        if value is _MISSING:
+            raise ModelConfigError(f"{name!r} is missing")
+        return value
 
 
-def parse_config(raw: Mapping[str, Any], eos_token_ids: frozenset[int]) -> ModelConfig:
-    architecture, traits = _family(raw)
-    attention_bias = bool(raw.get("attention_bias", False))
-    num_heads = int(raw["num_attention_heads"])
-    return ModelConfig(
-        architecture=architecture,
-        vocab_size=int(raw["vocab_size"]),
-        hidden_size=int(raw["hidden_size"]),
-        intermediate_size=int(raw["intermediate_size"]),
-        num_layers=int(raw["num_hidden_layers"]),
-        num_heads=num_heads,
-        num_kv_heads=int(raw.get("num_key_value_heads") or num_heads),
-        head_dim=int(raw.get("head_dim") or raw["hidden_size"] // num_heads),
-        max_position_embeddings=int(raw["max_position_embeddings"]),
-        rms_norm_eps=float(raw["rms_norm_eps"]),
-        rope=_rope(raw),
-        qkv_bias=attention_bias or _QKV_BIAS in traits,
-        output_bias=attention_bias,
-        mlp_bias=bool(raw.get("mlp_bias", False)),
-        qk_norm=_QK_NORM in traits,
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        sliding_window=_sliding_window(raw),
-        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
-        eos_token_ids=eos_token_ids,
-    )
+def read_fields(model_dir: Path) -> Fields:
+    """Of `config.json`."""
+    return Fields(_read_json(model_dir / "config.json"))
 
 
-def _family(raw: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
-    named = raw.get("architectures") or ["(none)"]
-    if named[0] not in _FAMILIES:
-        raise ModelConfigError(f"architecture {named[0]!r} is not known here; known: {', '.join(sorted(_FAMILIES))}")
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ModelConfigError(f"hidden_act {raw['hidden_act']!r} is not known here; known: silu")
-    if raw.get("quantization_config"):
-        raise ModelConfigError("quantized checkpoints are not supported")
-    return named[0], _FAMILIES[named[0]]
-
-
-def _rope(raw: Mapping[str, Any]) -> RopeConfig:
-    """The one description behind the two spellings: `rope_parameters` is newer than `rope_theta` and `rope_scaling`."""
-    options = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    kind = str(options.get("rope_type") or options.get("type") or "default")
-    if kind not in _ROPE_TYPES:
-        raise ModelConfigError(f"rope_type {kind!r} is not known here; known: {', '.join(_ROPE_TYPES)}")
-    if float(options.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise ModelConfigError("a partial rotary embedding is not supported")
-    theta = options.get("rope_theta") or raw.get("rope_theta") or 10_000.0
-    return RopeConfig(float(theta), kind, options)
-
-
-def _sliding_window(raw: Mapping[str, Any]) -> int | None:
-    """The window that every layer has. Layers that differ are refused: one mask serves them all."""
-    window = raw.get("sliding_window")
-    if window is None or not raw.get("use_sliding_window", True):
-        return None
-    kinds = set(raw.get("layer_types") or ())
-    if kinds == {"full_attention"}:
-        return None
-    if len(kinds) > 1 or int(raw.get("max_window_layers") or 0):
-        raise ModelConfigError("sliding-window attention in only some layers is not supported")
-    return int(window)
-
-
-def _generation_eos(model_dir: Path, raw: Mapping[str, Any]) -> frozenset[int]:
+def read_eos_token_ids(model_dir: Path, fields: Fields) -> frozenset[int]:
+    """`generation_config.json` goes before `config.json`."""
     path = model_dir / "generation_config.json"
     generation = _read_json(path) if path.exists() else {}
-    eos = generation.get("eos_token_id", raw.get("eos_token_id"))
+    eos = generation.get("eos_token_id", fields.get("eos_token_id"))
     if eos is None:
         return frozenset()
     return frozenset(int(token_id) for token_id in (eos if isinstance(eos, list) else [eos]))
+
+
+def dtype_name(fields: Fields) -> str:
+    return str(fields.get("dtype") or fields.get("torch_dtype") or "float32")
+
+
+def parse_rope(options: Mapping[str, Any], head_dim: int, trained_positions: int, theta: float) -> RopeConfig:
+    """From `rope_parameters` or the older `rope_scaling`; `theta` stands where the options do not name one."""
+    known = Fields(options)
+    kind = str(known.get("rope_type") or known.get("type") or "default")
+    dim = int(head_dim * known.number("partial_rotary_factor", 1.0))
+    return RopeConfig(kind, known.number("rope_theta", theta), dim, trained_positions, options)
+
+
+def rope_options(fields: Fields) -> dict[str, Any]:
+    """The one description behind two spellings: `rope_parameters` is newer than `rope_scaling` and what is beside it."""
+    options = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
+    if fields.get("partial_rotary_factor") is not None:
+        options.setdefault("partial_rotary_factor", fields.number("partial_rotary_factor"))
+    return options
+
+
+def sliding_window(fields: Fields, usually: bool) -> int | None:
+    """Of the layers that have one; None where none has. `usually`: whether a window that is named is used."""
+    if fields.get("sliding_window") is None or not fields.flag("use_sliding_window", usually):
+        return None
+    return fields.whole("sliding_window")
+
+
+def layer_windows(
+    fields: Fields, num_layers: int, window: int | None, slides: Callable[[int], bool] = lambda _: True
+) -> list[int | None]:
+    """Each layer's window: where `layer_types` says so, else where the family's layers usually have it, by index."""
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        return [window if slides(index) else None for index in range(num_layers)]
+    if not isinstance(kinds, list) or len(kinds) != num_layers:
+        raise ModelConfigError(f"layer_types does not name {num_layers} layers")
+    for kind in kinds:
+        if kind not in (_FULL, _SLIDING):
+            raise ModelConfigError(f"layer_types {kind!r} is not known here; known: {_FULL}, {_SLIDING}")
+    return [window if kind == _SLIDING else None for kind in kinds]
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -1,12 +1,13 @@
-"""The pieces of a Llama-family layer, as plain callables over tensors of shape [tokens, features].
+"""The pieces that decoders are made of, as plain callables over tensors of shape [tokens, features].
 
 They are no `nn.Module`s: nothing here is trained, and a call costs what its kernels cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -15,6 +16,18 @@ from torch.nn import functional
 _PACKED_FOR_ROWS = 32
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
+Norm = Callable[[torch.Tensor], torch.Tensor]
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+# By their names in `config.json`. Hendrycks & Gimpel, "Gaussian Error Linear Units" (arXiv 1606.08415), and its
+# approximation by a hyperbolic tangent, which goes by two names.
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": functional.gelu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
@@ -59,20 +72,61 @@ class RmsNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class OffsetRmsNorm:
+    """An `RmsNorm` whose weight is kept as its distance from one, as Gemma's is. Float32 from end to end: a small
+    distance would be lost in a narrow number near one."""
+
+    weight: torch.Tensor  # float32, one already added
+    eps: float
+
+    @classmethod
+    def of(cls, distance: torch.Tensor, eps: float) -> OffsetRmsNorm:
+        return cls(1.0 + distance.float(), eps)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """Ba et al., "Layer Normalization" (arXiv 1607.06450), over the last axis."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
 class Mlp:
-    """down(silu(gate(x)) · up(x)), gate and up in one projection."""
+    """down(activation(gate(x)) · up(x)), gate and up in one projection."""
 
     gate_up: Linear
     down: Linear
+    activation: Activation = functional.silu
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(functional.silu(gate).mul_(up))
+        return self.down(self.activation(gate).mul_(up))
+
+
+@dataclass(frozen=True, slots=True)
+class PlainMlp:
+    """down(activation(up(x)))."""
+
+    up: Linear
+    down: Linear
+    activation: Activation
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.activation(self.up(x)))
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Cosines and sines of this step's positions, [tokens, 1, head_dim]; made once per step for all layers.
+    """Cosines and sines of this step's positions, [tokens, 1, dim]; made once per step for all layers.
 
     Cosines twice over; sines first negative, then positive.
     """
@@ -81,10 +135,23 @@ class Rotation:
     sin: torch.Tensor
 
     @classmethod
-    def of(cls, cos: torch.Tensor, sin: torch.Tensor) -> Rotation:
-        """From one angle per pair: [tokens, 1, head_dim / 2]."""
+    def at(cls, positions: torch.Tensor, table: torch.Tensor, dtype: torch.dtype) -> Rotation:
+        """From a `rope_table`, which has one angle per pair."""
+        rows = table.index_select(0, positions).to(dtype)
+        cos, sin = rows[:, :1], rows[:, 1:]
         return cls(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
 
     def __call__(self, heads: torch.Tensor) -> torch.Tensor:
-        """Turn [tokens, heads, head_dim], whose first half pairs with its second."""
+        """Turn the first `dim` dimensions of [tokens, heads, head_dim], whose first half pairs with its second."""
+        dim = self.cos.shape[-1]
+        if dim == heads.shape[-1]:
+            return self._turn(heads)
+        return torch.cat((self._turn(heads[..., :dim]), heads[..., dim:]), dim=-1)
+
+    def _turn(self, heads: torch.Tensor) -> torch.Tensor:
         return torch.addcmul(heads * self.cos, heads.roll(heads.shape[-1] // 2, -1), self.sin)
+
+
+def soft_cap(x: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """cap · tanh(x / cap), in place: nearly x where x is small, never beyond the cap."""
+    return x if cap is None else x.div_(cap).tanh_().mul_(cap)

@@ -1,4 +1,4 @@
-"""One decoder for the Llama family: Llama 2 and 3, Mistral, Qwen2, Qwen3. What sets them apart is in `ModelConfig`.
+"""The Llama family: Llama 2 and 3, Mistral, Qwen2, Qwen3. What sets them apart is in `LlamaConfig`.
 
 embed ─▶ [ norm ─ qkv ─ (q/k norm) ─ rotate ─ attention ─ output ─ + ─ norm ─ mlp ─ + ] per layer ─▶ norm ─▶ lm_head
 """
@@ -7,126 +7,169 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from weir_executor.paged.model.config import ModelConfig
-from weir_executor.paged.model.layers import Linear, Mlp, RmsNorm, Rotation, linear
+from weir_executor.paged.model.config import (
+    Fields,
+    LayerAttention,
+    ModelConfig,
+    ModelConfigError,
+    RopeConfig,
+    dtype_name,
+    layer_windows,
+    parse_rope,
+    rope_options,
+    sliding_window,
+)
+from weir_executor.paged.model.decoder_model import Attend, AttentionWeights, DecoderModel
+from weir_executor.paged.model.layers import Mlp, Norm, RmsNorm, Rotation
+from weir_executor.paged.model.loading import load_embedding, load_linear, load_lm_head, load_qkv, load_rms_norm
 from weir_executor.paged.model.rope import rope_table
 from weir_executor.paged.model.weights import Checkpoint
 
-# (layer index, q, k, v) → the heads' outputs; all [tokens, heads, head_dim]. Writes k and v to the cache on the way.
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+_QWEN_MAX_WINDOW_LAYERS = 28  # where transformers' Qwen configurations let windows begin when they do not say
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    attention_norm: RmsNorm
-    qkv: Linear
-    query_norm: RmsNorm | None
-    key_norm: RmsNorm | None
-    output: Linear
-    mlp_norm: RmsNorm
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaConfig(ModelConfig):
+    intermediate_size: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer(AttentionWeights):
+    attention_norm: Norm
+    mlp_norm: Norm
     mlp: Mlp
 
 
-class LlamaModel:
-    """Weights and the forward pass. Knows positions and heads; how keys and values are kept is `Attend`'s affair."""
+class LlamaModel(DecoderModel):
+    """The forward pass of all that are built like Llama. `load_layer` reads a layer as its checkpoint names it."""
 
-    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, max_model_len: int, device: torch.device) -> None:
-        self.config = config
-        self.embedding = checkpoint.tensor("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-        self.layers = [_load_layer(config, checkpoint, index) for index in range(config.num_layers)]
-        self.norm = _load_norm(config, checkpoint, "model.norm", config.hidden_size)
-        self.lm_head = self._load_lm_head(checkpoint)
-        self._rope = rope_table(config, max_model_len, device)
+    def __init__(
+        self,
+        config: LlamaConfig,
+        checkpoint: Checkpoint,
+        max_model_len: int,
+        load_layer: Callable[[LlamaConfig, Checkpoint, int], Layer],
+    ) -> None:
+        self.config: LlamaConfig = config
+        self.embedding = load_embedding(config, checkpoint, "model.embed_tokens")
+        self.layers = [load_layer(config, checkpoint, index) for index in range(config.num_layers)]
+        self.norm = load_rms_norm(checkpoint, "model.norm", config.hidden_size, config.rms_norm_eps)
+        self.lm_head = load_lm_head(config, checkpoint, "lm_head", self.embedding)
+        self._rope = rope_table(config.rope, max_model_len, checkpoint.device)
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Hidden states of all tokens, before the last norm."""
-        rotation = self._rotation(positions)
+        rotation = Rotation.at(positions, self._rope, self.embedding.dtype)
         hidden = self.embedding.index_select(0, token_ids)
         for index, layer in enumerate(self.layers):
-            hidden = hidden + self._attention(index, layer, layer.attention_norm(hidden), rotation, attend)
+            hidden = hidden + layer.attend(index, self.config, layer.attention_norm(hidden), rotation, attend)
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
         return hidden
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Of the given rows only: the vocabulary is the widest projection of all. In float32, for sampling."""
-        return self.lm_head(self.norm(hidden)).float()
 
-    def _attention(
-        self, index: int, layer: Layer, hidden: torch.Tensor, rotation: Rotation, attend: Attend
-    ) -> torch.Tensor:
-        config = self.config
-        heads = layer.qkv(hidden).view(hidden.shape[0], -1, config.head_dim)
-        turning, values = heads[:, : -config.num_kv_heads], heads[:, -config.num_kv_heads :]
-        if layer.query_norm is not None and layer.key_norm is not None:
-            queries, keys = turning[:, : config.num_heads], turning[:, config.num_heads :]
-            turning = torch.cat((layer.query_norm(queries), layer.key_norm(keys)), dim=1)
-        turned = rotation(turning)
-        queries, keys = turned[:, : config.num_heads], turned[:, config.num_heads :]
-        return layer.output(attend(index, queries, keys, values).flatten(1))
-
-    def _rotation(self, positions: torch.Tensor) -> Rotation:
-        rows = self._rope.index_select(0, positions).to(self.embedding.dtype)
-        return Rotation.of(rows[:, :1], rows[:, 1:])
-
-    def _load_lm_head(self, checkpoint: Checkpoint) -> Linear:
-        if self.config.tie_word_embeddings:
-            return linear(self.embedding)
-        return linear(checkpoint.tensor("lm_head.weight", (self.config.vocab_size, self.config.hidden_size)))
+def parse_llama(architecture: str, fields: Fields) -> LlamaConfig:
+    attention_bias = fields.flag("attention_bias", False)
+    windows = layer_windows(fields, fields.whole("num_hidden_layers"), sliding_window(fields, usually=True))
+    return parse_llama_like(architecture, fields, windows, qkv_bias=attention_bias, output_bias=attention_bias)
 
 
-def load_model(
-    model_dir: Path, config: ModelConfig, max_model_len: int, dtype: torch.dtype, device: torch.device
-) -> LlamaModel:
-    """Read the weights. Raises `ModelLoadError` naming the file and tensor that are wrong."""
-    with Checkpoint(model_dir, dtype, device) as checkpoint:
-        return LlamaModel(config, checkpoint, max_model_len, device)
+def parse_qwen2(architecture: str, fields: Fields) -> LlamaConfig:
+    return parse_llama_like(architecture, fields, _qwen_windows(fields), qkv_bias=True)
 
 
-def _load_layer(config: ModelConfig, checkpoint: Checkpoint, index: int) -> Layer:
-    base = f"model.layers.{index}"
-    return Layer(
-        attention_norm=_load_norm(config, checkpoint, f"{base}.input_layernorm", config.hidden_size),
-        qkv=_load_qkv(config, checkpoint, f"{base}.self_attn"),
-        query_norm=_load_head_norm(config, checkpoint, f"{base}.self_attn.q_norm"),
-        key_norm=_load_head_norm(config, checkpoint, f"{base}.self_attn.k_norm"),
-        output=_load_linear(
-            checkpoint,
-            [f"{base}.self_attn.o_proj"],
-            [config.hidden_size],
-            config.num_heads * config.head_dim,
-            bias=config.output_bias,
-        ),
-        mlp_norm=_load_norm(config, checkpoint, f"{base}.post_attention_layernorm", config.hidden_size),
-        mlp=_load_mlp(config, checkpoint, f"{base}.mlp"),
+def parse_qwen3(architecture: str, fields: Fields) -> LlamaConfig:
+    bias = fields.flag("attention_bias", False)
+    return parse_llama_like(architecture, fields, _qwen_windows(fields), qkv_bias=bias, output_bias=bias, qk_norm=True)
+
+
+def load_llama(config: LlamaConfig, checkpoint: Checkpoint, max_model_len: int) -> LlamaModel:
+    return LlamaModel(config, checkpoint, max_model_len, _load_layer)
+
+
+def parse_llama_like(
+    architecture: str,
+    fields: Fields,
+    windows: list[int | None],
+    *,
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    qk_norm: bool = False,
+    partial_rotary: bool = False,
+) -> LlamaConfig:
+    fields.one_of("hidden_act", ("silu",), "silu")
+    num_heads, hidden_size = fields.whole("num_attention_heads"), fields.whole("hidden_size")
+    head_dim = fields.whole("head_dim", hidden_size // num_heads)
+    rope = parse_rope(rope_options(fields), head_dim, fields.whole("max_position_embeddings"), _theta(fields))
+    if rope.dim != head_dim and not partial_rotary:
+        raise ModelConfigError(f"a partial rotary embedding is not known in a {architecture}")
+    return LlamaConfig(
+        architecture=architecture,
+        vocab_size=fields.whole("vocab_size"),
+        hidden_size=hidden_size,
+        num_layers=len(windows),
+        num_heads=num_heads,
+        num_kv_heads=fields.whole("num_key_value_heads", num_heads),
+        head_dim=head_dim,
+        attention=tuple(LayerAttention(head_dim**-0.5, window) for window in windows),
+        position_limit=rope.position_limit,
+        tie_word_embeddings=fields.flag("tie_word_embeddings", False),
+        dtype=dtype_name(fields),
+        intermediate_size=fields.whole("intermediate_size"),
+        rms_norm_eps=fields.number("rms_norm_eps"),
+        rope=rope,
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
+        mlp_bias=fields.flag("mlp_bias", False),
+        qk_norm=qk_norm,
     )
 
 
-def _load_qkv(config: ModelConfig, checkpoint: Checkpoint, base: str) -> Linear:
-    names = [f"{base}.{part}_proj" for part in ("q", "k", "v")]
-    rows = [heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
-    return _load_linear(checkpoint, names, rows, config.hidden_size, bias=config.qkv_bias)
-
-
-def _load_mlp(config: ModelConfig, checkpoint: Checkpoint, base: str) -> Mlp:
+def load_gated_mlp(config: LlamaConfig, checkpoint: Checkpoint, base: str) -> Mlp:
     hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
     return Mlp(
-        gate_up=_load_linear(checkpoint, [f"{base}.gate_proj", f"{base}.up_proj"], [inner, inner], hidden, bias=bias),
-        down=_load_linear(checkpoint, [f"{base}.down_proj"], [hidden], inner, bias=bias),
+        gate_up=load_linear(checkpoint, [f"{base}.gate_proj", f"{base}.up_proj"], [inner, inner], hidden, bias=bias),
+        down=load_linear(checkpoint, [f"{base}.down_proj"], [hidden], inner, bias=bias),
     )
 
 
-def _load_linear(checkpoint: Checkpoint, names: list[str], rows: list[int], columns: int, *, bias: bool) -> Linear:
-    weight = checkpoint.concatenated([f"{name}.weight" for name in names], rows, (columns,))
-    return linear(weight, checkpoint.concatenated([f"{name}.bias" for name in names], rows) if bias else None)
+def _load_layer(config: LlamaConfig, checkpoint: Checkpoint, index: int) -> Layer:
+    base = f"model.layers.{index}"
+    heads = config.num_heads * config.head_dim
+    return Layer(
+        attention_norm=_load_norm(config, checkpoint, f"{base}.input_layernorm", config.hidden_size),
+        qkv=load_qkv(config, checkpoint, f"{base}.self_attn", bias=config.qkv_bias),
+        query_norm=_load_head_norm(config, checkpoint, f"{base}.self_attn.q_norm"),
+        key_norm=_load_head_norm(config, checkpoint, f"{base}.self_attn.k_norm"),
+        output=load_linear(
+            checkpoint, [f"{base}.self_attn.o_proj"], [config.hidden_size], heads, bias=config.output_bias
+        ),
+        mlp_norm=_load_norm(config, checkpoint, f"{base}.post_attention_layernorm", config.hidden_size),
+        mlp=load_gated_mlp(config, checkpoint, f"{base}.mlp"),
+    )
 
 
-def _load_norm(config: ModelConfig, checkpoint: Checkpoint, name: str, width: int) -> RmsNorm:
-    return RmsNorm(checkpoint.tensor(f"{name}.weight", (width,)), config.rms_norm_eps)
+def _load_norm(config: LlamaConfig, checkpoint: Checkpoint, name: str, width: int) -> RmsNorm:
+    return load_rms_norm(checkpoint, name, width, config.rms_norm_eps)
 
 
-def _load_head_norm(config: ModelConfig, checkpoint: Checkpoint, name: str) -> RmsNorm | None:
+def _load_head_norm(config: LlamaConfig, checkpoint: Checkpoint, name: str) -> RmsNorm | None:
     return _load_norm(config, checkpoint, name, config.head_dim) if config.qk_norm else None
+
+
+def _qwen_windows(fields: Fields) -> list[int | None]:
+    """The first layers see everything."""
+    first = fields.whole("max_window_layers", _QWEN_MAX_WINDOW_LAYERS, least=0)
+    window = sliding_window(fields, usually=False)
+    return layer_windows(fields, fields.whole("num_hidden_layers"), window, lambda index: index >= first)
+
+
+def _theta(fields: Fields) -> float:
+    return fields.number("rope_theta", 10_000.0)

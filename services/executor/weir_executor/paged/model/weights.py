@@ -22,7 +22,8 @@ class Checkpoint:
     """The open weight files of one model; tensors are read when asked for. Use it in a `with` block."""
 
     def __init__(self, model_dir: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self._dir, self._dtype, self._device = model_dir, dtype, device
+        self.dtype, self.device = dtype, device
+        self._dir = model_dir
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         self._file_of = _locate(model_dir)
@@ -52,7 +53,7 @@ class Checkpoint:
         if not tensor.is_floating_point():
             raise ModelLoadError(f"{path}: tensor {name!r} is {tensor.dtype}, expected floating point")
         # Files are mapped: a copy keeps the weights independent of what happens to the file later.
-        return tensor.to(device=self._device, dtype=self._dtype, copy=True)
+        return tensor.to(device=self.device, dtype=self.dtype, copy=True)
 
     def concatenated(self, names: Sequence[str], rows: Sequence[int], columns: Sequence[int] = ()) -> torch.Tensor:
         """Tensors stacked along their first axis: projections of one input, fused into one."""

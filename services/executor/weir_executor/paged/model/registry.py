@@ -1,0 +1,59 @@
+"""The architectures that this engine computes: `architectures[0]` in `config.json` → how it is read and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weir_executor.paged.model.config import Fields, ModelConfig, ModelConfigError, read_eos_token_ids, read_fields
+from weir_executor.paged.model.decoder_model import DecoderModel
+from weir_executor.paged.model.gemma import load_gemma, parse_gemma2, parse_gemma3
+from weir_executor.paged.model.llama import load_llama, parse_llama, parse_qwen2, parse_qwen3
+from weir_executor.paged.model.weights import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    parse: Callable[[str, Fields], ModelConfig]  # (architecture, config.json)
+    load: Callable[[Any, Checkpoint, int], DecoderModel]  # (what `parse` returned, weights, longest sequence)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "Gemma2ForCausalLM": Family(parse_gemma2, load_gemma),
+    "Gemma3ForCausalLM": Family(parse_gemma3, load_gemma),
+    "LlamaForCausalLM": Family(parse_llama, load_llama),
+    "MistralForCausalLM": Family(parse_llama, load_llama),
+    "Qwen2ForCausalLM": Family(parse_qwen2, load_llama),
+    "Qwen3ForCausalLM": Family(parse_qwen3, load_llama),
+}
+
+
+def load_config(model_dir: Path) -> ModelConfig:
+    """Read `config.json` and, for the end-of-sequence ids, `generation_config.json`. Raises `ModelConfigError`."""
+    fields = read_fields(model_dir)
+    try:
+        config = parse_config(fields)
+    except ModelConfigError as error:
+        raise ModelConfigError(f"{model_dir / 'config.json'}: {error}") from error
+    return replace(config, eos_token_ids=read_eos_token_ids(model_dir, fields))
+
+
+def parse_config(fields: Fields) -> ModelConfig:
+    architecture = (fields.get("architectures") or ["(none)"])[0]
+    if architecture not in FAMILIES:
+        raise ModelConfigError(f"architecture {architecture!r} is not known here; known: {', '.join(sorted(FAMILIES))}")
+    if fields.get("quantization_config"):
+        raise ModelConfigError("quantized checkpoints are not supported")
+    return FAMILIES[architecture].parse(architecture, fields)
+
+
+def load_model(
+    model_dir: Path, config: ModelConfig, max_model_len: int, dtype: torch.dtype, device: torch.device
+) -> DecoderModel:
+    """Read the weights. Raises `ModelLoadError` naming the file and tensor that are wrong."""
+    with Checkpoint(model_dir, dtype, device) as checkpoint:
+        return FAMILIES[config.architecture].load(config, checkpoint, max_model_len)
