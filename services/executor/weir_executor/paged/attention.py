@@ -16,10 +16,10 @@ from math import prod
 
 import torch
 
+from weir_executor.paged.flat_batch import Row
 from weir_executor.paged.kv_cache import Gather, KvCache
 from weir_executor.paged.model.config import LayerAttention
 from weir_executor.paged.model.layers import soft_cap
-from weir_executor.paged.scheduler import Scheduled
 
 # Decodes share one padded gather until padding would read this many blocks for nothing; then another gather is cheaper.
 _MAX_WASTED_BLOCKS = 64
@@ -29,7 +29,7 @@ class AttentionBackend(ABC):
     """Writes a step's keys and values to the cache and attends its queries to all that came before."""
 
     @abstractmethod
-    def plan(self, rows: Sequence[Scheduled]) -> None:
+    def plan(self, rows: Sequence[Row]) -> None:
         """Look at the step: `rows` in the order of the tensors that `attend` will see."""
 
     @abstractmethod
@@ -102,7 +102,7 @@ class TorchAttention(AttentionBackend):
         self._causal = self._mask(torch.ones((self._grain.tile_queries,) * 2, dtype=torch.bool).tril())
         self._scores = torch.empty(0, dtype=cache.dtype, device=cache.device)  # room for one tile's
 
-    def plan(self, rows: Sequence[Scheduled]) -> None:
+    def plan(self, rows: Sequence[Row]) -> None:
         self._token_rows = self._cache.token_rows(list(_slots(rows, self._cache.block_size)))
         longest = max(row.first + row.count for row in rows)
         self._plans = {}
@@ -165,7 +165,7 @@ class TorchAttention(AttentionBackend):
             self._scores = torch.empty(size, dtype=self._cache.dtype, device=self._cache.device)
         return self._scores[:size].view(shape)
 
-    def _plan(self, rows: Sequence[Scheduled], window: int | None) -> _Plan:
+    def _plan(self, rows: Sequence[Row], window: int | None) -> _Plan:
         decodes = [row for row in rows if row.count == 1]
         assert all(row.count == 1 for row in rows[: len(decodes)]), "single tokens come first"
         most_blocks = self._grain.gathered_bytes // self._cache.layer_block_bytes
@@ -177,7 +177,7 @@ class TorchAttention(AttentionBackend):
             first += row.count
         return _Plan(groups, chunks)
 
-    def _plan_decodes(self, rows: Sequence[Scheduled], first: int, window: int | None) -> _DecodeGroup:
+    def _plan_decodes(self, rows: Sequence[Row], first: int, window: int | None) -> _DecodeGroup:
         size = self._cache.block_size
         blocks = [self._blocks(row, window) for row in rows]
         num_shared = _num_shared(blocks)
@@ -194,7 +194,7 @@ class TorchAttention(AttentionBackend):
         shared = self._cache.plan_gather([blocks[0][:num_shared]]) if num_shared else None
         return _DecodeGroup(first, first + len(rows), shared, self._cache.plan_gather(table), mask)
 
-    def _plan_chunk(self, row: Scheduled, first: int, window: int | None) -> _Chunk:
+    def _plan_chunk(self, row: Row, first: int, window: int | None) -> _Chunk:
         step = self._grain.tile_queries
         tiles = [
             self._plan_tile(row.first + done, min(step, row.count - done), first + done, window)
@@ -213,10 +213,10 @@ class TorchAttention(AttentionBackend):
         visible = (places <= queries) & (places > queries - window)
         return _Tile(first, first + count, oldest, end, self._mask(visible))
 
-    def _blocks(self, row: Scheduled, window: int | None) -> list[int]:
+    def _blocks(self, row: Row, window: int | None) -> list[int]:
         """The blocks that hold what this row attends to; the sequence may own more, for tokens of later chunks."""
         size = self._cache.block_size
-        return row.sequence.blocks[_oldest_block(row, window, size) : _num_blocks(row, size)]
+        return list(row.blocks[_oldest_block(row, window, size) : _num_blocks(row, size)])
 
     def _mask(self, visible: torch.Tensor) -> torch.Tensor:
         """What is added to scores: nothing where a place is visible, minus infinity where it is not."""
@@ -239,21 +239,21 @@ def _by_token(heads: torch.Tensor, num_rows: int) -> torch.Tensor:
     return heads.view(heads.shape[0], num_rows, -1, heads.shape[2]).transpose(0, 1)
 
 
-def _num_blocks(row: Scheduled, block_size: int) -> int:
+def _num_blocks(row: Row, block_size: int) -> int:
     return -(-(row.first + row.count) // block_size)
 
 
-def _oldest_block(row: Scheduled, window: int | None, block_size: int) -> int:
+def _oldest_block(row: Row, window: int | None, block_size: int) -> int:
     """The index of the block that holds the oldest token which the row's first sees."""
     return 0 if window is None else max(0, row.first + 1 - window) // block_size
 
 
-def _slots(rows: Sequence[Scheduled], block_size: int) -> Iterator[int]:
+def _slots(rows: Sequence[Row], block_size: int) -> Iterator[int]:
     """Where each token of the step is written, row after row."""
     for row in rows:
         first, end = row.first, row.first + row.count
         for index in range(first // block_size, _num_blocks(row, block_size)):
-            base = (row.sequence.blocks[index] - index) * block_size
+            base = (row.blocks[index] - index) * block_size
             yield from range(base + max(first, index * block_size), base + min(end, (index + 1) * block_size))
 
 

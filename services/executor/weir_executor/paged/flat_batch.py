@@ -14,8 +14,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from weir_executor.paged.scheduler import Scheduled
+
+
+class Row(Protocol):
+    """What a device must know of a row: `count` tokens from `first`, and the blocks that hold their sequence."""
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def blocks(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True, slots=True)

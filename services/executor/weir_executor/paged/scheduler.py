@@ -52,6 +52,10 @@ class Scheduled:
     draft_token_ids: tuple[int, ...] = ()
 
     @property
+    def blocks(self) -> list[int]:
+        return self.sequence.blocks
+
+    @property
     def samples(self) -> bool:
         """Whether the sequence's last token is among these, so that its logits give the next one."""
         return self.first + self.count - len(self.draft_token_ids) == len(self.sequence.token_ids)

@@ -23,9 +23,17 @@ class DecoderModel(ABC):
     norm: Norm  # the last one; what embeddings are pooled from comes out of it
     lm_head: Linear
 
-    @abstractmethod
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Hidden states of all tokens, [tokens, hidden], before the last norm. Ids and positions: [tokens] int64."""
+        return self.run_layers(self.embed(token_ids, positions), positions, attend)
+
+    @abstractmethod
+    def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """What the first layer is given."""
+
+    @abstractmethod
+    def run_layers(self, hidden: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """All layers this model holds: in a pipeline, those of one stage."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of the given rows only: the vocabulary is the widest projection of all. In float32, for sampling."""

@@ -63,11 +63,13 @@ class GemmaModel(DecoderModel):
             rope_table(rope, max_model_len, checkpoint.device) for rope in (config.windowed_rope, config.full_rope)
         )
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def embed(self, token_ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return self.embedding.index_select(0, token_ids) * self._embedding_scale
+
+    def run_layers(self, hidden: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         windowed, full = (
             Rotation.at(positions, table, self.embedding.dtype) for table in (self._windowed_rope, self._full_rope)
         )
-        hidden = self.embedding.index_select(0, token_ids) * self._embedding_scale
         for index, layer in enumerate(self.layers):
             rotation = full if self.config.attention[index].window is None else windowed
             found = layer.attend(index, self.config, layer.attention_norm(hidden), rotation, attend)

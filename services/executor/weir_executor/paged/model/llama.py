@@ -66,9 +66,11 @@ class LlamaModel(DecoderModel):
         self.lm_head = load_lm_head(config, checkpoint, "lm_head", self.embedding)
         self._rope = rope_table(config.rope, max_model_len, checkpoint.device)
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def embed(self, token_ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return self.embedding.index_select(0, token_ids)
+
+    def run_layers(self, hidden: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         rotation = Rotation.at(positions, self._rope, self.embedding.dtype)
-        hidden = self.embedding.index_select(0, token_ids)
         for index, layer in enumerate(self.layers):
             hidden = hidden + layer.attend(index, self.config, layer.attention_norm(hidden), rotation, attend)
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
