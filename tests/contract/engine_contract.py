@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -22,6 +24,8 @@ from weir_executor.engine import (
     FinishReason,
     FullBlock,
     GenerationRequest,
+    Pooling,
+    PoolingKind,
     RequestEnd,
     Sampling,
     StepOutput,
@@ -111,6 +115,13 @@ def request(key: int, token_ids: Sequence[int], max_tokens: int = 8, **fields: A
     """Greedy and deaf to EOS unless told otherwise, so that lengths are known."""
     defaults: dict[str, Any] = {"sampling": GREEDY, "ignore_eos": True}
     return GenerationRequest(key=key, token_ids=token_ids, max_tokens=max_tokens, **{**defaults, **fields})
+
+
+def pooled(
+    key: int, token_ids: Sequence[int], kind: PoolingKind = PoolingKind.LAST, **fields: Any
+) -> GenerationRequest:
+    """A request for one vector of length 1."""
+    return request(key, token_ids, 0, pooling=Pooling(kind), **fields)
 
 
 def is_idle(load: EngineLoad) -> bool:
@@ -268,6 +279,90 @@ class EngineContract:
             assert heard.finished[2, 0].stop_token_id == 6
             assert heard.finished[1, 0].first_token_index == 3
             assert heard.tokens == {(1, 0): [], (2, 0): []}
+
+    # ── embeddings ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def vector_of(self, generation: GenerationRequest, **limits: Any) -> list[float]:
+        """What a request that pools comes to alone."""
+        with self.running(**limits) as (engine, heard):
+            engine.submit(generation)
+            (end,) = heard.wait_for_ends(generation.key)
+            assert end.error is None, end.error
+            assert len(end.embedding) == engine.info.embedding_size
+            return list(end.embedding)
+
+    @pytest.mark.parametrize("kind", PoolingKind)
+    def test_a_vector_comes_with_the_end_and_no_token_before_it(self, kind: PoolingKind) -> None:
+        with self.running() as (engine, heard):
+            engine.submit(pooled(1, prompt(40), kind))
+            engine.submit(request(2, prompt(40), 0, pooling=Pooling(kind, normalize=False)))
+            end, other = heard.wait_for_ends(1, 2)
+            assert not heard.tokens
+            assert (end.prompt_tokens, end.completion_tokens, end.error) == (40, 0, None)
+            length = math.hypot(*other.embedding)
+            assert end.embedding == pytest.approx([value / length for value in other.embedding], abs=1e-5)
+            assert math.hypot(*end.embedding) == pytest.approx(1.0, abs=1e-5)
+
+    @pytest.mark.parametrize("kind", PoolingKind)
+    def test_vectors_and_tokens_in_one_batch_are_as_each_alone(self, kind: PoolingKind) -> None:
+        lengths = (1, 16, 33, 70)
+        wanted = [self.vector_of(pooled(k, prompt(length, start=k), kind)) for k, length in enumerate(lengths)]
+        tokens = [self.tokens_of(request(k, prompt(5 + 9 * k, start=k), 12)) for k in range(10, 13)]
+        with self.running(max_batched_tokens=24, max_num_seqs=4) as (engine, heard):
+            for k in range(3):
+                engine.submit(request(10 + k, prompt(5 + 9 * (10 + k), start=10 + k), 12))
+            for k, length in enumerate(lengths):
+                engine.submit(pooled(k, prompt(length, start=k), kind))
+            ends = heard.wait_for_ends(*range(4), *range(10, 13))
+            for end, vector in zip(ends, wanted, strict=False):
+                assert end.embedding == pytest.approx(vector, abs=1e-4)
+            assert [[heard.tokens[k, 0]] for k in range(10, 13)] == tokens
+
+    @pytest.mark.parametrize("kind", PoolingKind)
+    def test_a_preempted_vector_is_computed_anew(self, kind: PoolingKind) -> None:
+        wanted = self.vector_of(pooled(9, prompt(90), kind))
+        with self.running(num_blocks=8, max_num_seqs=2, max_batched_tokens=4) as (engine, heard):
+            engine.submit(request(1, prompt(14), 30, priority=5))
+            engine.submit(pooled(9, prompt(90), kind))
+            (end,) = heard.wait_for_ends(9)
+            assert end.embedding == pytest.approx(wanted, abs=1e-4)
+            assert end.preemptions > 0
+
+    def test_the_last_tokens_vector_takes_cached_blocks_and_a_mean_takes_none(self) -> None:
+        tokens = prompt(50)
+        shared = {"block_hashes": hashes(tokens, 16), "cache_scope": _ROOT}
+        wanted = {kind: self.vector_of(pooled(1, tokens, kind)) for kind in PoolingKind}
+        with self.running() as (engine, heard):
+            engine.submit(request(1, tokens, 2, **shared))
+            heard.wait_for_ends(1)
+            engine.submit(pooled(2, tokens, PoolingKind.LAST, **shared))
+            engine.submit(pooled(3, tokens, PoolingKind.MEAN, **shared))
+            last, mean = heard.wait_for_ends(2, 3)
+            assert (last.cached_prompt_tokens, mean.cached_prompt_tokens) == (48, 0)
+            assert last.embedding == pytest.approx(wanted[PoolingKind.LAST], abs=1e-4)
+            assert mean.embedding == pytest.approx(wanted[PoolingKind.MEAN], abs=1e-4)
+
+    def test_a_vector_of_the_longest_prompt(self) -> None:
+        with self.running(num_blocks=8) as (engine, heard):
+            engine.submit(pooled(1, prompt(engine.info.max_model_len), PoolingKind.MEAN))
+            assert heard.wait_for_ends(1)[0].error is None
+            with pytest.raises(PromptTooLong):
+                engine.submit(pooled(2, prompt(engine.info.max_model_len + 1)))
+
+    def test_an_aborted_vector_ends_without_values(self) -> None:
+        with self.running(max_num_seqs=1) as (engine, heard):
+            engine.submit(request(1, prompt(4), 100))
+            engine.submit(pooled(2, prompt(40)))
+            engine.abort(2)
+            engine.abort(1)
+            assert heard.wait_for_ends(2)[0].embedding == ()
+
+    @pytest.mark.parametrize("fields", [{"n": 2}, {"max_tokens": 1}, {"resumed": {0: [4]}}])
+    def test_what_pools_generates_nothing(self, fields: dict[str, Any]) -> None:
+        with self.running() as (engine, _):
+            wrong = replace(pooled(1, prompt(4)), **fields)
+            with pytest.raises(InvalidArgument, match="pooling"):
+                engine.submit(wrong)
 
     # ── refusals ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -58,6 +58,21 @@ class Sampling:
         )
 
 
+class PoolingKind(Enum):
+    """How the hidden states of a prompt's tokens, after the last norm, become one vector."""
+
+    MEAN = "mean"
+    LAST = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """That a request wants one vector and no tokens. The mean is summed in float32, whatever the model computes in."""
+
+    kind: PoolingKind
+    normalize: bool = True  # to length 1
+
+
 @dataclass(frozen=True, slots=True)
 class StoredPrefix:
     """Blocks that the kvstore returned for this prompt, verified, in the engine's own block layout.
@@ -71,7 +86,12 @@ class StoredPrefix:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt and `n` outputs wanted of it. `key` is chosen by the caller and unique among live requests."""
+    """One prompt and `n` outputs wanted of it. `key` is chosen by the caller and unique among live requests.
+
+    With `pooling` the prompt is prefilled and nothing is generated: `max_tokens` is 0 and `n` 1, and the `RequestEnd`
+    brings the vector. A mean needs every token's hidden state, so it takes nothing from cached blocks; the last
+    token's does.
+    """
 
     key: int
     token_ids: Sequence[int]
@@ -88,6 +108,7 @@ class GenerationRequest:
     resumed: Mapping[int, Sequence[int]] = field(default_factory=dict)  # output index → tokens it has already emitted
     stored_prefix: StoredPrefix | None = None
     cache_scope: bytes = b""  # seeds the hashes of blocks that generated tokens fill; see weir.kvstore.v1.block_hash
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +151,7 @@ class RequestEnd:
     decode_seconds: float = 0.0  # first token → end
     preemptions: int = 0
     error: Exception | None = None
+    embedding: Sequence[float] = ()  # `embedding_size` values, of a request that pooled and did not fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +210,7 @@ class EngineInfo:
     kv_dtype: str
     kv_layout: str  # names the order of axes inside a block's payload; part of the store's namespace
     transfers_blocks: bool  # takes `stored_prefix` and emits `full_blocks`
+    embedding_size: int = 0  # values of a pooled vector; 0: the engine does not pool
 
 
 @dataclass(frozen=True, slots=True)

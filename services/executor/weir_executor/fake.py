@@ -6,6 +6,7 @@ on as if undisturbed. Blocks, preemption, prefix cache, queues and ends are thos
 
 from __future__ import annotations
 
+import math
 import threading
 from array import array
 from collections.abc import Iterable, Sequence
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from weir_chassis.errors import WeirError
-from weir_executor.engine import EngineInfo, StoredPrefix, TokenLogprobs
-from weir_executor.paged.scheduler import Batch, SchedulerLimits
+from weir_executor.engine import EngineInfo, Pooling, PoolingKind, StoredPrefix, TokenLogprobs
+from weir_executor.paged.scheduler import Batch, Scheduled, SchedulerLimits
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
-from weir_executor.paged.worker import Draw, Result
+from weir_executor.paged.worker import Draw, Result, Vector
 
 # A bias that no ordinary logit resists; the fake takes it for certainty and all smaller ones for nothing.
 _CERTAIN_BIAS = 100.0
@@ -40,6 +41,7 @@ class FakeEngineConfig:
     eos_token_ids: frozenset[int] = frozenset({2})
     lowest_token_id: int = 3  # ordinary tokens are drawn from here up to the vocabulary's end
     eos_after: int | None = None  # generated tokens before each output's EOS; None: it never comes
+    embedding_size: int = 8
     step_seconds: float = 0.0
     prefix_cache: bool = True
     emit_full_blocks: bool = False
@@ -110,7 +112,7 @@ class _FakeWorker:
         if self.next_error is not None:
             error, self.next_error = self.next_error, None
             raise error
-        return [self._result(scheduled.sequence, scheduled.samples) for scheduled in batch.scheduled]
+        return [self._result(scheduled) for scheduled in batch.scheduled]
 
     def count_usable(self, stored: StoredPrefix) -> int:
         wrong = (i for i, block in enumerate(stored.blocks) if len(block) != self._config.block_bytes)
@@ -131,11 +133,14 @@ class _FakeWorker:
         self._closed.set()
         self.may_run.set()
 
-    def _result(self, sequence: LiveSequence, samples: bool) -> Result:
+    def _result(self, scheduled: Scheduled) -> Result:
+        sequence = scheduled.sequence
         if sequence.live.key in self.request_errors:
             return self.request_errors.pop(sequence.live.key)
-        if not samples:
+        if not scheduled.reaches_end:
             return None
+        if sequence.pooling is not None:
+            return Vector(embedding(sequence.token_ids, sequence.pooling, self._config.embedding_size))
         token_id = next_token(sequence, self._config)
         return Draw(token_id, _logprobs(sequence, token_id))
 
@@ -158,6 +163,14 @@ def next_token(sequence: LiveSequence, config: FakeEngineConfig) -> int:
         if token_id not in forbidden and token_id not in config.eos_token_ids:
             return token_id
     return config.lowest_token_id
+
+
+def embedding(token_ids: Sequence[int], pooling: Pooling, size: int) -> list[float]:
+    """What the tokens give, in [-1, 1]: all of them for a mean, the last and how many there are otherwise."""
+    seen = token_ids if pooling.kind is PoolingKind.MEAN else (token_ids[-1], len(token_ids))
+    values = [int.from_bytes(_digest((*seen, i))[:4], "little") / 2**31 - 1.0 for i in range(size)]
+    length = math.hypot(*values) if pooling.normalize else 1.0
+    return [value / length for value in values]
 
 
 def _logprobs(sequence: LiveSequence, token_id: int) -> TokenLogprobs | None:
@@ -183,6 +196,7 @@ def _info(config: FakeEngineConfig) -> EngineInfo:
         kv_dtype="uint8",
         kv_layout="fake",
         transfers_blocks=config.transfers_blocks,
+        embedding_size=config.embedding_size,
     )
 
 

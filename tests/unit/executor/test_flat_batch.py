@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contract.engine_contract import request
-from weir_executor.engine import Sampling
+from weir_executor.engine import Pooling, PoolingKind, Sampling
 from weir_executor.paged.flat_batch import flatten
 from weir_executor.paged.scheduler import Scheduled
 from weir_executor.paged.sequence import LiveRequest, Sequence
@@ -38,6 +38,22 @@ def test_drafts_follow_the_sequences_own_tokens_and_their_logits_are_wanted_too(
     flat = flatten([row])
     assert (flat.token_ids, flat.positions) == ([12, 7, 8], [2, 3, 4])
     assert (flat.ends, flat.wanted) == ([2], [0, 1, 2])
+
+
+def test_rows_that_pool_want_hidden_states_and_no_logits() -> None:
+    def pooling(key: int, kind: PoolingKind) -> Sequence:
+        asked = request(key, [10, 11, 12, 13], 0, sampling=Sampling(), pooling=Pooling(kind))
+        return Sequence(LiveRequest(asked, key, frozenset(), False, 0.0), 0, [10, 11, 12, 13], [], blocks=[key])
+
+    rows = [
+        Scheduled(pooling(1, PoolingKind.MEAN), 0, 3),
+        Scheduled(pooling(2, PoolingKind.LAST), 0, 3),
+        Scheduled(pooling(3, PoolingKind.LAST), 1, 3),
+        Scheduled(_sequence(4, [30, 31]), 0, 2),
+    ]
+    flat = flatten(rows)
+    assert (flat.pooled, flat.wanted) == ([0, 1, 2, 8], [10])
+    assert flat.best_only
 
 
 @pytest.mark.parametrize(

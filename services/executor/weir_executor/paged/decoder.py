@@ -23,14 +23,14 @@ class Decoded:
     sound: Sequence[bool]  # per row: its last token's hidden state is finite; with `best`, its logits too
     logits: torch.Tensor | None  # [wanted, vocabulary] in float32; the receiver may change it
     best: torch.Tensor | None = None  # [wanted] in int64: the highest logit's token, the lowest id among equals
-    hidden: torch.Tensor | None = None  # [tokens, hidden_size] in float32, after the last norm, when the batch pools
+    hidden: torch.Tensor | None = None  # [pooled, hidden_size] in float32, after the last norm; None when none pools
 
 
 class Decoder(Protocol):
     """Computes a step. Called on the step thread only."""
 
     def decode(self, batch: FlatBatch) -> Decoded:
-        """Write the KV of all tokens, and give the logits of those that are wanted."""
+        """Write the KV of all tokens; give the logits of those that are wanted, the hidden states of those pooled."""
 
 
 class KvBlocks(Protocol):
@@ -69,10 +69,13 @@ class TorchDecoder:
         # A sum is finite only if every term is; what was not finite at an earlier token of a chunk shows in its last.
         last = hidden if len(batch.ends) == len(batch.token_ids) else hidden.index_select(0, self._tensor(batch.ends))
         sound = last.sum(dim=-1, dtype=torch.float32).isfinite().tolist()
-        if not batch.wanted:
-            return Decoded(sound, logits=None)
-        wanted = last if batch.wanted == batch.ends else hidden.index_select(0, self._tensor(batch.wanted))
-        return Decoded(sound, self._model.logits(wanted))
+        decoded = Decoded(sound, logits=None)
+        if batch.wanted:
+            wanted = last if batch.wanted == batch.ends else hidden.index_select(0, self._tensor(batch.wanted))
+            decoded.logits = self._model.logits(wanted)
+        if batch.pooled:
+            decoded.hidden = self._model.norm(hidden.index_select(0, self._tensor(batch.pooled))).float()
+        return decoded
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

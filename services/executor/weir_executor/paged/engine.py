@@ -113,4 +113,5 @@ def _info(
         kv_dtype=str(cache.dtype).removeprefix("torch."),
         kv_layout=KV_LAYOUT,
         transfers_blocks=True,
+        embedding_size=model_config.hidden_size,
     )

@@ -6,7 +6,8 @@
     wanted          ^        ^       ^  ^  ^  ^                                           ^
 
 `wanted` are the places whose logits are wanted: of a row that reaches its sequence's end, its last token, and with it
-those of its drafts; of a row that does not, none.
+those of its drafts; of a row that does not, none. `pooled` are those whose hidden states are wanted instead, of rows
+that come to a vector: all tokens of a mean, the sequence's last of the others.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from weir_executor.paged.scheduler import Scheduled
+from weir_executor.paged.sequence import Sequence as LiveSequence
 
 
 class Row(Protocol):
@@ -42,6 +44,7 @@ class FlatBatch:
     ends: list[int]  # each row's last token
     wanted: list[int]  # where logits are wanted
     best_only: bool  # of the logits, nobody needs more than which is highest
+    pooled: list[int]  # where hidden states are wanted
 
 
 def flatten(scheduled: Sequence[Scheduled]) -> FlatBatch:
@@ -51,13 +54,19 @@ def flatten(scheduled: Sequence[Scheduled]) -> FlatBatch:
     positions: list[int] = []
     ends: list[int] = []
     wanted: list[int] = []
+    pooled: list[int] = []
     for row in rows:
         token_ids += row.token_ids
         positions += range(row.first, row.first + row.count)
         ends.append(len(token_ids) - 1)
         wanted += range(len(token_ids) - row.num_wanted, len(token_ids))
-    best_only = all(row.sequence.sampling.is_plain_greedy and not row.sequence.forbidden_token_ids for row in rows)
-    return FlatBatch(rows, token_ids, positions, ends, wanted, best_only)
+        pooled += range(len(token_ids) - row.num_pooled, len(token_ids))
+    best_only = all(_takes_the_best(row.sequence) for row in rows if row.samples)
+    return FlatBatch(rows, token_ids, positions, ends, wanted, best_only, pooled)
+
+
+def _takes_the_best(sequence: LiveSequence) -> bool:
+    return sequence.sampling.is_plain_greedy and not sequence.forbidden_token_ids
 
 
 def in_row_order(scheduled: Sequence[Scheduled]) -> list[Scheduled]:

@@ -49,4 +49,5 @@ def request_end(live: LiveRequest, now: float, error: Exception | None) -> Reque
         decode_seconds=now - first_token_at,
         preemptions=live.preemptions,
         error=error,
+        embedding=live.embedding,
     )

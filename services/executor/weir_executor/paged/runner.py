@@ -1,6 +1,6 @@
 """Batch → flat batch → logits → tokens: the worker behind the step loop.
 
-write stored blocks → lay the tokens side by side, once per step → decode → draw
+write stored blocks → lay the tokens side by side, once per step → decode → draw, or pool
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from weir_chassis.errors import Internal
 from weir_executor.engine import StoredPrefix
 from weir_executor.paged.decoder import Decoded, Decoder, KvBlocks
 from weir_executor.paged.flat_batch import FlatBatch, flatten
+from weir_executor.paged.pooling import pool
 from weir_executor.paged.sampler import SampleRow, sample
 from weir_executor.paged.scheduler import Batch
 from weir_executor.paged.sequence import Sequence as LiveSequence
@@ -66,11 +67,13 @@ def use_threads(num_threads: int | None) -> None:
 
 
 def _results(batch: FlatBatch, decoded: Decoded) -> Iterable[Result]:
-    """A draw for each row that samples, and an error for each whose numbers are no numbers."""
+    """A draw for each row that samples, a vector for each that has pooled, an error where numbers are no numbers."""
     sampling = [index for index, row in enumerate(batch.rows) if row.samples]
     draws, sound = _draw(batch, sampling, decoded)
-    drawn = dict(zip(sampling, draws, strict=True))
-    return [drawn.get(i) if is_sound else Internal(_NOT_FINITE) for i, is_sound in enumerate(sound)]
+    results: dict[int, Result] = dict(zip(sampling, draws, strict=True))
+    if decoded.hidden is not None:
+        results |= pool(batch.rows, decoded.hidden)
+    return [results.get(i) if is_sound else Internal(_NOT_FINITE) for i, is_sound in enumerate(sound)]
 
 
 def _draw(batch: FlatBatch, sampling: Sequence[int], decoded: Decoded) -> tuple[list[Draw], list[bool]]:

@@ -17,6 +17,7 @@ from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from weir_executor.engine import PoolingKind
 from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.sequence import LiveRequest, Sequence, Status, new_sequences
 
@@ -56,14 +57,27 @@ class Scheduled:
         return self.sequence.blocks
 
     @property
-    def samples(self) -> bool:
-        """Whether the sequence's last token is among these, so that its logits give the next one."""
+    def reaches_end(self) -> bool:
+        """Whether the sequence's last token is among these."""
         return self.first + self.count - len(self.draft_token_ids) == len(self.sequence.token_ids)
+
+    @property
+    def samples(self) -> bool:
+        """Whether the logits of the sequence's last token are to give the next one."""
+        return self.reaches_end and self.sequence.pooling is None
 
     @property
     def num_wanted(self) -> int:
         """The last so many tokens' logits are wanted: each checks the draft after it, or gives a new token."""
         return 1 + len(self.draft_token_ids) if self.samples else 0
+
+    @property
+    def num_pooled(self) -> int:
+        """The last so many tokens' hidden states are wanted, for the sequence's vector."""
+        pooling = self.sequence.pooling
+        if pooling is None:
+            return 0
+        return self.count if pooling.kind is PoolingKind.MEAN else int(self.reaches_end)
 
     @property
     def token_ids(self) -> list[int]:
@@ -224,6 +238,7 @@ class Scheduler:
         self.pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.num_computed = sequence.num_cached = sequence.num_stored = 0
+        sequence.pooled = None
 
     # ── prefills ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

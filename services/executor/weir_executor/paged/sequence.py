@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from weir.kvstore.v1.block_hash import block_hash
-from weir_executor.engine import FinishReason, GenerationRequest, Sampling
+from weir_executor.engine import FinishReason, GenerationRequest, Pooling, Sampling
 
 
 class Status(Enum):
@@ -39,6 +39,7 @@ class Sequence:
     num_stored: int = 0  # leading full blocks already offered to the prefix index
     blocks: list[int] = field(default_factory=list)
     deferred_steps: int = 0  # steps it stood back for a block that another sequence was computing
+    pooled: object = field(default=None, repr=False)  # the worker's own: what it pooled of the computed tokens
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -72,8 +73,14 @@ class Sequence:
     def sampling(self) -> Sampling:
         return self.live.request.sampling
 
+    @property
+    def pooling(self) -> Pooling | None:
+        return self.live.request.pooling
+
     def finish_reason(self) -> FinishReason | None:
-        """Why this output is over, if it is. A stop token counts only among generated tokens."""
+        """Why this output is over, if it is. Only generated tokens stop it; a vector has no reason."""
+        if self.pooling is not None:
+            return None
         if self.num_generated and self.token_ids[-1] in self.live.stop_token_ids:
             return FinishReason.STOP
         return FinishReason.LENGTH if self.num_generated >= self.live.request.max_tokens else None
@@ -121,6 +128,7 @@ class LiveRequest:
     loaded_prompt_tokens: int = 0
     completion_tokens: int = 0
     preemptions: int = 0
+    embedding: Items[float] = ()
 
     @property
     def key(self) -> int:

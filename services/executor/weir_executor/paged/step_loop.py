@@ -26,6 +26,7 @@ from weir_executor.engine import (
     EngineLoad,
     FullBlock,
     GenerationRequest,
+    PoolingKind,
     StepOutput,
     StoredPrefix,
 )
@@ -35,7 +36,7 @@ from weir_executor.paged.scheduler import Batch, NewBlock, Scheduled, Scheduler,
 from weir_executor.paged.sequence import LiveRequest, Status
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.validation import check_request
-from weir_executor.paged.worker import Draw, Result, Worker
+from weir_executor.paged.worker import Draw, Result, Vector, Worker
 
 _log = logging.getLogger(__name__)
 # A step takes well under a second; a thread that has not come back by then hangs in a device call and is left behind.
@@ -139,12 +140,13 @@ class StepLoop:
         has_root = bool(request.block_hashes) or (
             len(request.token_ids) < self._info.block_size and bool(request.cache_scope)
         )
-        stored = request.stored_prefix
+        takes_blocks = request.pooling is None or request.pooling.kind is not PoolingKind.MEAN
+        stored = request.stored_prefix if takes_blocks else None
         return LiveRequest(
             request=replace(request, stored_prefix=None),  # payloads are large: they go once they are in the pool
             arrival=self._arrivals,
             stop_token_ids=request.stop_token_ids | eos,
-            shares_blocks=has_root and self._options.prefix_cache,
+            shares_blocks=has_root and takes_blocks and self._options.prefix_cache,
             submitted_at=self._options.clock(),
             stored_blocks=list(stored.blocks) if stored else [],
             first_stored_block=stored.first_block if stored else 0,
@@ -242,7 +244,10 @@ class StepLoop:
                 self._fail(sequence.live, result, report)
                 continue
             report.new_blocks += self._scheduler.advance(scheduled)
-            if result is not None:
+            if isinstance(result, Vector):
+                sequence.live.embedding = result.values
+                self._finish(sequence, report)
+            elif result is not None:
                 self._take_token(scheduled, result, now, report)
 
     def _take_token(self, scheduled: Scheduled, draw: Draw, now: float, report: Report) -> None:

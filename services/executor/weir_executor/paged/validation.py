@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from weir_chassis.errors import InvalidArgument, PromptTooLong
+from weir_chassis.errors import InvalidArgument, PromptTooLong, Unsupported
 from weir_executor.engine import EngineInfo, GenerationRequest
 
 
 def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     """Raise what is wrong with the request for this engine."""
+    if request.pooling is not None:
+        _check_pooling(request, info)
     _check_counts(request, info)
     _check_length(request, info)
     _check_token_ids("token_ids", request.token_ids, info)
@@ -27,7 +29,7 @@ def _check_counts(request: GenerationRequest, info: EngineInfo) -> None:
         raise InvalidArgument("token_ids", "a prompt has at least one token")
     if not 1 <= request.n <= info.max_n:
         raise InvalidArgument("n", f"{request.n} is not between 1 and {info.max_n}")
-    if request.max_tokens < 1:
+    if request.max_tokens < 1 and request.pooling is None:
         raise InvalidArgument("max_tokens", f"{request.max_tokens} is less than 1")
     if not 0 <= request.min_tokens <= request.max_tokens:
         raise InvalidArgument(
@@ -35,6 +37,13 @@ def _check_counts(request: GenerationRequest, info: EngineInfo) -> None:
         )
     if (request.sampling.top_logprobs or 0) > info.max_top_logprobs:
         raise InvalidArgument("sampling.top_logprobs", f"the limit is {info.max_top_logprobs}")
+
+
+def _check_pooling(request: GenerationRequest, info: EngineInfo) -> None:
+    if not info.embedding_size:
+        raise Unsupported("pooling: this engine makes no embeddings")
+    if (request.n, request.max_tokens) != (1, 0) or request.resumed:
+        raise InvalidArgument("pooling", "a request that pools has one output and generates nothing")
 
 
 def _check_length(request: GenerationRequest, info: EngineInfo) -> None:

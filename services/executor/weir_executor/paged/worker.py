@@ -19,8 +19,16 @@ class Draw:
     logprobs: TokenLogprobs | None = None
 
 
-# Of one scheduled sequence: its new token; what is wrong with it alone; or None, when the step did not reach its end.
-Result = Draw | WeirError | None
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """What a sequence that pools came to at its end."""
+
+    values: Sequence[float]
+
+
+# Of one scheduled sequence: its new token, or its vector; what is wrong with it alone; or None, when the step did not
+# reach its end.
+Result = Draw | Vector | WeirError | None
 
 
 class Worker(Protocol):
