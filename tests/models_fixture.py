@@ -6,7 +6,7 @@ import atexit
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from checkpoint_shapes import weight_shapes
+
 VOCAB_SIZE = 320
 EOS = 2
+_TOKENS = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": EOS}
 _SHAPE: Mapping[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
     "hidden_size": 48,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
@@ -27,8 +29,7 @@ _SHAPE: Mapping[str, Any] = {
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
     "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": EOS,
+    **_TOKENS,
 }
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -39,9 +40,35 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 _YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128}
-_LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+_LLAMA = {**_SHAPE, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 
+_PHI3 = {**_SHAPE, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "pad_token_id": 0}
+_GPT2 = {
+    **_TOKENS,
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 6,
+    "n_positions": 512,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+}
+_NEOX = {
+    **_TOKENS,
+    "architectures": ["GPTNeoXForCausalLM"],
+    "model_type": "gpt_neox",
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 512,
+    "layer_norm_eps": 1e-5,
+    "rotary_emb_base": 10000,
+    "tie_word_embeddings": False,
+}
 _GEMMA = {
+    **_SHAPE,
     "hidden_activation": "gelu_pytorch_tanh",
     "head_dim": 16,
     "query_pre_attn_scalar": 24,
@@ -49,13 +76,14 @@ _GEMMA = {
     "tie_word_embeddings": True,
 }
 
-# What each family's `config.json` says beyond `_SHAPE`; the older and the newer spelling of rotary options both occur.
+# What each family's `config.json` says; the older and the newer spelling of rotary options both occur.
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "llama2": {**_LLAMA, "num_key_value_heads": 6, "rope_theta": 10000.0},
     "llama3": {**_LLAMA, "rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True},
     "llama_linear": {**_LLAMA, "rope_theta": 10000.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
     "llama_yarn": {**_LLAMA, "rope_parameters": _YARN_ROPE, "attention_bias": True, "mlp_bias": True},
     "mistral": {
+        **_SHAPE,
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
         "sliding_window": 24,
@@ -63,6 +91,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "rope_theta": 10000.0,
     },
     "qwen2": {
+        **_SHAPE,
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "tie_word_embeddings": True,
@@ -72,6 +101,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "rope_theta": 10000.0,
     },
     "qwen2_windows": {
+        **_SHAPE,
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "use_sliding_window": True,
@@ -80,6 +110,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "rope_theta": 10000.0,
     },
     "qwen3": {
+        **_SHAPE,
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
         "head_dim": 16,
@@ -115,6 +146,36 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
         },
     },
+    "phi3": {
+        **_PHI3,
+        "partial_rotary_factor": 0.5,
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 512,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]},
+    },
+    # An original length of one: every context is a long one, in transformers too.
+    "phi3_long": {
+        **_PHI3,
+        "rope_theta": 10000.0,
+        "sliding_window": 40,
+        "original_max_position_embeddings": 1,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.5, 2.0, 2.5],
+            "long_factor": [1.5, 2.0, 4.0, 8.0],
+            "attention_factor": 1.2,
+        },
+    },
+    "gpt_neox": {**_NEOX, "rotary_pct": 0.5, "use_parallel_residual": True, "hidden_act": "gelu"},
+    "gpt_neox_serial": {
+        **_NEOX,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 1.0},
+        "use_parallel_residual": False,
+        "attention_bias": False,
+        "hidden_act": "gelu_new",
+    },
+    "gpt2": _GPT2,
+    "gpt2_scaled": {**_GPT2, "n_inner": 96, "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False},
 }
 
 
@@ -128,7 +189,7 @@ def tiny_model(family: str, dtype: str = "float32") -> Path:
 
 def save_tiny_model(family: str, model_dir: Path, *, dtype: str = "float32", seed: int = 7) -> Path:
     """Weights are drawn wide, so that logits differ clearly and greedy decoding meets no ties."""
-    config = {**_SHAPE, **FAMILIES[family], "dtype": dtype}
+    config = {**FAMILIES[family], "dtype": dtype}
     generator = torch.Generator().manual_seed(seed)
     weights = {name: _random(name, shape, generator).to(getattr(torch, dtype)) for name, shape in weight_shapes(config)}
     model_dir.mkdir(parents=True)
@@ -138,45 +199,6 @@ def save_tiny_model(family: str, model_dir: Path, *, dtype: str = "float32", see
     return model_dir
 
 
-def weight_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The names and shapes that a checkpoint of this configuration holds."""
-    hidden, vocab = config["hidden_size"], config["vocab_size"]
-    yield "model.embed_tokens.weight", (vocab, hidden)
-    for index in range(config["num_hidden_layers"]):
-        for name, shape in _layer_shapes(config):
-            yield f"model.layers.{index}.{name}", shape
-    yield "model.norm.weight", (hidden,)
-    if not config["tie_word_embeddings"]:
-        yield "lm_head.weight", (vocab, hidden)
-
-
-def _layer_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    wide, narrow = heads * head_dim, config["num_key_value_heads"] * head_dim
-    attention_bias = config.get("attention_bias", False)
-    qkv_bias = attention_bias or config["model_type"] == "qwen2"
-    for part, rows in (("q", wide), ("k", narrow), ("v", narrow)):
-        yield from _projection(f"self_attn.{part}_proj", rows, hidden, qkv_bias)
-    yield from _projection("self_attn.o_proj", hidden, wide, attention_bias)
-    for part, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
-        yield from _projection(f"mlp.{part}_proj", rows, columns, config.get("mlp_bias", False))
-    yield "input_layernorm.weight", (hidden,)
-    yield "post_attention_layernorm.weight", (hidden,)
-    if config["model_type"].startswith("gemma"):
-        yield "pre_feedforward_layernorm.weight", (hidden,)
-        yield "post_feedforward_layernorm.weight", (hidden,)
-    if config["model_type"] in ("qwen3", "gemma3_text"):
-        yield "self_attn.q_norm.weight", (head_dim,)
-        yield "self_attn.k_norm.weight", (head_dim,)
-
-
-def _projection(name: str, rows: int, columns: int, bias: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (rows, columns)
-    if bias:
-        yield f"{name}.bias", (rows,)
-
-
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    centre = 1.0 if "norm" in name else 0.0
+    centre = 1.0 if name.endswith("weight") and ("norm" in name or ".ln_" in name) else 0.0
     return centre + torch.randn(shape, generator=generator) * (0.3 if len(shape) > 1 else 0.1)

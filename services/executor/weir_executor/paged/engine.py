@@ -111,7 +111,7 @@ def _info(
         eos_token_ids=model_config.eos_token_ids,
         block_bytes=cache.block_bytes,
         kv_dtype=str(cache.dtype).removeprefix("torch."),
-        kv_layout=KV_LAYOUT,
+        kv_layout=KV_LAYOUT + model_config.kv_variant(max_model_len),
         transfers_blocks=True,
         embedding_size=model_config.hidden_size,
     )

@@ -42,6 +42,12 @@ class RopeConfig:
             return max(self.trained_positions, int(stretched))
         return self.trained_positions
 
+    def variant(self, num_positions: int) -> str:
+        """Which of longrope's two sets of factors serves so many positions. Other kinds have no variants."""
+        if self.kind != "longrope":
+            return ""
+        return "long" if num_positions > int(self.options["original_max_position_embeddings"]) else "short"
+
 
 @dataclass(frozen=True, slots=True)
 class LayerAttention:
@@ -73,6 +79,10 @@ class ModelConfig:
         if self.num_heads % self.num_kv_heads:
             raise ModelConfigError(f"{self.num_heads} heads cannot share {self.num_kv_heads} KV heads evenly")
         assert len(self.attention) == self.num_layers
+
+    def kv_variant(self, _: int) -> str:
+        """What keys and values depend on besides the model; they are shared only where it is equal."""
+        return ""
 
 
 class Fields:
@@ -149,7 +159,7 @@ def parse_rope(options: Mapping[str, Any], head_dim: int, trained_positions: int
 
 
 def rope_options(fields: Fields) -> dict[str, Any]:
-    """The one description behind two spellings: `rope_parameters` is newer than `rope_scaling` and what is beside it."""
+    """The one description behind two spellings: `rope_parameters` is newer than `rope_scaling` and its like."""
     options = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
     if fields.get("partial_rotary_factor") is not None:
         options.setdefault("partial_rotary_factor", fields.number("partial_rotary_factor"))

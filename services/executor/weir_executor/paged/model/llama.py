@@ -41,6 +41,10 @@ class LlamaConfig(ModelConfig):
     mlp_bias: bool
     qk_norm: bool
 
+    def kv_variant(self, max_model_len: int) -> str:
+        variant = self.rope.variant(max_model_len)
+        return variant and f",rope={variant}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer(AttentionWeights):

@@ -12,7 +12,10 @@ import torch
 from weir_executor.paged.model.config import Fields, ModelConfig, ModelConfigError, read_eos_token_ids, read_fields
 from weir_executor.paged.model.decoder_model import DecoderModel
 from weir_executor.paged.model.gemma import load_gemma, parse_gemma2, parse_gemma3
+from weir_executor.paged.model.gpt2 import load_gpt2, parse_gpt2
+from weir_executor.paged.model.gpt_neox import load_gpt_neox, parse_gpt_neox
 from weir_executor.paged.model.llama import load_llama, parse_llama, parse_qwen2, parse_qwen3
+from weir_executor.paged.model.phi3 import load_phi3, parse_phi3
 from weir_executor.paged.model.weights import Checkpoint
 
 
@@ -25,8 +28,11 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "Gemma2ForCausalLM": Family(parse_gemma2, load_gemma),
     "Gemma3ForCausalLM": Family(parse_gemma3, load_gemma),
+    "GPT2LMHeadModel": Family(parse_gpt2, load_gpt2),
+    "GPTNeoXForCausalLM": Family(parse_gpt_neox, load_gpt_neox),
     "LlamaForCausalLM": Family(parse_llama, load_llama),
     "MistralForCausalLM": Family(parse_llama, load_llama),
+    "Phi3ForCausalLM": Family(parse_phi3, load_phi3),
     "Qwen2ForCausalLM": Family(parse_qwen2, load_llama),
     "Qwen3ForCausalLM": Family(parse_qwen3, load_llama),
 }

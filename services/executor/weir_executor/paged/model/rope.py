@@ -92,13 +92,18 @@ def _longrope(rope: RopeConfig, num_positions: int) -> tuple[torch.Tensor, float
     """Every pair has a factor of its own, found by search. The farther the stretch, the sharper the attention."""
     options = rope.options
     original = int(options["original_max_position_embeddings"])
-    factors = torch.tensor(options["long_factor" if num_positions > original else "short_factor"], dtype=torch.float32)
+    factors = torch.tensor(options[f"{rope.variant(num_positions)}_factor"], dtype=torch.float32)
     if len(factors) != rope.dim // 2:
         raise ModelConfigError(f"rope_type 'longrope' has {len(factors)} factors for {rope.dim // 2} pairs")
-    stretch = float(options.get("factor") or rope.trained_positions / original)
-    given = options.get("attention_factor")
-    usual = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
-    return _base(rope) / factors, usual if given is None else float(given)
+    return _base(rope) / factors, _longrope_scale(rope, original)
+
+
+def _longrope_scale(rope: RopeConfig, original: int) -> float:
+    given = rope.options.get("attention_factor")
+    if given is not None:
+        return float(given)
+    stretch = float(rope.options.get("factor") or rope.trained_positions / original)
+    return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
 
 
 # (the rope, how many positions are served) → frequencies [dim / 2], and what cosines and sines are multiplied by.

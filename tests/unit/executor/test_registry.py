@@ -1,0 +1,119 @@
+"""What each family reads in its `config.json`: as `transformers` understands the same words, defaults included."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from models_fixture import FAMILIES, save_tiny_model
+from weir_executor.paged.model.config import Fields, ModelConfig, ModelConfigError
+from weir_executor.paged.model.gemma import GemmaConfig
+from weir_executor.paged.model.registry import FAMILIES as ARCHITECTURES
+from weir_executor.paged.model.registry import load_config, load_model, parse_config
+
+# transformers' words → ours, where every family has them.
+_WORDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "max_position_embeddings": "position_limit",
+}
+
+
+def _parse(**raw: Any) -> ModelConfig:
+    return parse_config(Fields(raw))
+
+
+def test_every_architecture_has_a_tiny_model() -> None:
+    assert {config["architectures"][0] for config in FAMILIES.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("architecture", ["Gemma2ForCausalLM", "Gemma3ForCausalLM"])
+def test_what_a_published_configuration_leaves_out_is_as_in_transformers(architecture: str) -> None:
+    config_class = {"Gemma2ForCausalLM": transformers.Gemma2Config, "Gemma3ForCausalLM": transformers.Gemma3TextConfig}
+    theirs, ours = config_class[architecture](), _parse(architectures=[architecture])
+    assert isinstance(ours, GemmaConfig)
+    for their_name, name in _WORDS.items():
+        assert getattr(ours, name) == getattr(theirs, their_name), name
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.head_dim == theirs.head_dim
+    assert ours.intermediate_size == theirs.intermediate_size
+    assert ours.logit_cap == theirs.final_logit_softcapping
+    assert {layer.softcap for layer in ours.attention} == {theirs.attn_logit_softcapping}
+    windows = [theirs.sliding_window if kind == "sliding_attention" else None for kind in theirs.layer_types]
+    assert [layer.window for layer in ours.attention] == windows
+
+
+def test_gemma3_scales_only_the_layers_that_see_everything() -> None:
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    theirs = transformers.Gemma3TextConfig(rope_scaling=dict(scaling)).rope_parameters
+    ours = _parse(architectures=["Gemma3ForCausalLM"], rope_scaling=scaling)
+    assert isinstance(ours, GemmaConfig)
+    for rope, kind in ((ours.full_rope, "full_attention"), (ours.windowed_rope, "sliding_attention")):
+        assert rope.theta == theirs[kind]["rope_theta"]
+        assert rope.kind == theirs[kind]["rope_type"]
+
+
+def test_null_takes_a_cap_away_that_the_family_would_have() -> None:
+    config = _parse(architectures=["Gemma2ForCausalLM"], attn_logit_softcapping=None, final_logit_softcapping=None)
+    assert isinstance(config, GemmaConfig)
+    assert config.logit_cap is None
+    assert config.attention[0].softcap is None
+
+
+@pytest.mark.parametrize(("first", "windows"), [(None, [None] * 3), (2, [None, None, 9]), (0, [9, 9, 9])])
+def test_qwen_lets_windows_begin_at_a_layer(first: int | None, windows: list[int | None]) -> None:
+    raw = {**FAMILIES["qwen3"], "use_sliding_window": True, "sliding_window": 9, "max_window_layers": first}
+    assert [layer.window for layer in _parse(**raw).attention] == windows
+
+
+@pytest.mark.parametrize("kind", ["su", "yarn", "longrope"])
+def test_phi3_had_other_names_for_longrope(kind: str) -> None:
+    raw = {**FAMILIES["phi3"], "rope_scaling": {**FAMILIES["phi3"]["rope_scaling"], "type": kind}}
+    assert _parse(**raw).kv_variant(512) == ",rope=short"
+    assert _parse(**{**raw, "original_max_position_embeddings": 100}).kv_variant(512) == ",rope=long"
+    assert _parse(**FAMILIES["llama3"]).kv_variant(512) == ""
+
+
+def test_the_known_architectures_are_listed_in_order(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["MambaForCausalLM"]}))
+    known = ", ".join(sorted(ARCHITECTURES))
+    with pytest.raises(ModelConfigError, match=re.escape(f"'MambaForCausalLM' is not known here; known: {known}")):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not known here; known: gelu_pytorch"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gpt2", {"activation_function": "swish2"}, "known: gelu, gelu_new, gelu_pytorch_tanh, relu, silu"),
+        ("gpt_neox", {"rotary_pct": 0.4}, "3 dimensions of a head are odd"),
+    ],
+)
+def test_what_a_family_cannot_compute_is_refused(family: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelConfigError, match=message):
+        _parse(**{**FAMILIES[family], **changes})
+
+
+def test_gpt2_may_be_saved_without_its_prefix(tmp_path: Path) -> None:
+    model_dir = save_tiny_model("gpt2", tmp_path / "model")
+    prefixed = _logits(model_dir)
+    weights = load_file(model_dir / "model.safetensors")
+    save_file({k.removeprefix("transformer."): v for k, v in weights.items()}, model_dir / "model.safetensors")
+    torch.testing.assert_close(_logits(model_dir), prefixed, rtol=0, atol=0)
+
+
+def _logits(model_dir: Path) -> torch.Tensor:
+    """Of a token that attends to itself alone."""
+    model = load_model(model_dir, load_config(model_dir), 512, torch.float32, torch.device("cpu"))
+    return model.logits(model.forward(torch.tensor([5]), torch.tensor([0]), lambda _, q, k, v: v))
