@@ -22,8 +22,9 @@ IMPORT_NAMES = {
     "prometheus-client": {"prometheus_client"},
     "protobuf": {"google"},
     "pydantic-settings": {"pydantic_settings", "pydantic"},
+    "torch": {"torch", "triton"},  # its CUDA builds bring triton, and only code for CUDA devices imports it
 }
-HEAVY = {"torch", "transformers", "tokenizers", "jinja2", "numpy", "safetensors", "xxhash", "click"}
+HEAVY = {"torch", "triton", "transformers", "tokenizers", "jinja2", "numpy", "safetensors", "xxhash", "click"}
 
 
 def distributions(extra: str) -> set[str]:

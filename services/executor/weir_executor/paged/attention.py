@@ -16,7 +16,7 @@ from math import prod
 
 import torch
 
-from weir_executor.paged.flat_batch import Row
+from weir_executor.paged.flat_batch import Row, num_blocks, slots
 from weir_executor.paged.kv_cache import Gather, KvCache
 from weir_executor.paged.model.config import LayerAttention
 from weir_executor.paged.model.layers import soft_cap
@@ -103,7 +103,7 @@ class TorchAttention(AttentionBackend):
         self._scores = torch.empty(0, dtype=cache.dtype, device=cache.device)  # room for one tile's
 
     def plan(self, rows: Sequence[Row]) -> None:
-        self._token_rows = self._cache.token_rows(list(_slots(rows, self._cache.block_size)))
+        self._token_rows = self._cache.token_rows(list(slots(rows, self._cache.block_size)))
         longest = max(row.first + row.count for row in rows)
         self._plans = {}
         for window in {layer.window for layer in self._layers}:
@@ -216,7 +216,7 @@ class TorchAttention(AttentionBackend):
     def _blocks(self, row: Row, window: int | None) -> list[int]:
         """The blocks that hold what this row attends to; the sequence may own more, for tokens of later chunks."""
         size = self._cache.block_size
-        return list(row.blocks[_oldest_block(row, window, size) : _num_blocks(row, size)])
+        return list(row.blocks[_oldest_block(row, window, size) : num_blocks(row, size)])
 
     def _mask(self, visible: torch.Tensor) -> torch.Tensor:
         """What is added to scores: nothing where a place is visible, minus infinity where it is not."""
@@ -239,22 +239,9 @@ def _by_token(heads: torch.Tensor, num_rows: int) -> torch.Tensor:
     return heads.view(heads.shape[0], num_rows, -1, heads.shape[2]).transpose(0, 1)
 
 
-def _num_blocks(row: Row, block_size: int) -> int:
-    return -(-(row.first + row.count) // block_size)
-
-
 def _oldest_block(row: Row, window: int | None, block_size: int) -> int:
     """The index of the block that holds the oldest token which the row's first sees."""
     return 0 if window is None else max(0, row.first + 1 - window) // block_size
-
-
-def _slots(rows: Sequence[Row], block_size: int) -> Iterator[int]:
-    """Where each token of the step is written, row after row."""
-    for row in rows:
-        first, end = row.first, row.first + row.count
-        for index in range(first // block_size, _num_blocks(row, block_size)):
-            base = (row.blocks[index] - index) * block_size
-            yield from range(base + max(first, index * block_size), base + min(end, (index + 1) * block_size))
 
 
 def _num_shared(blocks: Sequence[list[int]]) -> int:

@@ -13,7 +13,7 @@ that come to a vector: all tokens of a mean, the sequence's last of the others.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,3 +80,17 @@ def in_row_order(scheduled: Sequence[Scheduled]) -> list[Scheduled]:
         return (beginning if beginnings[beginning] > 1 else -1, row.first)
 
     return sorted(decodes, key=order) + [s for s in scheduled if s.count > 1]
+
+
+def num_blocks(row: Row, block_size: int) -> int:
+    """How many blocks hold what the row attends to; its sequence may own more, for tokens of later chunks."""
+    return -(-(row.first + row.count) // block_size)
+
+
+def slots(rows: Sequence[Row], block_size: int) -> Iterator[int]:
+    """Where each token of the step is written, row after row: block_id * block_size + offset."""
+    for row in rows:
+        first, end = row.first, row.first + row.count
+        for index in range(first // block_size, num_blocks(row, block_size)):
+            base = (row.blocks[index] - index) * block_size
+            yield from range(base + max(first, index * block_size), base + min(end, (index + 1) * block_size))

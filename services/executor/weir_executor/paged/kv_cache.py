@@ -47,6 +47,11 @@ class KvCache:
         self._room = torch.empty((2, 0, block_size * config.head_dim), dtype=dtype, device=device)
         self._heads = torch.arange(config.num_kv_heads, device=device)
 
+    def layer_blocks(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer's keys and values where they lie, [num_blocks, kv_heads, block_size, head_dim] each."""
+        keys, values = self._blocks[layer].unbind()
+        return keys, values
+
     def token_rows(self, slots: Sequence[int]) -> torch.Tensor:
         """Where tokens are written: a slot is block_id * block_size + offset. For `write`."""
         slot = torch.tensor(slots, dtype=torch.int64, device=self.device).unsqueeze(1)
