@@ -22,28 +22,56 @@ def _llama_like(config: Mapping[str, Any]) -> Shapes:
     hidden, vocab = config["hidden_size"], config["vocab_size"]
     yield "model.embed_tokens.weight", (vocab, hidden)
     for index in range(config["num_hidden_layers"]):
-        for name, shape in _llama_like_layer(config):
+        for name, shape in _llama_like_layer(config, index):
             yield f"model.layers.{index}.{name}", shape
     yield "model.norm.weight", (hidden,)
     if not config["tie_word_embeddings"]:
         yield "lm_head.weight", (vocab, hidden)
 
 
-def _llama_like_layer(config: Mapping[str, Any]) -> Shapes:
-    yield from _fused(config) if config["model_type"] == "phi3" else _separate(config)
+def _llama_like_layer(config: Mapping[str, Any], index: int) -> Shapes:
+    if config["model_type"] == "phi3":
+        yield from _fused(config)
+    else:
+        yield from _attention(config)
+        yield from _experts(config) if _has_experts(config, index) else _mlp(config)
     yield from _norms(config)
 
 
-def _separate(config: Mapping[str, Any]) -> Shapes:
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
+def _has_experts(config: Mapping[str, Any], index: int) -> bool:
+    if config["model_type"] != "qwen3_moe":
+        return bool(config["model_type"] == "mixtral")
+    left_out = config.get("mlp_only_layers") or []
+    return (index + 1) % config.get("decoder_sparse_step", 1) == 0 and index not in left_out
+
+
+def _attention(config: Mapping[str, Any]) -> Shapes:
+    hidden = config["hidden_size"]
     wide, narrow = _widths(config)
     attention_bias = config.get("attention_bias", False)
     qkv_bias = attention_bias or config["model_type"] == "qwen2"
     for part, rows in (("q", wide), ("k", narrow), ("v", narrow)):
         yield from _projection(f"self_attn.{part}_proj", rows, hidden, qkv_bias)
     yield from _projection("self_attn.o_proj", hidden, wide, attention_bias)
+
+
+def _mlp(config: Mapping[str, Any]) -> Shapes:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
     for part, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
         yield from _projection(f"mlp.{part}_proj", rows, columns, config.get("mlp_bias", False))
+
+
+def _experts(config: Mapping[str, Any]) -> Shapes:
+    """The first two go from hidden to inner, the third back."""
+    hidden, inner = config["hidden_size"], config.get("moe_intermediate_size") or config["intermediate_size"]
+    count = config.get("num_local_experts") or config["num_experts"]
+    base, names = "mlp", ("gate_proj", "up_proj", "down_proj")
+    if config["model_type"] == "mixtral":
+        base, names = "block_sparse_moe", ("w1", "w3", "w2")
+    yield f"{base}.gate.weight", (count, hidden)
+    for expert in range(count):
+        for name, shape in zip(names, ((inner, hidden), (inner, hidden), (hidden, inner)), strict=True):
+            yield f"{base}.experts.{expert}.{name}.weight", shape
 
 
 def _fused(config: Mapping[str, Any]) -> Shapes:
@@ -62,7 +90,7 @@ def _norms(config: Mapping[str, Any]) -> Shapes:
     if config["model_type"].startswith("gemma"):
         yield "pre_feedforward_layernorm.weight", (hidden,)
         yield "post_feedforward_layernorm.weight", (hidden,)
-    if config["model_type"] in ("qwen3", "gemma3_text"):
+    if config["model_type"] in ("qwen3", "qwen3_moe", "gemma3_text"):
         yield "self_attn.q_norm.weight", (_head_dim(config),)
         yield "self_attn.k_norm.weight", (_head_dim(config),)
 

@@ -54,7 +54,9 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_is(family: str) -> None:
     their_error = (theirs - exact).square().mean().sqrt()
     assert (ours - exact).square().mean().sqrt() <= 1.25 * their_error
     assert (ours - theirs).square().mean().sqrt() <= 2 * their_error
-    assert their_error < 0.1 * exact.std()
+    # Rounding may send a token to other experts, which is no longer a small difference.
+    has_experts = "num_experts_per_tok" in FAMILIES[family]
+    assert their_error < (0.25 if has_experts else 0.1) * exact.std()
 
 
 def _exact_of_bfloat16_weights(family: str) -> torch.Tensor:

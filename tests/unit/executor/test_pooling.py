@@ -49,7 +49,7 @@ def test_a_vector_of_zeros_stays_one() -> None:
 
 def _transformers_vector(family: str, token_ids: list[int], kind: PoolingKind) -> list[float]:
     with torch.inference_mode():
-        hidden = reference(family).model(torch.tensor([token_ids])).last_hidden_state[0].float()
+        hidden = reference(family).base_model(torch.tensor([token_ids])).last_hidden_state[0].float()
     vector = hidden.mean(dim=0) if kind is PoolingKind.MEAN else hidden[-1]
     return [float(value) for value in vector]
 

@@ -24,7 +24,7 @@ from weir_executor.paged.model.config import (
 )
 from weir_executor.paged.model.decoder_model import Attend, AttentionWeights, DecoderModel
 from weir_executor.paged.model.layers import ACTIVATIONS, Mlp, Norm, OffsetRmsNorm, Rotation, soft_cap
-from weir_executor.paged.model.loading import load_embedding, load_linear, load_lm_head, load_qkv
+from weir_executor.paged.model.loading import load_embedding, load_gated_mlp, load_linear, load_lm_head, load_qkv
 from weir_executor.paged.model.rope import rope_table
 from weir_executor.paged.model.weights import Checkpoint
 
@@ -162,7 +162,6 @@ def _rope_options_by_kind(fields: Fields) -> tuple[Mapping[str, Any], Mapping[st
 
 def _load_layer(config: GemmaConfig, checkpoint: Checkpoint, index: int) -> Layer:
     base, hidden, inner = f"model.layers.{index}", config.hidden_size, config.intermediate_size
-    gate_up = [f"{base}.mlp.gate_proj", f"{base}.mlp.up_proj"]
     return Layer(
         attention_norm=_load_norm(config, checkpoint, f"{base}.input_layernorm", hidden),
         qkv=load_qkv(config, checkpoint, f"{base}.self_attn", bias=config.qkv_bias),
@@ -177,11 +176,7 @@ def _load_layer(config: GemmaConfig, checkpoint: Checkpoint, index: int) -> Laye
         ),
         after_attention_norm=_load_norm(config, checkpoint, f"{base}.post_attention_layernorm", hidden),
         mlp_norm=_load_norm(config, checkpoint, f"{base}.pre_feedforward_layernorm", hidden),
-        mlp=Mlp(
-            gate_up=load_linear(checkpoint, gate_up, [inner, inner], hidden, bias=False),
-            down=load_linear(checkpoint, [f"{base}.mlp.down_proj"], [hidden], inner, bias=False),
-            activation=ACTIVATIONS[_ACTIVATION],
-        ),
+        mlp=load_gated_mlp(checkpoint, f"{base}.mlp", hidden, inner, activation=ACTIVATIONS[_ACTIVATION]),
         after_mlp_norm=_load_norm(config, checkpoint, f"{base}.post_feedforward_layernorm", hidden),
     )
 

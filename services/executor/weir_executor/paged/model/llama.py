@@ -23,8 +23,16 @@ from weir_executor.paged.model.config import (
     sliding_window,
 )
 from weir_executor.paged.model.decoder_model import Attend, AttentionWeights, DecoderModel
+from weir_executor.paged.model.experts import Experts, ExpertsConfig
 from weir_executor.paged.model.layers import Mlp, Norm, RmsNorm, Rotation
-from weir_executor.paged.model.loading import load_embedding, load_linear, load_lm_head, load_qkv, load_rms_norm
+from weir_executor.paged.model.loading import (
+    load_embedding,
+    load_gated_mlp,
+    load_linear,
+    load_lm_head,
+    load_qkv,
+    load_rms_norm,
+)
 from weir_executor.paged.model.rope import rope_table
 from weir_executor.paged.model.weights import Checkpoint
 
@@ -40,6 +48,7 @@ class LlamaConfig(ModelConfig):
     output_bias: bool
     mlp_bias: bool
     qk_norm: bool
+    experts: ExpertsConfig | None = None
 
     def kv_variant(self, max_model_len: int) -> str:
         variant = self.rope.variant(max_model_len)
@@ -50,7 +59,7 @@ class LlamaConfig(ModelConfig):
 class Layer(AttentionWeights):
     attention_norm: Norm
     mlp_norm: Norm
-    mlp: Mlp
+    mlp: Mlp | Experts
 
 
 class LlamaModel(DecoderModel):
@@ -138,15 +147,8 @@ def parse_llama_like(
     )
 
 
-def load_gated_mlp(config: LlamaConfig, checkpoint: Checkpoint, base: str) -> Mlp:
-    hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-    return Mlp(
-        gate_up=load_linear(checkpoint, [f"{base}.gate_proj", f"{base}.up_proj"], [inner, inner], hidden, bias=bias),
-        down=load_linear(checkpoint, [f"{base}.down_proj"], [hidden], inner, bias=bias),
-    )
-
-
-def _load_layer(config: LlamaConfig, checkpoint: Checkpoint, index: int) -> Layer:
+def load_llama_layer(config: LlamaConfig, checkpoint: Checkpoint, index: int, mlp: Mlp | Experts) -> Layer:
+    """All but the MLP is named alike in the whole family."""
     base = f"model.layers.{index}"
     heads = config.num_heads * config.head_dim
     return Layer(
@@ -158,8 +160,17 @@ def _load_layer(config: LlamaConfig, checkpoint: Checkpoint, index: int) -> Laye
             checkpoint, [f"{base}.self_attn.o_proj"], [config.hidden_size], heads, bias=config.output_bias
         ),
         mlp_norm=_load_norm(config, checkpoint, f"{base}.post_attention_layernorm", config.hidden_size),
-        mlp=load_gated_mlp(config, checkpoint, f"{base}.mlp"),
+        mlp=mlp,
     )
+
+
+def load_plain_mlp(config: LlamaConfig, checkpoint: Checkpoint, index: int) -> Mlp:
+    base = f"model.layers.{index}.mlp"
+    return load_gated_mlp(checkpoint, base, config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+
+
+def _load_layer(config: LlamaConfig, checkpoint: Checkpoint, index: int) -> Layer:
+    return load_llama_layer(config, checkpoint, index, load_plain_mlp(config, checkpoint, index))
 
 
 def _load_norm(config: LlamaConfig, checkpoint: Checkpoint, name: str, width: int) -> RmsNorm:

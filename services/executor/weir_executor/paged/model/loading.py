@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional
 
 from weir_executor.paged.model.config import ModelConfig
-from weir_executor.paged.model.layers import LayerNorm, Linear, RmsNorm, linear
+from weir_executor.paged.model.layers import Activation, LayerNorm, Linear, Mlp, RmsNorm, linear
 from weir_executor.paged.model.weights import Checkpoint
 
 
@@ -31,6 +32,24 @@ def load_qkv(config: ModelConfig, checkpoint: Checkpoint, base: str, *, bias: bo
 
 def qkv_rows(config: ModelConfig) -> list[int]:
     return [heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
+
+
+def load_gated_mlp(
+    checkpoint: Checkpoint,
+    base: str,
+    hidden: int,
+    inner: int,
+    *,
+    bias: bool = False,
+    activation: Activation = functional.silu,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> Mlp:
+    gate, up, down = (f"{base}.{name}" for name in names)
+    return Mlp(
+        gate_up=load_linear(checkpoint, [gate, up], [inner, inner], hidden, bias=bias),
+        down=load_linear(checkpoint, [down], [hidden], inner, bias=bias),
+        activation=activation,
+    )
 
 
 def load_embedding(config: ModelConfig, checkpoint: Checkpoint, name: str) -> torch.Tensor:

@@ -15,7 +15,9 @@ from weir_executor.paged.model.gemma import load_gemma, parse_gemma2, parse_gemm
 from weir_executor.paged.model.gpt2 import load_gpt2, parse_gpt2
 from weir_executor.paged.model.gpt_neox import load_gpt_neox, parse_gpt_neox
 from weir_executor.paged.model.llama import load_llama, parse_llama, parse_qwen2, parse_qwen3
+from weir_executor.paged.model.mixtral import load_mixtral, parse_mixtral
 from weir_executor.paged.model.phi3 import load_phi3, parse_phi3
+from weir_executor.paged.model.qwen3_moe import load_qwen3_moe, parse_qwen3_moe
 from weir_executor.paged.model.weights import Checkpoint
 
 
@@ -32,9 +34,11 @@ FAMILIES: Mapping[str, Family] = {
     "GPTNeoXForCausalLM": Family(parse_gpt_neox, load_gpt_neox),
     "LlamaForCausalLM": Family(parse_llama, load_llama),
     "MistralForCausalLM": Family(parse_llama, load_llama),
+    "MixtralForCausalLM": Family(parse_mixtral, load_mixtral),
     "Phi3ForCausalLM": Family(parse_phi3, load_phi3),
     "Qwen2ForCausalLM": Family(parse_qwen2, load_llama),
     "Qwen3ForCausalLM": Family(parse_qwen3, load_llama),
+    "Qwen3MoeForCausalLM": Family(parse_qwen3_moe, load_qwen3_moe),
 }
 
 
