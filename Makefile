@@ -98,6 +98,10 @@ demo: $(SETUP) ## start all five services, stream one chat, stop
 bench: $(SETUP) ## the engine against transformers, and what the services add
 	PYTHONPATH=tests $(BIN)/python -m bench
 
+.PHONY: chaos
+chaos: $(SETUP) ## random submits, cancels, preemptions and failures, the books checked after every step (a minute)
+	PYTHONPATH=tests $(BIN)/python -m chaos.integrity
+
 .PHONY: train-demo
 train-demo: $(SETUP) ## train the shipped demo model and its draft again (about an hour and a half)
 	$(BIN)/python -m deploy.models.train.data --work .weir/train --conversations 100000

@@ -226,6 +226,7 @@ class EngineLoad:
     outstanding_tokens: int  # still to prefill, plus still to generate at most
     preemptions: int  # since start
     last_step_seconds: float
+    progress: int = 0  # grows with each token computed for the first time and each output that ends; steps alone do not
 
 
 Deliver = Callable[[StepOutput], None]
@@ -238,7 +239,10 @@ class Engine(Protocol):
     def info(self) -> EngineInfo: ...
 
     def start(self, deliver: Deliver) -> None:
-        """Begin stepping. `deliver` is called on the engine's thread, at most once per step, and must not block."""
+        """Warm up, and begin stepping. Returns when the first request can be served; raises what stands against it.
+
+        `deliver` is called on the engine's thread, at most once per step, and must not block.
+        """
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request. Returns at once.

@@ -17,10 +17,10 @@ class EngineWatch:
     def __init__(
         self, engine: Engine, fanout: StepFanout, metrics: ExecutorMetrics, clock: Clock, *, hang_seconds: float
     ) -> None:
-        """`hang_seconds`: a step that takes longer will never end."""
+        """`hang_seconds`: what takes longer will never end, be it one step or many that get nowhere."""
         self._engine, self._fanout, self._metrics = engine, fanout, metrics
         self._clock, self._hang_seconds = clock, hang_seconds
-        self._step, self._stepped_at = 0, clock.monotonic()
+        self._seen, self._moved_at = (0, 0), clock.monotonic()
 
     async def run(self, stopped: Callable[[], None]) -> None:
         """Looks each second at the engine and at the way its words take. When either has stopped, calls `stopped` and
@@ -38,8 +38,11 @@ class EngineWatch:
                 raise
 
     def _check_progress(self, load: EngineLoad) -> None:
+        """A step that does not end, and steps that end and compute nothing new, are the same to those who wait."""
         now, idle = self._clock.monotonic(), not (load.waiting_requests or load.running_sequences)
-        if idle or load.step != self._step:
-            self._step, self._stepped_at = load.step, now
-        elif now - self._stepped_at > self._hang_seconds:
-            raise Internal(f"the engine has work and has not ended a step for {self._hang_seconds:g} s")
+        step, progress = self._seen
+        if idle or load.progress != progress:
+            self._seen, self._moved_at = (load.step, load.progress), now
+        elif now - self._moved_at > self._hang_seconds:
+            what = f"made {load.step - step} steps without any progress" if load.step != step else "not ended a step"
+            raise Internal(f"the engine has work and has {what} for {self._hang_seconds:g} s")

@@ -46,6 +46,7 @@ class FakeEngineConfig:
     prefix_cache: bool = True
     emit_full_blocks: bool = False
     transfers_blocks: bool = True
+    warm_up: bool = False  # off, so that the first step that a test spoils is one of its own requests'
     check_integrity: bool = False
 
 
@@ -64,6 +65,7 @@ class FakeEngine(StepLoop):
             max_waiting=config.max_waiting,
             emit_full_blocks=config.emit_full_blocks,
             prefix_cache=config.prefix_cache,
+            warm_up=config.warm_up,
             check_integrity=config.check_integrity,
         )
         super().__init__(_info(config), limits, self._fake, options)

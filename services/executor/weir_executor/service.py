@@ -83,9 +83,9 @@ async def serving(
             leases=chassis.leases,
             max_buffered=settings.stream_buffer_entries,
         )
-        engine.start(fanout.deliver)
         stack.callback(fanout.close)
         stack.push_async_callback(asyncio.to_thread, engine.close)
+        await asyncio.to_thread(engine.start, fanout.deliver)
         chassis.background.start(deadlines.run(admission.expire), name="sweep_deadlines")
         watch = EngineWatch(engine, fanout, metrics, chassis.clock, hang_seconds=settings.hang_seconds)
         chassis.background.start(watch.run(partial(_engine_stopped, servicer, chassis)), name="watch_engine")
@@ -166,6 +166,7 @@ def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:
             step_seconds=settings.fake_step_seconds,
             prefix_cache=settings.prefix_cache,
             emit_full_blocks=bool(settings.kvstore_address),
+            warm_up=True,
         )
     )
 

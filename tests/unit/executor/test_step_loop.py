@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 
 import pytest
 
@@ -13,6 +14,8 @@ from contract.engine_contract import Listener, hashes, is_idle, prompt, request
 from weir_chassis.errors import DataCorrupt, Draining, Internal, WorkerLost
 from weir_executor.fake import FakeDeviceError, FakeEngine, FakeEngineConfig
 from weir_executor.paged import step_loop
+from weir_executor.paged.scheduler import Batch
+from weir_executor.paged.worker import Result
 
 
 @pytest.fixture
@@ -40,6 +43,127 @@ def test_an_exception_in_a_step_fails_its_requests_and_the_loop_goes_on(fake: Fa
     assert heard.wait_for_ends(1)[0]
     fake.check_health()
     _until(lambda: is_idle(fake.load()))
+    fake.close()
+
+
+def test_after_a_failed_step_a_small_request_goes_first(fake: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard, keys = Listener(), list[list[int]]()
+    compute = fake._fake.run
+
+    def run(batch: Batch) -> Items[Result]:
+        keys.append([scheduled.sequence.live.key for scheduled in batch.scheduled])
+        return compute(batch)
+
+    monkeypatch.setattr(fake._fake, "run", run)
+    fake.fail_step()
+    for key in range(5):  # one more than run at once
+        fake.submit(request(key, prompt(20), 1))
+    fake.start(heard)
+    assert [end.error is None for end in heard.wait_for_ends(*range(5))] == [False] * 4 + [True]
+    assert keys == [[0, 1, 2, 3], [-1], [-1], [-1], [4]]
+    fake.close()
+
+
+def test_a_worker_that_fails_its_self_tests_is_given_up(fake: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_loop, "_SECONDS_BETWEEN_FAILURES", 0.001)
+    heard, steps = Listener(), list[object]()
+
+    def run(batch: Batch) -> Items[Result]:
+        steps.append(batch)
+        raise MemoryError
+
+    monkeypatch.setattr(fake._fake, "run", run)
+    for key in range(5):
+        fake.submit(request(key, prompt(20), 5))
+    fake.start(heard)
+    ends = heard.wait_for_ends(*range(5))
+    assert [type(end.error) for end in ends] == [Internal] * 4 + [WorkerLost]
+    assert len(steps) == 5
+    _until(lambda: not fake._thread.is_alive())
+    with pytest.raises(Internal, match="5 steps in a row"):
+        fake.check_health()
+    fake.close()
+
+
+def test_steps_that_all_fail_give_the_worker_up_though_its_self_tests_succeed(fake: FakeEngine) -> None:
+    heard = Listener()
+    fake.start(heard)
+    for key in range(5):
+        fake.fail_step()
+        fake.submit(request(key, prompt(4), 5))
+        heard.wait_for_ends(key)
+    _until(lambda: not fake._thread.is_alive())
+    with pytest.raises(Internal, match="5 steps in a row"):
+        fake.check_health()
+    fake.close()
+
+
+def test_a_step_that_succeeds_forgives_those_that_failed(fake: FakeEngine) -> None:
+    heard = Listener()
+    fake.start(heard)
+    for key in range(0, 24, 2):
+        fake.fail_step()
+        fake.submit(request(key, prompt(4), 1))
+        heard.wait_for_ends(key)
+        fake.submit(request(key + 1, prompt(4), 1))
+        assert heard.wait_for_ends(key + 1)[0].error is None
+    fake.check_health()
+    fake.close()
+
+
+def test_it_warms_up_before_start_returns_and_says_what_stands_against_it() -> None:
+    warm = FakeEngine(FakeEngineConfig(warm_up=True))
+    warm.start(Listener())
+    assert (warm.load().step, warm.load().free_blocks) == (0, warm.load().total_blocks)
+    warm.close()
+    cold = FakeEngine(FakeEngineConfig(warm_up=True))
+    cold.fail_step(ValueError("no such kernel"))
+    with pytest.raises(ValueError, match="no such kernel"):
+        cold.start(Listener())
+    cold.close()
+
+
+def test_a_warm_up_that_hangs_does_not_hang_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_loop, "_WARM_UP_SECONDS", 0.02)
+    engine = FakeEngine(FakeEngineConfig(warm_up=True))
+    engine.hang()
+    with pytest.raises(Internal, match="not warmed up"):
+        engine.start(Listener())
+    engine.close()
+
+
+def test_a_cancellation_in_a_step_is_seen_before_the_next(fake: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured in steps: none computes a token for a request after its `abort`, whenever in a step that comes."""
+    heard, compute = Listener(), fake._fake.run
+    dice, aborted, late = random.Random(3), set[int](), list[int]()
+
+    def run(batch: Batch) -> Items[Result]:
+        keys = [scheduled.sequence.live.key for scheduled in batch.scheduled]
+        late.extend(aborted.intersection(keys))
+        if dice.random() < 0.2:
+            aborted.add(key := dice.choice(keys))
+            fake.abort(key)
+        return compute(batch)
+
+    monkeypatch.setattr(fake._fake, "run", run)
+    for key in range(200):
+        fake.submit(request(key, prompt(20), 50))
+    fake.start(heard)
+    heard.wait_for_ends(*range(200))
+    assert len(aborted) > 100
+    assert not late
+    fake.close()
+
+
+def test_progress_counts_tokens_once_and_ends(fake: FakeEngine) -> None:
+    heard = Listener()
+    for key in range(4):  # more than the pool holds, so that some are preempted and computed again
+        fake.submit(request(key, prompt(200), 100))
+    fake.start(heard)
+    heard.wait_for_ends(*range(4))
+    _until(lambda: is_idle(fake.load()))
+    assert fake.load().preemptions > 0
+    assert fake.load().progress == 4 * (200 + 100 - 1) + 4
     fake.close()
 
 

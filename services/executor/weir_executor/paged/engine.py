@@ -43,6 +43,7 @@ class PagedEngineConfig:
     num_threads: int | None = None  # of PyTorch on a CPU; None: its own choice
     prefix_cache: bool = True
     emit_full_blocks: bool = False
+    warm_up: bool = True  # a small request before any other
     check_integrity: bool = False  # after every step: for tests
 
 
@@ -77,7 +78,13 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
         _info(config, model_config, cache, max_model_len, num_blocks),
         SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size),
         ModelRunner(TorchDecoder(model, attention, device), cache, config.num_threads),
-        LoopOptions(config.max_waiting, config.emit_full_blocks, config.prefix_cache, config.check_integrity),
+        LoopOptions(
+            max_waiting=config.max_waiting,
+            emit_full_blocks=config.emit_full_blocks,
+            prefix_cache=config.prefix_cache,
+            warm_up=config.warm_up,
+            check_integrity=config.check_integrity,
+        ),
     )
 
 

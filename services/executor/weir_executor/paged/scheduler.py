@@ -124,6 +124,7 @@ class Scheduler:
         self.pool, self.limits = pool, limits
         self.live: dict[int, LiveRequest] = {}
         self.preemptions = 0
+        self.progress = 0  # grows with each token that is computed for the first time, and each output that ends
         self._waiting: list[Sequence] = []  # sorted by `order`
         self._running: list[Sequence] = []  # sorted by `order`
 
@@ -162,6 +163,8 @@ class Scheduler:
         """Note that these tokens' KV is written. Returns the blocks that became full and findable by it."""
         sequence = scheduled.sequence
         sequence.num_computed += scheduled.count
+        self.progress += max(0, sequence.num_computed - sequence.num_reached)
+        sequence.num_reached = max(sequence.num_reached, sequence.num_computed)
         return self._store_full_blocks(sequence, computed_from=scheduled.first)
 
     def append(self, sequence: Sequence, token_id: int) -> None:
@@ -176,6 +179,7 @@ class Scheduler:
         queue.remove(sequence)
         self._release(sequence)
         sequence.status = Status.FINISHED
+        self.progress += 1
         live = sequence.live
         live.sequences.remove(sequence)
         if not live.sequences:

@@ -39,6 +39,7 @@ class Sequence:
     num_stored: int = 0  # leading full blocks already offered to the prefix index
     blocks: list[int] = field(default_factory=list)
     deferred_steps: int = 0  # steps it stood back for a block that another sequence was computing
+    num_reached: int = 0  # the most tokens it ever had computed: what comes after is new ground
     pooled: object = field(default=None, repr=False)  # the worker's own: what it pooled of the computed tokens
 
     @property

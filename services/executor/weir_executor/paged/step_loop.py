@@ -6,8 +6,8 @@
 What computes is a `Worker`: the PyTorch model, or arithmetic in the fake. The loop knows neither torch nor gRPC.
 
 Errors have three sizes. A result that is an error ends its request. An exception in `Worker.run` ends the requests of
-that batch, and the loop goes on. Anything else, and what the worker calls fatal, stops the loop and shows in
-`check_health`.
+that batch, and the loop goes on as soon as a small request of its own has proved the worker. Anything else, what the
+worker calls fatal, and failure after failure, stops the loop and shows in `check_health`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from weir_executor.engine import (
 from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.report import Report, request_end, token_output
 from weir_executor.paged.scheduler import Batch, NewBlock, Scheduled, Scheduler, SchedulerLimits
+from weir_executor.paged.self_test import run_self_test
 from weir_executor.paged.sequence import LiveRequest, Status
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.validation import check_request
@@ -41,6 +42,11 @@ from weir_executor.paged.worker import Draw, Result, Vector, Worker
 _log = logging.getLogger(__name__)
 # A step takes well under a second; a thread that has not come back by then hangs in a device call and is left behind.
 _JOIN_SECONDS = 10.0
+# Warming up may compile kernels and record graphs; what takes longer than this hangs.
+_WARM_UP_SECONDS = 600.0
+# In a row, self-tests among them: a worker that has failed so often fails everything, and would draw all traffic by
+# being the first to be free again. Between failed self-tests there is time for a device's memory to come free.
+_MAX_FAILURES, _SECONDS_BETWEEN_FAILURES = 5, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class LoopOptions:
     max_waiting: int  # requests; beyond it a queue only turns load into latency
     emit_full_blocks: bool = False
     prefix_cache: bool = True
+    warm_up: bool = False  # run a small request before any other
     check_integrity: bool = False  # after every step: for tests
     clock: Callable[[], float] = time.monotonic
 
@@ -64,7 +71,7 @@ class StepLoop:
     def __init__(self, info: EngineInfo, limits: SchedulerLimits, worker: Worker, options: LoopOptions) -> None:
         self._info, self._worker, self._options = info, worker, options
         self._pool = BlockPool(info.num_blocks, prefix_cache=options.prefix_cache)
-        self._scheduler = Scheduler(self._pool, limits)
+        self._limits, self._scheduler = limits, Scheduler(self._pool, limits)
         self._deliver: Deliver = _drop
         self._inbox: deque[LiveRequest | _Abort] = deque()
         self._wake = threading.Condition()  # guards the inbox, the keys, `_closing` and `_ended`
@@ -74,6 +81,9 @@ class StepLoop:
         self._closing = False
         self._ended = False
         self._error: BaseException | None = None
+        self._ready = threading.Event()  # the first request can be served, or never will be
+        self._start_error: BaseException | None = None
+        self._failures, self._unproven = 0, False  # steps that failed in a row; one has, and no self-test since
         self._steps, self._last_step_seconds = 0, 0.0
         self._load = self._measure()
         self._thread = threading.Thread(target=self._run, name=f"{info.engine}-steps", daemon=True)
@@ -87,6 +97,10 @@ class StepLoop:
     def start(self, deliver: Deliver) -> None:
         self._deliver = deliver
         self._thread.start()
+        if not self._ready.wait(_WARM_UP_SECONDS):
+            raise Internal(f"the engine has not warmed up in {_WARM_UP_SECONDS:g} s")
+        if self._start_error is not None:
+            raise self._start_error
 
     def submit(self, request: GenerationRequest) -> None:
         check_request(request, self._info)
@@ -158,17 +172,31 @@ class StepLoop:
         end: WeirError = Draining("the engine is closing")
         try:
             self._worker.begin()
+            self._warm_up()
+            self._ready.set()
             while self._await_work():
                 self._step()
         except BaseException as error:
             _log.exception("the step loop stopped")
             self._error = error
+            self._start_error = None if self._ready.is_set() else error
+            self._ready.set()
             end = WorkerLost(f"the engine failed: {type(error).__name__}")
         else:
             for live in list(self._scheduler.live.values()):
                 self._scheduler.finish_all(live)
             self._load = self._measure()
         self._end_all(end)
+
+    def _warm_up(self) -> None:
+        if self._options.warm_up:
+            started = self._options.clock()
+            _log.info("warming up: a small request before all others")
+            self._test_worker()
+            _log.info("warm after %.2f s", self._options.clock() - started)
+
+    def _test_worker(self) -> None:
+        run_self_test(self._pool, self._limits, self._worker, self._info)
 
     def _await_work(self) -> bool:
         """Sleep until there is something to do; False when the engine closes."""
@@ -187,6 +215,8 @@ class StepLoop:
         self._steps += 1
         self._last_step_seconds = self._options.clock() - started
         self._say(report)
+        if self._unproven:
+            self._prove_worker()
 
     def _take_in(self, report: Report) -> None:
         with self._wake:
@@ -221,12 +251,36 @@ class StepLoop:
         if not batch.scheduled:
             return []
         try:
-            return self._worker.run(batch)
+            results = self._worker.run(batch)
         except Exception as error:
             if self._worker.is_fatal(error):
                 raise
+            self._failures, self._unproven = self._failures + 1, True
             _log.exception("a step of %d sequences failed", len(batch.scheduled))
             return [Internal(f"the step failed: {type(error).__name__}")] * len(batch.scheduled)
+        self._failures = 0
+        return results
+
+    def _prove_worker(self) -> None:
+        """After a failed step, before anything else is computed: a small request goes through, or the engine fails.
+
+        That one succeeds forgives no failure: only a step of somebody's requests does.
+        """
+        while self._failures < _MAX_FAILURES and not self._closing:
+            try:
+                self._test_worker()
+            except Exception as error:
+                if self._worker.is_fatal(error):
+                    raise
+                self._failures += 1
+                _log.exception("the self-test after a failed step failed")
+                with self._wake:
+                    self._wake.wait_for(lambda: self._closing, _SECONDS_BETWEEN_FAILURES)
+            else:
+                self._unproven = False
+                return
+        if not self._closing:
+            raise Internal(f"{_MAX_FAILURES} steps in a row failed")
 
     def _note_scheduled(self, batch: Batch, now: float) -> None:
         for scheduled in batch.scheduled:
@@ -306,6 +360,7 @@ class StepLoop:
             cached_blocks=pool.num_cached,
             outstanding_tokens=scheduler.outstanding_tokens,
             preemptions=scheduler.preemptions,
+            progress=scheduler.progress,
             last_step_seconds=self._last_step_seconds,
         )
 

@@ -1,0 +1,72 @@
+"""A request's greedy tokens in float32 do not depend on its neighbours: they change when it runs, never what it says."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from contract.engine_contract import Listener, hashes, prompt, request
+from models_fixture import VOCAB_SIZE, tiny_model
+from weir_executor.engine import Engine, Sampling
+from weir_executor.paged.engine import PagedEngineConfig, load_engine
+
+_KEY, _TOKENS = 0, 40
+
+
+def _engine(family: str, **limits: int) -> Engine:
+    return load_engine(PagedEngineConfig(tiny_model(family), num_threads=1, check_integrity=True, **limits))
+
+
+def _alone(family: str, token_ids: list[int]) -> list[int]:
+    engine, heard = _engine(family, num_blocks=64), Listener()
+    engine.start(heard)
+    engine.submit(request(_KEY, token_ids, _TOKENS))
+    heard.wait_for_ends(_KEY)
+    engine.close()
+    return heard.tokens[_KEY, 0]
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral", "qwen3"])
+def test_greedy_tokens_do_not_depend_on_neighbours_chunks_or_preemptions(family: str) -> None:
+    """Neighbours come and go at random: anywhere in the batch, with the same prefix, cancelled, drawn, longer."""
+    dice = random.Random(f"{family} 11")
+    token_ids = prompt(61, vocab_size=VOCAB_SIZE)
+    wanted, preemptions = _alone(family, token_ids), 0
+    for _ in range(5):
+        seqs = dice.randint(3, 8)
+        engine = _engine(
+            family, num_blocks=dice.randint(14, 20), max_num_seqs=seqs, max_batched_tokens=dice.randint(seqs, 70)
+        )
+        heard = Listener()
+        keys = _surround(engine, dice, token_ids)
+        engine.start(heard)
+        for key in dice.sample(keys, 3):
+            engine.abort(key, dice.choice((None, 0)))
+        heard.wait_for_ends(_KEY, *keys)
+        assert heard.tokens[_KEY, 0] == wanted
+        preemptions += heard.ends[_KEY].preemptions
+        engine.close()
+    assert preemptions > 0, "the request itself was preempted at least once"
+
+
+def _surround(engine: Engine, dice: random.Random, token_ids: list[int]) -> list[int]:
+    """Submits the request somewhere among a dozen others, which mostly go first. Returns the others' keys."""
+    keys = list(range(1, 13))
+    for key in keys:
+        if key == 5:
+            engine.submit(request(_KEY, token_ids, _TOKENS, block_hashes=hashes(token_ids, 16), priority=-1))
+        theirs = token_ids[: dice.randint(17, 61)] if dice.random() < 0.4 else prompt(dice.randint(1, 90), start=key)
+        sampling = Sampling(temperature=dice.choice((0.0, 1.0)), seed=key, repetition_penalty=dice.choice((1.0, 1.3)))
+        engine.submit(
+            request(
+                key,
+                theirs,
+                dice.randint(1, 60),
+                n=dice.randint(1, 2),
+                block_hashes=hashes(theirs, 16),
+                priority=dice.randint(0, 2),
+                sampling=sampling,
+            )
+        )
+    return keys
