@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import pytest
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
+from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.error_pb2 import ErrorReason
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.output_pb2 import FinishReason
@@ -547,6 +549,100 @@ async def check_a_mismatch_names_both_revisions(stub: Stub) -> None:
         assert error.reason == ErrorReason.ERROR_REASON_REVISION_MISMATCH
         assert error.metadata["asked_revision"] == "theirs"
         assert error.metadata["revision"] == caller.info.model_version.revision
+
+
+# ── embeddings ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def embed(info: pb.GetModelInfoResponse, *prompts: Sequence[int], **fields: Any) -> pb.EmbedRequest:
+    inputs = [pb.EmbedInput(token_ids=prompt) for prompt in prompts]
+    return pb.EmbedRequest(model_version=info.model_version, inputs=inputs, **fields)
+
+
+def _values(response: pb.EmbedResponse) -> list[Sequence[float]]:
+    return [embedding.values for embedding in response.embeddings]
+
+
+async def check_embeddings_come_in_the_order_of_their_inputs(stub: Stub) -> None:
+    info = await stub.GetModelInfo(pb.GetModelInfoRequest())
+    prompts = [prompt_of(1 + 9 * i, salt=i) for i in range(40)]
+    for kind in (Pooling.POOLING_MEAN, Pooling.POOLING_LAST):
+        together = await stub.Embed(embed(info, *prompts, pooling=kind))
+        assert {len(values) for values in _values(together)} == {info.embedding_size}
+        assert together.usage.prompt_tokens == sum(map(len, prompts))
+        for index in (0, 7, 39):
+            (alone,) = _values(await stub.Embed(embed(info, prompts[index], pooling=kind)))
+            assert alone == pytest.approx(_values(together)[index], abs=1e-4)
+            assert math.hypot(*alone) == pytest.approx(1.0, abs=1e-5)
+
+
+async def check_unset_pooling_is_the_last_tokens_and_normalized(stub: Stub) -> None:
+    info, prompt = await stub.GetModelInfo(pb.GetModelInfoRequest()), prompt_of(20)
+    wanted = _values(await stub.Embed(embed(info, prompt, pooling=Pooling.POOLING_LAST, normalize=True)))
+    assert _values(await stub.Embed(embed(info, prompt)))[0] == pytest.approx(wanted[0], abs=1e-5)
+    (raw,) = _values(await stub.Embed(embed(info, prompt, normalize=False)))
+    assert [value / math.hypot(*raw) for value in raw] == pytest.approx(wanted[0], abs=1e-4)
+
+
+async def check_a_beginning_that_was_embedded_is_found_again_but_by_no_mean(stub: Stub) -> None:
+    info = await stub.GetModelInfo(pb.GetModelInfoRequest())
+    prompt = prompt_of(2 * info.block_size + 1, salt=5)
+    await stub.Embed(embed(info, prompt))
+    again = await stub.Embed(embed(info, prompt))
+    mean = await stub.Embed(embed(info, prompt, pooling=Pooling.POOLING_MEAN))
+    assert (again.usage.cached_prompt_tokens, mean.usage.cached_prompt_tokens) == (2 * info.block_size, 0)
+
+
+async def check_embeddings_beside_generation_change_no_token(stub: Stub) -> None:
+    wanted = await generated(stub, max_tokens=40)
+    async with calling(stub) as caller:
+        await caller.submit(1, max_tokens=40)
+        await caller.until_tokens(1, 1)
+        await stub.Embed(embed(caller.info, *[prompt_of(30, salt=i) for i in range(9)], pooling=Pooling.POOLING_MEAN))
+        await caller.until_told(1)
+        assert caller.tokens[1, 0] == wanted
+
+
+async def check_cancelling_an_embed_call_frees_everything(stub: Stub) -> None:
+    info = await stub.GetModelInfo(pb.GetModelInfoRequest())
+    call = stub.Embed(embed(info, *[prompt_of(info.max_model_len // 2, salt=i) for i in range(64)]))
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while not (await stub.GetLoad(pb.GetLoadRequest())).live_requests and not call.done():
+            await asyncio.sleep(0)
+    call.cancel()
+    load = await until_idle(stub)
+    assert (load.live_requests, load.free_blocks) == (0, load.total_blocks)
+
+
+def bad_embeds(info: pb.GetModelInfoResponse) -> list[tuple[pb.EmbedRequest, str, str]]:
+    """Each with the reason, and what its message must name."""
+    bad, good = "INVALID_ARGUMENT", prompt_of(4)
+    other = embed(info, good)
+    other.model_version.revision = "another"
+    return [
+        (embed(info), bad, "inputs: 0; 1 to 256"),
+        (embed(info, *[good] * 257), bad, "inputs: 257; 1 to 256"),
+        (embed(info, good, []), bad, r"inputs\[1\].token_ids: missing"),
+        (embed(info, good, [info.vocab_size]), bad, r"inputs\[1\].token_ids: token id"),
+        (embed(info, [5] * (info.max_model_len + 1)), "PROMPT_TOO_LONG", rf"inputs\[0\].*{info.max_model_len}"),
+        (embed(info, good, priority=101), bad, r"priority: 101 .*\[-100, 100\]"),
+        (embed(info, good, pooling=9), bad, "pooling: 9"),
+        (embed(info, good, request_id="x" * 129), bad, "request_id: longer than 128"),
+        (other, "REVISION_MISMATCH", "another revision"),
+    ]
+
+
+async def check_bad_embeds_name_field_and_limit(stub: Stub) -> None:
+    info = await stub.GetModelInfo(pb.GetModelInfoRequest())
+    for bad, reason, words in bad_embeds(info):
+        with pytest.raises(grpc.RpcError) as refused:
+            await stub.Embed(bad)
+        error = from_rpc_error(refused.value)
+        assert reason_name(error.reason) == reason, error.message
+        with pytest.raises(WeirError, match=words):
+            raise error
+    (longest,) = _values(await stub.Embed(embed(info, [5] * info.max_model_len)))
+    assert len(longest) == info.embedding_size
 
 
 # ── what it says of itself ────────────────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,8 @@ from fakes.suite import Fakes
 from weir_chassis.inmemory import InMemoryChannel
 
 BEYOND_THE_FAKE = {
+    "check_a_beginning_that_was_embedded_is_found_again_but_by_no_mean",
+    "check_bad_embeds_name_field_and_limit",
     "check_a_prefix_is_found_again",
     "check_an_unset_seed_is_drawn",
     "check_bad_requests_name_field_and_limit",

@@ -8,6 +8,7 @@ before the next step, a request that is refused leaves its neighbours as they ar
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from fakes import bytes_model
 from fakes.faults import Crash
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceServicer
+from weir.inference.v1.embedding_pb2 import Embedding, Pooling
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.output_pb2 import FinishReason, RowLogprobs, TokenBatch, Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters
@@ -61,7 +63,7 @@ class Live:
 
 
 class FakeExecutor(ExecutorServiceServicer):
-    """What a test may look at: `submits`, `aborts`, `live`, `steps`, `max_rows`. What it may set: the rest."""
+    """What a test may look at: `submits`, `aborts`, `embeds`, `live`, `steps`, `max_rows`. The rest it may set."""
 
     def __init__(
         self,
@@ -85,6 +87,8 @@ class FakeExecutor(ExecutorServiceServicer):
         self.forgets_ends = False
         self.submits: list[pb.Submit] = []
         self.aborts: list[pb.Abort] = []
+        self.embeds: list[pb.EmbedRequest] = []
+        self.live_embeds = 0
         self.steps = 0
         self.max_rows = 0
         self.foreign_tokens = 0
@@ -92,7 +96,7 @@ class FakeExecutor(ExecutorServiceServicer):
 
     @property
     def live(self) -> int:
-        return sum(len(stream.live) for stream in self._streams)
+        return self.live_embeds + sum(len(stream.live) for stream in self._streams)
 
     def resume(self) -> None:
         """Goes on drawing after a pause."""
@@ -140,6 +144,7 @@ class FakeExecutor(ExecutorServiceServicer):
             max_top_logprobs=20,
             eos_token_ids=[bytes_model.EOS],
             default_sampling=SamplingParameters(temperature=1.0),
+            embedding_size=4,
         )
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.GetLoadResponse:
@@ -168,8 +173,22 @@ class FakeExecutor(ExecutorServiceServicer):
     def _waits(self, stream: _Stream) -> list[Any]:
         return [stream.work.wait()] if self.running.is_set() else [self.running.wait()]
 
-    async def Embed(self, _: pb.EmbedRequest, __: Any) -> pb.EmbedResponse:
-        raise Unsupported("this engine makes no embeddings")
+    async def Embed(self, request: pb.EmbedRequest, _: Any) -> pb.EmbedResponse:
+        """As many steps as there are inputs."""
+        self.crash.check()
+        self.embeds.append(request)
+        if self.refusal is not None:
+            raise self.refusal
+        self.live_embeds += 1
+        try:
+            for _ in request.inputs:
+                await self.running.wait()
+                await asyncio.sleep(self.step_seconds)
+                self.crash.check()
+            usage = Usage(prompt_tokens=sum(len(one.token_ids) for one in request.inputs))
+            return pb.EmbedResponse(embeddings=[_embedding(request, one) for one in request.inputs], usage=usage)
+        finally:
+            self.live_embeds -= 1
 
     async def ListRequests(self, _: pb.ListRequestsRequest, __: Any) -> pb.ListRequestsResponse:
         raise Unsupported("this engine does not tell its requests apart")
@@ -313,6 +332,14 @@ class _Stream:
         prompt_tokens = len(live.submit.token_ids)
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=live.completion_tokens)
         response.ended.add(handle=handle, usage=usage)
+
+
+def _embedding(request: pb.EmbedRequest, one: pb.EmbedInput) -> Embedding:
+    """How many tokens there are, the last of them, and for a mean their sum."""
+    is_mean = request.pooling == Pooling.POOLING_MEAN
+    values = [float(len(one.token_ids)), float(one.token_ids[-1]), float(sum(one.token_ids)) if is_mean else 0.0, 1.0]
+    length = 1.0 if request.HasField("normalize") and not request.normalize else math.hypot(*values)
+    return Embedding(values=[value / length for value in values])
 
 
 def _add_row(batch: TokenBatch, handle: int, output_index: int, position: int, token_id: int) -> None:

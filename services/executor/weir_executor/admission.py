@@ -9,7 +9,7 @@ end of the stream
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -56,20 +56,30 @@ class Admission:
 
         Raises the WeirError with which it was refused; then nothing is held for it.
         """
-        if self._draining:
-            raise Draining("the executor is shutting down and takes no new requests")
+        self._check_open()
         seconds = seconds_left(submit)
         request = to_request(submit, key=next(self._keys), served=self._served, draw_seed=self._draw_seed)
-        plan = self._plan(request)
-        live = LiveRequest(request.key, submit.handle, listener, submit)
-        self._requests.add(live, owner=submit.request_id)
-        if plan is None:
-            self._enter(live, request)
-        else:
-            live.loading = self._start_load(live, request, plan)
+        live = self._admit(request, LiveRequest(request, submit.handle, listener), submit.request_id)
         if seconds is not None:
             self._deadlines.add(live.key, seconds)
         return live
+
+    def submit_all(self, requests: Sequence[GenerationRequest], listener: Listener, owner: str) -> list[LiveRequest]:
+        """All are queued, their indexes for handles; or none is, and the WeirError of the first refused is raised.
+
+        They get keys of their own. Their caller has no clock but the call's own, and discards them when that ends.
+        """
+        self._check_open()
+        lives: list[LiveRequest] = []
+        try:
+            for handle, keyless in enumerate(requests):
+                request = replace(keyless, key=next(self._keys))
+                lives.append(self._admit(request, LiveRequest(request, handle, listener), owner))
+        except BaseException:
+            for live in lives:
+                self.discard(live)
+            raise
+        return lives
 
     def abort(self, live: LiveRequest, output_index: int | None = None) -> None:
         """What the caller asked for: it hears the request's end."""
@@ -98,6 +108,19 @@ class Admission:
         live.listener.hear_failure(live, DeadlineExceeded("the request's time was over before its end"))
         live.listener.flush()
         self.discard(live)
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise Draining("the executor is shutting down and takes no new requests")
+
+    def _admit(self, request: GenerationRequest, live: LiveRequest, owner: str) -> LiveRequest:
+        plan = self._plan(request)
+        self._requests.add(live, owner)
+        if plan is None:
+            self._enter(live, request)
+        else:
+            live.loading = self._start_load(live, request, plan)
+        return live
 
     def _plan(self, request: GenerationRequest) -> LoadPlan | None:
         """What to load before the engine has the request, if anything. Raises Overloaded before any effort is made.

@@ -14,13 +14,12 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from weir.executor.v1 import executor_pb2 as pb
 from weir_chassis.leases import Lease, LeaseLedger
-from weir_executor.engine import RequestEnd, TokenOutput
+from weir_executor.engine import GenerationRequest, RequestEnd, TokenOutput
 
 
 class Listener(Protocol):
-    """The stream that a request came by, and that hears of it."""
+    """The call that a request came by, and that hears of it."""
 
     def hear_tokens(self, live: LiveRequest, output: TokenOutput) -> None: ...
 
@@ -33,7 +32,7 @@ class Listener(Protocol):
 
 
 class LiveRequest:
-    """One request of one stream. `key` names it to the engine, `handle` to its caller."""
+    """One request of one call. `key` names it to the engine, `handle` to its listener."""
 
     __slots__ = (
         "accepted",
@@ -49,10 +48,10 @@ class LiveRequest:
         "told",
     )
 
-    def __init__(self, key: int, handle: int, listener: Listener, submit: pb.Submit) -> None:
-        self.key, self.handle, self.listener = key, handle, listener
-        self.prompt_tokens = len(submit.token_ids)
-        self.stop_token_ids = frozenset(submit.stopping.stop_token_ids)
+    def __init__(self, request: GenerationRequest, handle: int, listener: Listener) -> None:
+        self.key, self.handle, self.listener = request.key, handle, listener
+        self.prompt_tokens = len(request.token_ids)
+        self.stop_token_ids = request.stop_token_ids
         self.accepted = False  # the caller knows that its first token was computed
         self.told = False
         self.lease: Lease | None = None

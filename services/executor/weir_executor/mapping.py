@@ -1,7 +1,7 @@
-"""`Submit` → `GenerationRequest`, nothing else. Pure: no I/O, no clock, no gRPC. `replies.py` is the way back.
+"""`Submit` and `EmbedRequest` → `GenerationRequest`, nothing else. Pure: no I/O, no clock, no gRPC.
 
-Whatever is wrong with a `Submit` is raised here as an error that names the field and its limit, before the engine sees
-it. The limits are those that executor.proto and sampling.proto state.
+`replies.py` is the way back. Whatever is wrong with what was asked is raised here as an error that names the field and
+its limit, before the engine sees it. The limits are those that executor.proto and sampling.proto state.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from weir.executor.v1 import executor_pb2 as pb
+from weir.inference.v1.embedding_pb2 import Pooling as ProtoPooling
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir.kvstore.v1.block_hash import DIGEST_BYTES, HashScope, block_hash, scope_root, split_hashes
+from weir.kvstore.v1.block_hash import DIGEST_BYTES, HashScope, block_hash, block_hashes, scope_root, split_hashes
 from weir_chassis.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -22,9 +23,9 @@ from weir_chassis.errors import (
     RevisionMismatch,
     Unsupported,
 )
-from weir_executor.engine import EngineInfo, GenerationRequest, Sampling
+from weir_executor.engine import EngineInfo, GenerationRequest, Pooling, PoolingKind, Sampling
 
-MAX_N, MAX_LOGPROBS, MAX_LOGIT_BIAS, MAX_STOP_TOKENS = 16, 20, 1024, 64
+MAX_N, MAX_LOGPROBS, MAX_LOGIT_BIAS, MAX_STOP_TOKENS, MAX_EMBED_INPUTS = 16, 20, 1024, 64, 256
 # Of request ids, model names and salts: long enough for any name, short enough for a log line.
 MAX_NAME_BYTES = 128
 # Salts are few per deployment; a root costs 2 µs to compute, so a forgotten one is no loss.
@@ -55,6 +56,11 @@ _RANGES: Mapping[str, _Range] = {
 }
 _BIAS = _Range(-100, 100)
 _PRIORITY = _Range(-100, 100)
+_POOLING_KINDS: Mapping[ProtoPooling.ValueType, PoolingKind] = {
+    ProtoPooling.POOLING_UNSPECIFIED: PoolingKind.LAST,
+    ProtoPooling.POOLING_MEAN: PoolingKind.MEAN,
+    ProtoPooling.POOLING_LAST: PoolingKind.LAST,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callab
     _check_bytes("request_id", submit.request_id)
     _check_version(submit.model_version, served.version)
     _check_prompt(submit.token_ids, info)
-    scope = cache_scope(submit, served.version)
+    scope = cache_scope(submit.adapter, submit.tenant_salt, served.version)
     max_tokens = _max_tokens(stopping, len(submit.token_ids), info)
     n = _n(sampling, info)
     _PRIORITY.check("priority", submit.priority)
@@ -95,6 +101,38 @@ def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callab
     )
 
 
+def to_pooling_requests(asked: pb.EmbedRequest, served: Served) -> list[GenerationRequest]:
+    """One request for each input, all with key 0. Hashes the inputs' blocks, so it is not for the event loop.
+
+    Raises as `to_request` does.
+    """
+    info = served.info
+    _check_bytes("request_id", asked.request_id)
+    _check_version(asked.model_version, served.version)
+    if not info.embedding_size:
+        raise Unsupported("this engine makes no embeddings")
+    if not 1 <= len(asked.inputs) <= MAX_EMBED_INPUTS:
+        raise InvalidArgument("inputs", f"{len(asked.inputs)}; 1 to {MAX_EMBED_INPUTS}")
+    _PRIORITY.check("priority", asked.priority)
+    scope = cache_scope(asked.adapter, "", served.version)
+    pooling = Pooling(_pooling_kind(asked.pooling), not asked.HasField("normalize") or asked.normalize)
+    prompts = [_embed_input(index, one, info) for index, one in enumerate(asked.inputs)]
+    # What a mean would find in the cache it could not use, and what it would leave there nobody asked for.
+    root = scope if pooling.kind is PoolingKind.LAST else b""
+    return [
+        GenerationRequest(
+            key=0,
+            token_ids=token_ids,
+            max_tokens=0,
+            block_hashes=block_hashes(root, token_ids, info.block_size) if root else (),
+            priority=asked.priority,
+            cache_scope=root,
+            pooling=pooling,
+        )
+        for token_ids in prompts
+    ]
+
+
 def seconds_left(submit: pb.Submit) -> float | None:
     """What is left of the client's deadline; None when it set none. Raises DeadlineExceeded when nothing is left."""
     if not submit.HasField("time_left"):
@@ -105,12 +143,12 @@ def seconds_left(submit: pb.Submit) -> float | None:
     return seconds
 
 
-def cache_scope(submit: pb.Submit, version: ModelVersion) -> bytes:
+def cache_scope(adapter: str, tenant_salt: str, version: ModelVersion) -> bytes:
     """The root that the prompt's block hashes were seeded with. Raises Unsupported, InvalidArgument."""
-    if submit.adapter:
+    if adapter:
         raise Unsupported("adapter: no engine here has adapters")
-    _check_bytes("tenant_salt", submit.tenant_salt)
-    return _root(version.model, version.revision, version.tokenizer_hash, submit.tenant_salt)
+    _check_bytes("tenant_salt", tenant_salt)
+    return _root(version.model, version.revision, version.tokenizer_hash, tenant_salt)
 
 
 @lru_cache(maxsize=_MAX_KNOWN_ROOTS)
@@ -152,6 +190,22 @@ def _check_prompt(token_ids: Sequence[int], info: EngineInfo) -> None:
     if len(token_ids) >= info.max_model_len:
         raise PromptTooLong("token_ids", len(token_ids) + 1, info.max_model_len)
     _check_vocabulary("token_ids", token_ids, info)
+
+
+def _embed_input(index: int, one: pb.EmbedInput, info: EngineInfo) -> list[int]:
+    field, token_ids = f"inputs[{index}].token_ids", list(one.token_ids)
+    if not token_ids:
+        raise InvalidArgument(field, f"missing; 1 to {info.max_model_len} tokens")
+    if len(token_ids) > info.max_model_len:
+        raise PromptTooLong(field, len(token_ids), info.max_model_len)
+    _check_vocabulary(field, token_ids, info)
+    return token_ids
+
+
+def _pooling_kind(asked: ProtoPooling.ValueType) -> PoolingKind:
+    if asked not in _POOLING_KINDS:
+        raise InvalidArgument("pooling", f"{asked} is none of those that the contract knows")
+    return _POOLING_KINDS[asked]
 
 
 def _check_vocabulary(field: str, token_ids: Collection[int], info: EngineInfo) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
 
 from weir.executor.v1 import executor_pb2 as pb
+from weir.inference.v1.embedding_pb2 import Embedding
 from weir.inference.v1.output_pb2 import FinishReason as ProtoFinishReason
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters
@@ -61,6 +62,17 @@ def to_request_failed(handle: int, error: Exception) -> pb.RequestFailed:
     return pb.RequestFailed(handle=handle, failure=to_failure(known))
 
 
+def to_embed_response(ends: Sequence[RequestEnd]) -> pb.EmbedResponse:
+    """`ends` are those of the inputs, in their order."""
+    return pb.EmbedResponse(
+        embeddings=[Embedding(values=end.embedding) for end in ends],
+        usage=Usage(
+            prompt_tokens=sum(end.prompt_tokens for end in ends),
+            cached_prompt_tokens=sum(end.cached_prompt_tokens + end.loaded_prompt_tokens for end in ends),
+        ),
+    )
+
+
 def to_model_info(served: Served) -> pb.GetModelInfoResponse:
     info, default = served.info, served.default_sampling
     return pb.GetModelInfoResponse(
@@ -84,6 +96,7 @@ def to_model_info(served: Served) -> pb.GetModelInfoResponse:
             frequency_penalty=default.frequency_penalty,
             n=1,
         ),
+        embedding_size=info.embedding_size,
     )
 
 

@@ -14,11 +14,12 @@ from weir_chassis.leases import LeaseLedger
 from weir_chassis.telemetry import current_request
 from weir_executor.admission import Admission
 from weir_executor.caller_stream import CallerStream
+from weir_executor.embed_call import EmbedCall
 from weir_executor.engine import Engine
 from weir_executor.kv_events import KvEventLog
 from weir_executor.live_requests import LiveRequests
-from weir_executor.mapping import Served
-from weir_executor.replies import to_kv_events, to_load, to_model_info
+from weir_executor.mapping import Served, to_pooling_requests
+from weir_executor.replies import to_embed_response, to_kv_events, to_load, to_model_info
 
 
 class ExecutorServicer(ExecutorServiceServicer):
@@ -35,7 +36,7 @@ class ExecutorServicer(ExecutorServiceServicer):
     ) -> None:
         self._engine, self._admission, self._requests = engine, admission, requests
         self._kv_events, self._leases, self._max_buffered = kv_events, leases, max_buffered
-        self._model_info = to_model_info(served)
+        self._served, self._model_info = served, to_model_info(served)
         self._streams: set[CallerStream] = set()
 
     async def Generate(
@@ -74,8 +75,9 @@ class ExecutorServicer(ExecutorServiceServicer):
             async for batch in batches:
                 yield to_kv_events(self._kv_events.epoch, batch)
 
-    async def Embed(self, _: pb.EmbedRequest, __: Any) -> pb.EmbedResponse:
-        raise Unsupported("this engine makes no embeddings")
+    async def Embed(self, request: pb.EmbedRequest, _: Any) -> pb.EmbedResponse:
+        requests = await asyncio.to_thread(to_pooling_requests, request, self._served)
+        return to_embed_response(await EmbedCall(self._admission).run(requests, request.request_id))
 
     async def ListRequests(self, _: pb.ListRequestsRequest, __: Any) -> pb.ListRequestsResponse:
         raise Unsupported("this engine does not tell its requests apart")
