@@ -17,7 +17,7 @@ OURS           := protos services clients deploy tests
 
 .PHONY: help
 help: ## list the verbs
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: setup
 setup: $(SETUP) ## make the virtual environment and install the pinned dependencies
@@ -94,9 +94,19 @@ check: proto-check lint types imports test ## what must pass before a change lan
 demo: $(SETUP) ## start all five services, stream one chat, stop
 	$(BIN)/weir demo
 
+# PEERS="vllm openvino transformers llama_cpp"; each is installed once, under .weir/peers.
+PEERS ?= vllm openvino transformers
+
+.PHONY: bench-engine
+bench-engine: $(SETUP) ## the engine and the suite beside vLLM, OpenVINO and transformers (PEERS=…)
+	PYTHONPATH=tests $(BIN)/python -m bench engine --peers $(PEERS)
+
+.PHONY: bench-services
+bench-services: $(SETUP) ## the CPU that each service adds per token and per request
+	PYTHONPATH=tests $(BIN)/python -m bench services
+
 .PHONY: bench
-bench: $(SETUP) ## the engine against transformers, and what the services add
-	PYTHONPATH=tests $(BIN)/python -m bench
+bench: bench-engine bench-services ## both
 
 .PHONY: chaos
 chaos: $(SETUP) ## random submits, cancels, preemptions and failures, the books checked after every step (a minute)

@@ -1,6 +1,7 @@
-"""`make bench`: the engine against transformers, and the CPU that each service adds to it.
+"""`make bench-engine`, `make bench-services`: measured runs. The last line is one JSON object.
 
-python -m bench --rounds 2 --only engine
+python -m bench engine --peers vllm openvino --rows decode mixed --rounds 2
+python -m bench services
 """
 
 from __future__ import annotations
@@ -12,26 +13,42 @@ from pathlib import Path
 
 from bench import engine, services
 from bench.model import make_model
+from bench.peers import PEERS, SUITE, WEIR, chosen
 from bench.report import Figures
+from bench.rows import ROWS
 
 
 def main() -> None:
     arguments = _parse()
-    figures = Figures()
     with tempfile.TemporaryDirectory(prefix="weir-bench-") as scratch:
-        directory = make_model(arguments.model_dir or Path(scratch) / "model")
-        if arguments.only != "services":
-            figures.update(engine.measure(directory, arguments.rounds))
-        if arguments.only != "engine":
-            figures.update(services.measure(Path(scratch)))
-    print(json.dumps(figures.summary("bench")))
+        figures: Figures = arguments.measure(arguments, Path(scratch))
+    print(json.dumps(figures.summary(arguments.bench)))
+
+
+def _engine(arguments: argparse.Namespace, scratch: Path) -> Figures:
+    contenders = [WEIR, SUITE, *chosen(arguments.peers)]
+    rows = [row for row in ROWS if row.name in arguments.rows]
+    return engine.measure(make_model(arguments.model_dir), scratch, contenders, rows, arguments.rounds)
+
+
+def _services(_: argparse.Namespace, scratch: Path) -> Figures:
+    return services.measure(scratch)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=1, help="times each workload is run; the best counts")
-    parser.add_argument("--only", choices=["engine", "services"], help="measure one part")
-    parser.add_argument("--model-dir", type=Path, help="where the measured model is, or is written; default: temporary")
+    benches = parser.add_subparsers(dest="bench", required=True)
+    of_engine = benches.add_parser("engine", help="the engine and the suite beside the engine's peers")
+    of_engine.set_defaults(measure=_engine)
+    known = ", ".join(peer.name for peer in PEERS)
+    of_engine.add_argument("--peers", nargs="*", default=[], help=f"known: {known}")
+    names = [row.name for row in ROWS]
+    of_engine.add_argument("--rows", nargs="+", default=names, choices=names)
+    of_engine.add_argument("--rounds", type=int, default=2, help="times each row is measured; the best counts")
+    place = Path(".weir/bench-model")  # git ignores it; peers keep their converted copies beside it
+    of_engine.add_argument("--model-dir", type=Path, default=place, help="where the measured model is, or is written")
+    of_services = benches.add_parser("services", help="the CPU that each service adds to the bare engine")
+    of_services.set_defaults(measure=_services)
     return parser.parse_args()
 
 

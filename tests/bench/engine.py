@@ -1,94 +1,102 @@
-"""The bare engine beside transformers: contenders take turns on one machine, the best of each one's rounds counts."""
+"""`make bench-engine`: the engine beside its peers in one run, against the goals and against the machine's limits."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
+from bench import limits
+from bench.comparison import Times, compare, loaded
+from bench.limits import Limits
+from bench.peers import PEERS, SUITE, WEIR, Contender
 from bench.report import Figures, print_table
-from bench.workload import WORKLOADS, decode, mixed
+from bench.rows import SUITE_GOAL, Row
+from bench.workload import decode, mixed, prefill
 
-# Whichever of transformers' two ways is the faster one on a workload is the peer there.
-PEERS = ("transformers-static", "transformers-continuous")
-MEASURED = ("decode", "mixed", "prefill", "shared_prefix")
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    name: str
-    process: subprocess.Popen[str]
-
-    def seconds(self, workload: str, salt: int) -> float:
-        assert self.process.stdin is not None
-        print(workload, salt, file=self.process.stdin, flush=True)
-        return float(json.loads(self._line())["seconds"])
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(("{", "ready")):
-                return line
-        raise RuntimeError(f"{self.name} ended with code {self.process.wait()}")
+_PEERS = tuple(peer.name for peer in PEERS)
 
 
-def measure(directory: Path, rounds: int) -> Figures:
-    """Prints the table. Every round has prompts of its own, so that no cache remembers the round before."""
-    best: dict[tuple[str, str], float] = {}
-    for name in ("weir", *PEERS):  # one at a time in memory: two cores cannot host two engines fairly
-        with _running(name, directory) as contender:
-            for workload in MEASURED:
-                best[name, workload] = min(_seconds(contender, workload, salt) for salt in range(rounds))
-                print(f"  {name:<24} {workload:<14} {best[name, workload]:8.2f} s", flush=True)
-    return _report(best)
-
-
-def _seconds(contender: Contender, workload: str, salt: int) -> float:
-    seconds = contender.seconds(workload, salt)
-    if workload == "decode":  # what the prefill took is another row's figure
-        return seconds - contender.seconds("first_token", salt + 1000)
-    return seconds
-
-
-def _report(best: dict[tuple[str, str], float]) -> Figures:
-    figures, rows = Figures(), []
-    for workload in MEASURED:
-        peer = min(PEERS, key=lambda name: best[name, workload])
-        ours, theirs = best["weir", workload], best[peer, workload]
-        figures.ratios[workload], figures.goals[workload] = theirs / ours, 1.0
-        figures.measured[f"{workload}_seconds"] = ours
-        rows.append(
-            [workload, f"{ours:.2f} s", f"{theirs:.2f} s", peer, f"{theirs / ours:.2f}x", _rate(workload, ours)]
-        )
-    print_table("Bare engine", ["workload", "weir", "transformers", "its faster way", "ratio", "weir's rate"], rows)
+def measure(model_dir: Path, logs: Path, contenders: Sequence[Contender], rows: Sequence[Row], rounds: int) -> Figures:
+    """Prints the tables."""
+    times, found = Times(), limits.measure()
+    with loaded(contenders, model_dir, logs, times) as children:
+        compare(children, rows, rounds, times)
+    found = found.best_of(limits.measure())  # before and after: what is wanted is the undisturbed machine
+    figures = Figures()
+    _print_times(times, rows, [contender.name for contender in contenders])
+    _against_peers(times, rows, figures)
+    _against_limits(times, limits.read_config(model_dir), found, figures)
+    _suite(times, figures)
+    figures.missing = times.missing
     return figures
 
 
-def _rate(workload: str, seconds: float) -> str:
-    if workload == "decode":
-        return f"{1e3 * seconds / (decode(0).output_tokens - 1):.1f} ms/token"
-    if workload == "prefill":
-        return f"{2048 / seconds:.0f} tokens/s"
-    work = mixed(0) if workload == "mixed" else WORKLOADS[workload](0)
-    return f"{work.output_tokens / seconds:.0f} tokens/s out"
+def _print_times(times: Times, rows: Sequence[Row], names: list[str]) -> None:
+    header = ["seconds, min / median", *(row.name for row in rows)]
+    print_table("Every contender", header, [[name, *(_seconds(times, row, name) for row in rows)] for name in names])
 
 
-@contextmanager
-def _running(name: str, directory: Path) -> Iterator[Contender]:
-    with ExitStack() as stack:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", name, str(directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        contender = Contender(name, process)
-        contender._line()
-        yield contender
+def _seconds(times: Times, row: Row, name: str) -> str:
+    taken = times.seconds[row.name].get(name)
+    return f"{min(taken):.2f} / {statistics.median(taken):.2f}" if taken else "-"
+
+
+def _against_peers(times: Times, rows: Sequence[Row], figures: Figures) -> None:
+    lines = []
+    for row in rows:
+        ours = times.best(row.name, WEIR.name)
+        assert ours is not None, "we are measured in every row"
+        figures.measured[f"{row.name}_seconds"] = ours
+        peers = {name: best for name in _PEERS if (best := times.best(row.name, name)) is not None}
+        if not peers:
+            continue
+        peer = min(peers, key=lambda name: peers[name])
+        figures.ratios[row.name], figures.goals[row.name] = peers[peer] / ours, row.goal
+        lines.append([row.name, _rate(row, ours), _rate(row, peers[peer]), peer, *figures.cells(row.name)])
+    print_table("The bare engine against the best peer", ["row", "weir", "peer", "which", "ratio", "goal", ""], lines)
+
+
+def _rate(row: Row, seconds: float) -> str:
+    match row.name:
+        case "decode":
+            return f"{1e3 * seconds / (decode(0).output_tokens - 1):.2f} ms/token"
+        case "prefill":
+            return f"{prefill(0).prompt_tokens / seconds:.0f} tokens/s in"
+        case "mixed":
+            return f"{mixed(0).output_tokens / seconds:.0f} tokens/s out"
+        case _:
+            return f"{seconds:.2f} s"
+
+
+def _against_limits(times: Times, config: dict[str, object], found: Limits, figures: Figures) -> None:
+    """The share of the machine that is reached. No goal: it says how much is left to win."""
+    tokens = decode(0).output_tokens - 1
+    least = {
+        "decode": (limits.decode_seconds(config, found) * tokens, f"{found.bytes_per_second / 1e9:.1f} GB/s read"),
+        "prefill": (
+            limits.prefill_seconds(config, prefill(0).prompt_tokens, found),
+            f"{found.operations_per_second / 1e9:.0f} GFLOP/s in BF16",
+        ),
+    }
+    lines = []
+    for name, (limit, by) in least.items():
+        if (ours := times.best(name, WEIR.name)) is not None:
+            figures.ratios[f"{name}_of_limit"] = limit / ours
+            lines.append([name, f"{ours:.3f} s", f"{limit:.3f} s", by, f"{100 * limit / ours:.0f} %"])
+    print_table("The share of the machine's limits", ["row", "weir", "limit", "measured", "reached"], lines)
+
+
+def _suite(times: Times, figures: Figures) -> None:
+    """What five processes and gRPC leave of the bare engine's speed."""
+    lines = []
+    for name in ("mixed", "decode"):
+        bare, suite = times.best(name, WEIR.name), times.best(name, SUITE.name)
+        if bare is None or suite is None:
+            continue
+        key = f"suite_{name}"
+        figures.ratios[key] = bare / suite
+        if name == "mixed":
+            figures.goals[key] = SUITE_GOAL
+        lines.append([name, f"{bare:.2f} s", f"{suite:.2f} s", *figures.cells(key)])
+    print_table("Through the whole suite", ["row", "bare engine", "suite", "ratio", "goal", ""], lines)

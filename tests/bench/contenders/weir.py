@@ -1,0 +1,53 @@
+"""Our bare engine: no gRPC, no other service. python -m bench.contenders.weir MODEL_DIR"""
+
+from __future__ import annotations
+
+import queue
+import sys
+from pathlib import Path
+
+from bench.contenders.serving import KV_CACHE_GIB, THREADS, Answer, serve
+from bench.workload import Work
+from weir.kvstore.v1.block_hash import HashScope, block_hashes, scope_root
+from weir_executor.engine import Engine, GenerationRequest, Sampling, StepOutput
+from weir_executor.paged.engine import PagedEngineConfig, load_engine
+
+_GREEDY = Sampling(temperature=0.0)
+_ROOT = scope_root(HashScope("bench", "", ""))
+_STEP_SECONDS = 300.0  # no step of these workloads takes as long: the engine hangs
+
+
+def answering(engine: Engine) -> Answer:
+    steps = queue.SimpleQueue[StepOutput]()
+    engine.start(steps.put)
+
+    def answer(work: Work) -> list[list[int]]:
+        for key, (prompt, length) in enumerate(zip(work.prompts, work.lengths, strict=True)):
+            engine.submit(_request(engine, key, prompt, length, work.cached))
+        return _collected(steps, len(work.prompts))
+
+    return answer
+
+
+def _request(engine: Engine, key: int, prompt: list[int], length: int, cached: bool) -> GenerationRequest:
+    """Without hashes a prompt shares no block with another."""
+    hashes = block_hashes(_ROOT, prompt, engine.info.block_size) if cached else ()
+    return GenerationRequest(key, prompt, length, hashes, _GREEDY, ignore_eos=True, cache_scope=_ROOT)
+
+
+def _collected(steps: queue.SimpleQueue[StepOutput], requests: int) -> list[list[int]]:
+    outputs: list[list[int]] = [[] for _ in range(requests)]
+    ended = 0
+    while ended < requests:
+        step = steps.get(timeout=_STEP_SECONDS)
+        for output in step.outputs:
+            outputs[output.key].extend(output.token_ids)
+        for end in step.ended:
+            assert end.error is None, end.error
+            ended += 1
+    return outputs
+
+
+if __name__ == "__main__":
+    config = PagedEngineConfig(Path(sys.argv[1]), kv_cache_bytes=KV_CACHE_GIB << 30, num_threads=THREADS)
+    serve(answering(load_engine(config)))
