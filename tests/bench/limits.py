@@ -54,7 +54,8 @@ def prefill_seconds(config: dict[str, Any], tokens: int, limits: Limits) -> floa
     attended = tokens * (tokens + 1) // 2  # pairs of a token and one that it sees
     attention = config["num_hidden_layers"] * attended * 2 * heads  # scores, and the weighted sum
     logits = config["vocab_size"] * config["hidden_size"]
-    return 2 * (tokens * layers + attention + logits) / limits.operations_per_second
+    operations = 2 * int(tokens * layers + attention + logits)
+    return operations / limits.operations_per_second
 
 
 def weights(config: dict[str, Any]) -> int:

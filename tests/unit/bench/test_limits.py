@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,7 +17,7 @@ _SHAPE = {
 }
 
 
-def _model():
+def _model() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(**_SHAPE, tie_word_embeddings=True, attn_implementation="eager"))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers import LLAMA_CPP, PEERS, SUITE, VLLM, WEIR, chosen
+from bench.peers import LLAMA_CPP, PEERS, SUITE, VLLM, WEIR, Contender, chosen
 from bench.rows import ROWS
 
 
 @pytest.mark.parametrize("contender", [WEIR, SUITE, *PEERS], ids=lambda contender: contender.name)
-def test_every_contender_has_a_module_and_rows_that_there_are(contender) -> None:
+def test_every_contender_has_a_module_and_rows_that_there_are(contender: Contender) -> None:
     assert find_spec(f"bench.contenders.{contender.module}") is not None
     assert contender.rows is None or contender.rows <= {row.name for row in ROWS}
     assert any(contender.takes(row.name) for row in ROWS)
@@ -23,7 +23,8 @@ def test_every_row_has_peers_to_compare_with() -> None:
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
-def test_peers_live_in_environments_of_their_own_with_the_measured_package_pinned(peer) -> None:
+def test_peers_live_in_environments_of_their_own_with_the_measured_package_pinned(peer: Contender) -> None:
+    assert peer.environment is not None
     steps = peer.environment.steps(Path("/peers/x"), "python3")
     assert steps[0].command == ("python3", "-m", "venv", "/peers/x")
     pip = [step.command for step in steps if "install" in step.command]

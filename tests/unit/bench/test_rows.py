@@ -4,12 +4,12 @@ from itertools import product
 
 import pytest
 
-from bench.rows import ROWS, in_turn, salt, worth_another_round
+from bench.rows import ROWS, Row, in_turn, salt, worth_another_round
 from bench.workload import WORKLOADS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_every_row_names_workloads_that_there_are(row) -> None:
+def test_every_row_names_workloads_that_there_are(row: Row) -> None:
     assert {row.workload, row.before or row.workload, row.less or row.workload} <= WORKLOADS.keys()
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from bench.workload import (
     WORKLOADS,
+    Work,
     decode,
     first_token,
     mixed,
@@ -24,7 +25,7 @@ from bench.workload import (
     ],
 )
 def test_workloads_are_the_ones_that_every_measurement_here_was_made_with(
-    work, requests: int, prompt_tokens: int, output_tokens: int
+    work: Work, requests: int, prompt_tokens: int, output_tokens: int
 ) -> None:
     assert len(work.prompts) == len(work.lengths) == requests
     assert (work.prompt_tokens, work.output_tokens) == (prompt_tokens, output_tokens)
