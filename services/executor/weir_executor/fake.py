@@ -17,6 +17,7 @@ from weir_chassis.errors import WeirError
 from weir_executor.engine import EngineInfo, Pooling, PoolingKind, StoredPrefix, TokenLogprobs
 from weir_executor.paged.scheduler import Batch, Scheduled, SchedulerLimits
 from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.paged.speculation.verify import accept
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
 from weir_executor.paged.worker import Draw, Result, Vector
 
@@ -139,17 +140,16 @@ class _FakeWorker:
         sequence = scheduled.sequence
         if sequence.live.key in self.request_errors:
             return self.request_errors.pop(sequence.live.key)
-        if not scheduled.reaches_end:
-            return None
-        if sequence.pooling is not None:
+        if scheduled.reaches_end and sequence.pooling is not None:
             return Vector(embedding(sequence.token_ids, sequence.pooling, self._config.embedding_size))
-        token_id = next_token(sequence, self._config)
-        return Draw(token_id, _logprobs(sequence, token_id))
+        token_ids = [next_token(sequence, self._config, ahead) for ahead in range(scheduled.num_wanted)]
+        draws = [Draw(token_id, _logprobs(sequence, token_id)) for token_id in token_ids]
+        return accept(draws, scheduled.draft_token_ids)
 
 
-def next_token(sequence: LiveSequence, config: FakeEngineConfig) -> int:
-    """The token after the sequence's last: one certain by bias, EOS when it is time, else what its place gives."""
-    place, forbidden = sequence.num_generated, sequence.forbidden_token_ids
+def next_token(sequence: LiveSequence, config: FakeEngineConfig, ahead: int = 0) -> int:
+    """The token `ahead` places beyond the next: one certain by bias, EOS when it is time, else what its place gives."""
+    place, forbidden = sequence.num_generated + ahead, sequence.forbidden_token_ids(ahead)
     allowed_eos = sorted(config.eos_token_ids - forbidden)
     certain = [token_id for token_id, bias in sequence.sampling.logit_bias.items() if bias >= _CERTAIN_BIAS]
     if certain and certain[0] not in forbidden:

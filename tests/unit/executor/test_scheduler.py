@@ -53,12 +53,11 @@ class Toy:
         batch = self.scheduler.schedule()
         self._check(batch, decoding)
         for scheduled in batch.scheduled:
-            self.scheduler.advance(scheduled)
             self.computed_tokens += scheduled.count
-            if scheduled.samples:
-                self.scheduler.append(scheduled.sequence, len(scheduled.sequence.token_ids) % 50)
-                if scheduled.sequence.finish_reason():
-                    self.scheduler.finish(scheduled.sequence)
+            new = [len(scheduled.sequence.token_ids) % 50] if scheduled.samples else []
+            self.scheduler.advance(scheduled, new)
+            if new and scheduled.sequence.finish_reason():
+                self.scheduler.finish(scheduled.sequence)
         self.scheduler.check_integrity()
         return batch
 

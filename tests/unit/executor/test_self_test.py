@@ -48,7 +48,7 @@ def test_one_free_block_is_enough_and_a_cached_prefix_stays() -> None:
     pool.check_integrity()
 
 
-@pytest.mark.parametrize("wrong", [Internal("not finite"), None, Draw(1000), Draw(-1)])
+@pytest.mark.parametrize("wrong", [Internal("not finite"), [], [Draw(1000)], [Draw(-1)]])
 def test_a_result_that_is_wrong_fails_it_and_its_block_is_cleared(
     wrong: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:

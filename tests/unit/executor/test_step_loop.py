@@ -225,10 +225,10 @@ def test_close_does_not_wait_for_ever_for_a_hung_step(fake: FakeEngine, monkeypa
     monkeypatch.setattr(step_loop, "_JOIN_SECONDS", 0.05)
     stuck, entered = threading.Event(), threading.Event()
 
-    def run(batch: object) -> list[None]:
+    def run(batch: object) -> list[Result]:
         entered.set()
         stuck.wait()
-        return [None]
+        return [[]]
 
     monkeypatch.setattr(fake._fake, "run", run)
     heard = Listener()

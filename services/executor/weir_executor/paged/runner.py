@@ -6,6 +6,7 @@ write stored blocks → lay the tokens side by side, once per step → decode �
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import torch
 
@@ -15,8 +16,8 @@ from weir_executor.paged.decoder import Decoded, Decoder, KvBlocks
 from weir_executor.paged.flat_batch import FlatBatch, flatten
 from weir_executor.paged.pooling import pool
 from weir_executor.paged.sampler import SampleRow, sample
-from weir_executor.paged.scheduler import Batch
-from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.paged.scheduler import Batch, Scheduled
+from weir_executor.paged.speculation.verify import accept
 from weir_executor.paged.worker import Draw, Result
 
 _NOT_FINITE = "the model's output for this request is not finite"
@@ -36,7 +37,7 @@ class ModelRunner:
             for load in batch.loads:
                 self._blocks.write_block(load.block_id, load.payload)
             flat = flatten(batch.scheduled)
-            results = _results(flat, self._decoder.decode(flat))
+            results = list(_results(flat, self._decoder.decode(flat)))
         by_sequence = {id(row.sequence): result for row, result in zip(flat.rows, results, strict=True)}
         return [by_sequence[id(scheduled.sequence)] for scheduled in batch.scheduled]
 
@@ -67,17 +68,17 @@ def use_threads(num_threads: int | None) -> None:
 
 
 def _results(batch: FlatBatch, decoded: Decoded) -> Iterable[Result]:
-    """A draw for each row that samples, a vector for each that has pooled, an error where numbers are no numbers."""
-    sampling = [index for index, row in enumerate(batch.rows) if row.samples]
-    draws, sound = _draw(batch, sampling, decoded)
-    results: dict[int, Result] = dict(zip(sampling, draws, strict=True))
-    if decoded.hidden is not None:
-        results |= pool(batch.rows, decoded.hidden)
-    return [results.get(i) if is_sound else Internal(_NOT_FINITE) for i, is_sound in enumerate(sound)]
+    """The draws of each row that samples, a vector for each that has pooled, an error where numbers are no numbers."""
+    draws, sound = _draw(batch, decoded)
+    vectors = {} if decoded.hidden is None else pool(batch.rows, decoded.hidden)
+    left = iter(draws)
+    for index, row in enumerate(batch.rows):
+        kept = accept(list(islice(left, row.num_wanted)), row.draft_token_ids)
+        yield vectors.get(index, kept) if sound[index] else Internal(_NOT_FINITE)
 
 
-def _draw(batch: FlatBatch, sampling: Sequence[int], decoded: Decoded) -> tuple[list[Draw], list[bool]]:
-    """What the sampling rows draw, and which rows are sound, their logits included."""
+def _draw(batch: FlatBatch, decoded: Decoded) -> tuple[list[Draw], list[bool]]:
+    """What is drawn at each wanted place, and which rows are sound, their logits included."""
     sound = list(decoded.sound)
     if decoded.best is not None:
         return [Draw(token_id) for token_id in decoded.best.tolist()], sound
@@ -87,12 +88,15 @@ def _draw(batch: FlatBatch, sampling: Sequence[int], decoded: Decoded) -> tuple[
     sound_logits = logits.sum(dim=-1).isfinite()
     if not bool(sound_logits.all()):
         logits[~sound_logits] = 0.0  # anything that can be drawn from; the draw is not used
-    for index, is_sound in zip(sampling, sound_logits.tolist(), strict=True):
+    places = [(index, ahead) for index, row in enumerate(batch.rows) for ahead in range(row.num_wanted)]
+    for (index, _), is_sound in zip(places, sound_logits.tolist(), strict=True):
         sound[index] &= is_sound
-    return sample(logits, [_sample_row(batch.rows[index].sequence) for index in sampling]), sound
+    return sample(logits, [sample_row(batch.rows[index], ahead) for index, ahead in places]), sound
 
 
-def _sample_row(sequence: LiveSequence) -> SampleRow:
-    return SampleRow(
-        sequence.sampling, sequence.output_index, sequence.token_ids, sequence.num_prompt, sequence.forbidden_token_ids
-    )
+def sample_row(row: Scheduled, ahead: int) -> SampleRow:
+    """The place after the row's own tokens and so many of its drafts."""
+    sequence, drafts = row.sequence, row.draft_token_ids[:ahead]
+    token_ids = [*sequence.token_ids, *drafts] if drafts else sequence.token_ids
+    forbidden = sequence.forbidden_token_ids(ahead)
+    return SampleRow(sequence.sampling, sequence.output_index, token_ids, sequence.num_prompt, forbidden)

@@ -30,11 +30,11 @@ _FEW = 256
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """What the sampler must know of a sequence."""
+    """What the sampler must know of the place that a token is drawn for."""
 
     sampling: Sampling
     output_index: int
-    token_ids: Sequence[int]
+    token_ids: Sequence[int]  # all before the place, drafts included
     num_prompt: int
     forbidden: frozenset[int] = frozenset()
 

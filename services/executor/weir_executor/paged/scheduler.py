@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from weir_executor.engine import PoolingKind
@@ -57,9 +58,14 @@ class Scheduled:
         return self.sequence.blocks
 
     @property
+    def num_own(self) -> int:
+        """Of the tokens, those that are the sequence's own."""
+        return self.count - len(self.draft_token_ids)
+
+    @property
     def reaches_end(self) -> bool:
         """Whether the sequence's last token is among these."""
-        return self.first + self.count - len(self.draft_token_ids) == len(self.sequence.token_ids)
+        return self.first + self.num_own == len(self.sequence.token_ids)
 
     @property
     def samples(self) -> bool:
@@ -81,8 +87,7 @@ class Scheduled:
 
     @property
     def token_ids(self) -> list[int]:
-        own = self.sequence.token_ids[self.first : self.first + self.count - len(self.draft_token_ids)]
-        return [*own, *self.draft_token_ids]
+        return [*self.sequence.token_ids[self.first : self.first + self.num_own], *self.draft_token_ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +164,20 @@ class Scheduler:
         assert batch.scheduled or not self.live, "there is work and nothing can be scheduled"
         return batch
 
-    def advance(self, scheduled: Scheduled) -> list[NewBlock]:
-        """Note that these tokens' KV is written. Returns the blocks that became full and findable by it."""
+    def advance(self, scheduled: Scheduled, new_token_ids: Items[int] = ()) -> list[NewBlock]:
+        """Note that these tokens' KV is written, and what was drawn after them.
+
+        Of several new tokens all but the last were drafts, so that their KV is written too; room that was made for
+        drafts and is not needed goes back. Returns the blocks that became full and findable.
+        """
         sequence = scheduled.sequence
-        sequence.num_computed += scheduled.count
+        sequence.token_ids += new_token_ids
+        sequence.hash_full_blocks(self.limits.block_size)
+        sequence.num_computed += scheduled.num_own + max(0, len(new_token_ids) - 1)
         self.progress += max(0, sequence.num_computed - sequence.num_reached)
         sequence.num_reached = max(sequence.num_reached, sequence.num_computed)
+        self._give_surplus_back(sequence)
         return self._store_full_blocks(sequence, computed_from=scheduled.first)
-
-    def append(self, sequence: Sequence, token_id: int) -> None:
-        """A new token, whose KV the next step computes."""
-        sequence.token_ids.append(token_id)
-        sequence.hash_full_blocks(self.limits.block_size)
 
     def finish(self, sequence: Sequence) -> None:
         """This output is over; its blocks are free at once."""
@@ -208,6 +215,11 @@ class Scheduler:
         assert {id(s) for s in queued} == {id(s) for live in self.live.values() for s in live.sequences}, queued
         for sequence in queued:
             sequence.check_integrity(self.limits.block_size)
+
+    def _give_surplus_back(self, sequence: Sequence) -> None:
+        needed = self._blocks_for(len(sequence.token_ids))
+        self.pool.release(sequence.blocks[needed:])
+        del sequence.blocks[needed:]
 
     # ── decodes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -7,7 +7,7 @@ from weir_executor.engine import EngineInfo, GenerationRequest, Sampling
 from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.scheduler import Scheduled, Scheduler, SchedulerLimits
 from weir_executor.paged.sequence import LiveRequest
-from weir_executor.paged.worker import Draw, Result, Worker
+from weir_executor.paged.worker import Result, Vector, Worker
 
 # A prefill and two decodes: both of a step's shapes, and the second time that each is used.
 _PROMPT_TOKENS, _NEW_TOKENS = 8, 3
@@ -36,12 +36,10 @@ def run_self_test(pool: BlockPool, limits: SchedulerLimits, worker: Worker, info
 def _take(scheduler: Scheduler, scheduled: Scheduled, result: Result, info: EngineInfo) -> None:
     if isinstance(result, WeirError):
         raise result
-    scheduler.advance(scheduled)
-    if not scheduled.samples:
-        return
-    if not isinstance(result, Draw) or not 0 <= result.token_id < info.vocab_size:
+    token_ids = () if isinstance(result, Vector) else [draw.token_id for draw in result]
+    if len(token_ids) != scheduled.num_wanted or not all(0 <= token_id < info.vocab_size for token_id in token_ids):
         raise Internal(f"the self-test drew {result} from a vocabulary of {info.vocab_size}")
-    scheduler.append(scheduled.sequence, result.token_id)
+    scheduler.advance(scheduled, token_ids)
     if scheduled.sequence.finish_reason() is not None:
         scheduler.finish(scheduled.sequence)
 

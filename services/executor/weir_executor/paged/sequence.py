@@ -65,10 +65,13 @@ class Sequence:
         """Tokens still to compute, plus still to generate at most."""
         return self.num_uncomputed + self.live.request.max_tokens - self.num_generated
 
-    @property
-    def forbidden_token_ids(self) -> frozenset[int]:
-        """Tokens that may not be drawn next: those that would end the output before `min_tokens`."""
-        return self.live.stop_token_ids if self.num_generated < self.live.request.min_tokens else frozenset()
+    def forbidden_token_ids(self, ahead: int = 0) -> frozenset[int]:
+        """Tokens that may not be drawn next: those that would end the output before `min_tokens`.
+
+        `ahead` counts tokens that are drafted after its own and before the draw.
+        """
+        wanted = self.live.request.min_tokens
+        return self.live.stop_token_ids if self.num_generated + ahead < wanted else frozenset()
 
     @property
     def sampling(self) -> Sampling:
@@ -85,6 +88,12 @@ class Sequence:
         if self.num_generated and self.token_ids[-1] in self.live.stop_token_ids:
             return FinishReason.STOP
         return FinishReason.LENGTH if self.num_generated >= self.live.request.max_tokens else None
+
+    def count_until_end(self, new_token_ids: Items[int]) -> int:
+        """How many of these tokens it takes until it is over, or all of them."""
+        left = self.live.request.max_tokens - self.num_generated
+        stops = (i for i, token_id in enumerate(new_token_ids, 1) if token_id in self.live.stop_token_ids)
+        return min(left, next(stops, len(new_token_ids)))
 
     def hash_full_blocks(self, block_size: int) -> None:
         """Extend `block_hashes` to all full blocks of `token_ids`, for a request that shares its blocks."""

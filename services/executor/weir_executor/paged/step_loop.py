@@ -296,23 +296,29 @@ class StepLoop:
                 continue  # another output of its request failed in this very step
             if isinstance(result, WeirError):
                 self._fail(sequence.live, result, report)
-                continue
-            report.new_blocks += self._scheduler.advance(scheduled)
-            if isinstance(result, Vector):
-                sequence.live.embedding = result.values
-                self._finish(sequence, report)
-            elif result is not None:
-                self._take_token(scheduled, result, now, report)
+            elif isinstance(result, Vector):
+                self._take_vector(scheduled, result, report)
+            else:
+                self._take_draws(scheduled, result, now, report)
 
-    def _take_token(self, scheduled: Scheduled, draw: Draw, now: float, report: Report) -> None:
+    def _take_vector(self, scheduled: Scheduled, vector: Vector, report: Report) -> None:
+        report.new_blocks += self._scheduler.advance(scheduled)
+        scheduled.sequence.live.embedding = vector.values
+        self._finish(scheduled.sequence, report)
+
+    def _take_draws(self, scheduled: Scheduled, draws: Sequence[Draw], now: float, report: Report) -> None:
+        """None of a row that did not reach its sequence's end; several of one whose drafts stood."""
         sequence = scheduled.sequence
-        assert scheduled.first + scheduled.count == len(sequence.token_ids), scheduled
-        self._scheduler.append(sequence, draw.token_id)
-        sequence.live.completion_tokens += 1
+        assert bool(draws) == scheduled.samples, scheduled
+        kept = draws[: sequence.count_until_end([draw.token_id for draw in draws])]
+        report.new_blocks += self._scheduler.advance(scheduled, [draw.token_id for draw in kept])
+        if not kept:
+            return
+        sequence.live.completion_tokens += len(kept)
         if sequence.live.first_token_at is None:
             sequence.live.first_token_at = now
-        logprobs = () if draw.logprobs is None else (draw.logprobs,)
-        output = token_output(sequence, sequence.num_generated - 1, logprobs)
+        logprobs = [draw.logprobs for draw in kept if draw.logprobs is not None]
+        output = token_output(sequence, sequence.num_generated - len(kept), logprobs)
         report.outputs.append(output)
         if output.finish_reason is not None:
             self._finish(sequence, report)

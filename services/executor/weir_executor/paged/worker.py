@@ -13,7 +13,7 @@ from weir_executor.paged.scheduler import Batch
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """The token that a step drew for one sequence."""
+    """A token that a step drew for one sequence."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
@@ -26,9 +26,9 @@ class Vector:
     values: Sequence[float]
 
 
-# Of one scheduled sequence: its new token, or its vector; what is wrong with it alone; or None, when the step did not
-# reach its end.
-Result = Draw | Vector | WeirError | None
+# Of one scheduled sequence: its new tokens, which are none when the step did not reach its end, and several when drafts
+# were what it would have drawn; or its vector; or what is wrong with it alone.
+Result = Sequence[Draw] | Vector | WeirError
 
 
 class Worker(Protocol):
