@@ -131,6 +131,8 @@ def _load_paged(settings: ExecutorSettings) -> Engine:
     config = PagedEngineConfig(
         model_dir=settings.model_dir,
         device=settings.device,
+        tensor_parallel=settings.tensor_parallel,
+        pipeline_parallel=settings.pipeline_parallel,
         dtype=settings.dtype,
         block_size=settings.block_size,
         num_blocks=settings.num_blocks,

@@ -36,12 +36,16 @@ class ExecutorSettings(ServiceSettings):
         default="paged", description="fake: tokens by arithmetic, no weights; for tests"
     )
     device: str = Field(default="cpu", min_length=1, description="cpu, cuda or cuda:<index>")
+    tensor_parallel: int = Field(
+        default=1, ge=1, le=64, description="processes that share every layer's heads and features"
+    )
+    pipeline_parallel: int = Field(default=1, ge=1, le=64, description="stages of some layers each")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: as the checkpoint says"
     )
     block_size: int = Field(default=16, ge=1, le=1024, description="tokens per KV block; the tokenizer hashes by it")
     num_blocks: int | None = Field(default=None, ge=1, description="unset: as many as kv_cache_bytes hold")
-    kv_cache_bytes: int = Field(default=_GIB, ge=1, description="memory for KV blocks")
+    kv_cache_bytes: int = Field(default=_GIB, ge=1, description="memory for KV blocks, of all ranks together")
     max_num_seqs: int = Field(default=32, ge=1, le=4096, description="sequences running at once")
     max_batched_tokens: int = Field(
         default=512, ge=1, description="tokens per step: longer prompts are prefilled in chunks"

@@ -16,6 +16,19 @@ from weir_executor.paged.flat_batch import FlatBatch
 from weir_executor.paged.model.decoder_model import DecoderModel
 
 
+class Wanted(Protocol):
+    """What a step asks of the hidden states: see `FlatBatch`."""
+
+    @property
+    def ends(self) -> list[int]: ...
+
+    @property
+    def wanted(self) -> list[int]: ...
+
+    @property
+    def pooled(self) -> list[int]: ...
+
+
 @dataclass(slots=True)
 class Decoded:
     """What a step came to. `best` may stand in for `logits` when the batch asks for no more."""
@@ -55,6 +68,10 @@ class KvBlocks(Protocol):
         """Make them hold finite numbers again."""
 
 
+class DeviceLostError(RuntimeError):
+    """What computes is of no use any more: no step can follow this one."""
+
+
 class TorchDecoder:
     """PyTorch operations, one after the other; on whatever device the model and the cache live on."""
 
@@ -66,16 +83,26 @@ class TorchDecoder:
         hidden = self._model.forward(
             self._tensor(batch.token_ids), self._tensor(batch.positions), self._attention.attend
         )
-        # A sum is finite only if every term is; what was not finite at an earlier token of a chunk shows in its last.
-        last = hidden if len(batch.ends) == len(batch.token_ids) else hidden.index_select(0, self._tensor(batch.ends))
-        sound = last.sum(dim=-1, dtype=torch.float32).isfinite().tolist()
-        decoded = Decoded(sound, logits=None)
-        if batch.wanted:
-            wanted = last if batch.wanted == batch.ends else hidden.index_select(0, self._tensor(batch.wanted))
-            decoded.logits = self._model.logits(wanted)
-        if batch.pooled:
-            decoded.hidden = self._model.norm(hidden.index_select(0, self._tensor(batch.pooled))).float()
-        return decoded
+        return conclude(self._model, batch, hidden)
 
-    def _tensor(self, values: list[int]) -> torch.Tensor:
+    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+def conclude(model: DecoderModel, batch: Wanted, hidden: torch.Tensor) -> Decoded:
+    """From the hidden states of all tokens, [tokens, hidden_size], to what the runner asks for."""
+
+    def at(places: list[int]) -> torch.Tensor:
+        if len(places) == len(hidden):
+            return hidden
+        return hidden.index_select(0, torch.tensor(places, dtype=torch.int64, device=hidden.device))
+
+    # A sum is finite only if every term is; what was not finite at an earlier token of a chunk shows in its last.
+    last = at(batch.ends)
+    sound = last.sum(dim=-1, dtype=torch.float32).isfinite().tolist()
+    decoded = Decoded(sound, logits=None)
+    if batch.wanted:
+        decoded.logits = model.logits(last if batch.wanted == batch.ends else at(batch.wanted))
+    if batch.pooled:
+        decoded.hidden = model.norm(at(batch.pooled)).float()
+    return decoded

@@ -6,17 +6,18 @@ A step reads: schedule → run → sample → emit. `step_loop.py` holds the loo
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from weir_executor.engine import EngineInfo
-from weir_executor.paged.attention import TorchAttention
-from weir_executor.paged.decoder import TorchDecoder
-from weir_executor.paged.kv_cache import KV_LAYOUT, KvCache, block_bytes
+from weir_executor.paged.compute import Placement, Workload, build_compute
+from weir_executor.paged.kv_cache import KV_LAYOUT, block_bytes
 from weir_executor.paged.model.config import ModelConfig, ModelConfigError
-from weir_executor.paged.model.registry import load_config, load_model
+from weir_executor.paged.model.registry import load_config
+from weir_executor.paged.parallel.layout import Layout
 from weir_executor.paged.runner import ModelRunner, use_threads
 from weir_executor.paged.scheduler import SchedulerLimits
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
@@ -30,10 +31,12 @@ class PagedEngineConfig:
 
     model_dir: Path
     device: str = "cpu"
+    tensor_parallel: int = 1  # ranks that share every layer
+    pipeline_parallel: int = 1  # stages that share the layers
     dtype: str = "auto"  # "float32", "bfloat16", "float16"; "auto": as the checkpoint says
     block_size: int = 16  # tokens
     num_blocks: int | None = None  # overrides `kv_cache_bytes`
-    kv_cache_bytes: int = 1 << 30
+    kv_cache_bytes: int = 1 << 30  # of all ranks together
     max_num_seqs: int = 32
     max_batched_tokens: int = 512
     max_waiting: int = 256  # requests
@@ -48,7 +51,21 @@ class PagedEngineConfig:
 
 
 class PagedEngine(StepLoop):
-    """See `Engine`. Made by `load_engine`."""
+    """See `Engine`. Made by `load_engine`, with all that it holds besides memory."""
+
+    def __init__(
+        self, info: EngineInfo, limits: SchedulerLimits, worker: ModelRunner, options: LoopOptions, resources: ExitStack
+    ) -> None:
+        super().__init__(info, limits, worker, options)
+        self._runner, self._resources = worker, resources
+
+    def check_health(self) -> None:
+        super().check_health()
+        self._runner.check()
+
+    def close(self) -> None:
+        super().close()
+        self._resources.close()
 
 
 def load_engine(config: PagedEngineConfig) -> PagedEngine:
@@ -64,28 +81,32 @@ def load_engine(config: PagedEngineConfig) -> PagedEngine:
 
 def _load(config: PagedEngineConfig) -> PagedEngine:
     use_threads(config.num_threads)
-    device = torch.device(config.device)
     model_config = load_config(config.model_dir)
     dtype = _dtype(config, model_config)
     num_blocks = config.num_blocks or config.kv_cache_bytes // block_bytes(model_config, config.block_size, dtype)
     if num_blocks < 1:
         raise ModelConfigError(f"kv_cache_bytes: {config.kv_cache_bytes} is less than one block")
     max_model_len = _max_model_len(config, model_config, num_blocks)
-    model = load_model(config.model_dir, model_config, max_model_len, dtype, device)
-    cache = KvCache(model_config, num_blocks, config.block_size, dtype, device)
-    attention = TorchAttention(cache, model_config.attention)
-    return PagedEngine(
-        _info(config, model_config, cache, max_model_len, num_blocks),
-        SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size),
-        ModelRunner(TorchDecoder(model, attention, device), cache, config.num_threads),
-        LoopOptions(
-            max_waiting=config.max_waiting,
-            emit_full_blocks=config.emit_full_blocks,
-            prefix_cache=config.prefix_cache,
-            warm_up=config.warm_up,
-            check_integrity=config.check_integrity,
-        ),
-    )
+    workload = Workload(config.model_dir, model_config, dtype, max_model_len, config.block_size, num_blocks)
+    with ExitStack() as resources:
+        compute = build_compute(workload, _placement(config), resources)
+        return PagedEngine(
+            _info(config, workload),
+            SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size),
+            ModelRunner(compute.decoder, compute.blocks, config.num_threads, compute.check),
+            LoopOptions(
+                max_waiting=config.max_waiting,
+                emit_full_blocks=config.emit_full_blocks,
+                prefix_cache=config.prefix_cache,
+                warm_up=config.warm_up,
+                check_integrity=config.check_integrity,
+            ),
+            resources.pop_all(),
+        )
+
+
+def _placement(config: PagedEngineConfig) -> Placement:
+    return Placement(config.device, config.num_threads, Layout(config.tensor_parallel, config.pipeline_parallel))
 
 
 def _dtype(config: PagedEngineConfig, model_config: ModelConfig) -> torch.dtype:
@@ -103,22 +124,21 @@ def _max_model_len(config: PagedEngineConfig, model_config: ModelConfig, num_blo
     return min(config.max_model_len or limit, num_blocks * config.block_size)
 
 
-def _info(
-    config: PagedEngineConfig, model_config: ModelConfig, cache: KvCache, max_model_len: int, num_blocks: int
-) -> EngineInfo:
+def _info(config: PagedEngineConfig, workload: Workload) -> EngineInfo:
+    model = workload.model
     return EngineInfo(
         engine="paged",
-        vocab_size=model_config.vocab_size,
-        max_model_len=max_model_len,
+        vocab_size=model.vocab_size,
+        max_model_len=workload.max_model_len,
         block_size=config.block_size,
-        num_blocks=num_blocks,
+        num_blocks=workload.num_blocks,
         max_num_seqs=config.max_num_seqs,
         max_n=config.max_n,
         max_top_logprobs=config.max_top_logprobs,
-        eos_token_ids=model_config.eos_token_ids,
-        block_bytes=cache.block_bytes,
-        kv_dtype=str(cache.dtype).removeprefix("torch."),
-        kv_layout=KV_LAYOUT + model_config.kv_variant(max_model_len),
+        eos_token_ids=model.eos_token_ids,
+        block_bytes=block_bytes(model, config.block_size, workload.dtype),
+        kv_dtype=str(workload.dtype).removeprefix("torch."),
+        kv_layout=KV_LAYOUT + model.kv_variant(workload.max_model_len),
         transfers_blocks=True,
-        embedding_size=model_config.hidden_size,
+        embedding_size=model.hidden_size,
     )

@@ -5,14 +5,14 @@ write stored blocks → lay the tokens side by side, once per step → decode �
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import torch
 
 from weir_chassis.errors import Internal
 from weir_executor.engine import StoredPrefix
-from weir_executor.paged.decoder import Decoded, Decoder, KvBlocks
+from weir_executor.paged.decoder import Decoded, Decoder, DeviceLostError, KvBlocks
 from weir_executor.paged.flat_batch import FlatBatch, flatten
 from weir_executor.paged.pooling import pool
 from weir_executor.paged.sampler import SampleRow, sample
@@ -26,8 +26,16 @@ _NOT_FINITE = "the model's output for this request is not finite"
 class ModelRunner:
     """See `Worker`. Works on whatever device the decoder and the blocks live on."""
 
-    def __init__(self, decoder: Decoder, blocks: KvBlocks, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        blocks: KvBlocks,
+        num_threads: int | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check`, from any thread, raises what has made the decoder useless between steps."""
         self._decoder, self._blocks, self._num_threads = decoder, blocks, num_threads
+        self.check = check
 
     def begin(self) -> None:
         use_threads(self._num_threads)
@@ -55,7 +63,9 @@ class ModelRunner:
 
     def is_fatal(self, error: Exception) -> bool:
         """A device error leaves the CUDA context unusable; running out of memory does not."""
-        return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+        if isinstance(error, torch.OutOfMemoryError):
+            return False
+        return isinstance(error, torch.AcceleratorError | DeviceLostError)
 
     def close(self) -> None:
         """A step ends by itself, soon."""

@@ -15,6 +15,7 @@ import torch
 
 from weir_executor.paged.model.layers import Linear, Mlp
 from weir_executor.paged.model.loading import load_gated_mlp, load_linear
+from weir_executor.paged.model.shard import WHOLE, Shard
 from weir_executor.paged.model.weights import Checkpoint
 
 
@@ -35,13 +36,14 @@ class Experts:
     experts: Sequence[Mlp]
     per_token: int
     shares_sum_to_one: bool
+    shard: Shard = WHOLE
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         shares, chosen = self._route(x)
         order = chosen.flatten().argsort(stable=True)  # of all choices, those of one token side by side
         found = self._pass_through(x.index_select(0, order // self.per_token), self._counts(chosen))
         by_choice = torch.empty_like(found).index_copy_(0, order, found)
-        return (by_choice.view(*chosen.shape, -1) * shares.unsqueeze(-1)).sum(dim=1)
+        return self.shard.sum((by_choice.view(*chosen.shape, -1) * shares.unsqueeze(-1)).sum(dim=1))
 
     def _route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The chosen experts' shares of each token's result, and who they are: [tokens, per_token] both."""
@@ -72,9 +74,10 @@ def load_experts(
     return Experts(
         router=load_linear(checkpoint, [f"{base}.gate"], [config.count], hidden, bias=False),
         experts=[
-            load_gated_mlp(checkpoint, f"{base}.experts.{index}", hidden, inner, names=names)
+            load_gated_mlp(checkpoint, f"{base}.experts.{index}", hidden, inner, names=names, summed=False)
             for index in range(config.count)
         ],
         per_token=config.per_token,
         shares_sum_to_one=config.shares_sum_to_one,
+        shard=checkpoint.shard,
     )

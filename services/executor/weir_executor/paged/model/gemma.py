@@ -24,7 +24,13 @@ from weir_executor.paged.model.config import (
 )
 from weir_executor.paged.model.decoder_model import Attend, AttentionWeights, DecoderModel
 from weir_executor.paged.model.layers import ACTIVATIONS, Mlp, Norm, OffsetRmsNorm, Rotation, soft_cap
-from weir_executor.paged.model.loading import load_embedding, load_gated_mlp, load_linear, load_lm_head, load_qkv
+from weir_executor.paged.model.loading import (
+    load_embedding,
+    load_gated_mlp,
+    load_lm_head,
+    load_qkv,
+    load_summed_linear,
+)
 from weir_executor.paged.model.rope import rope_table
 from weir_executor.paged.model.weights import Checkpoint
 
@@ -167,10 +173,10 @@ def _load_layer(config: GemmaConfig, checkpoint: Checkpoint, index: int) -> Laye
         qkv=load_qkv(config, checkpoint, f"{base}.self_attn", bias=config.qkv_bias),
         query_norm=_load_head_norm(config, checkpoint, f"{base}.self_attn.q_norm"),
         key_norm=_load_head_norm(config, checkpoint, f"{base}.self_attn.k_norm"),
-        output=load_linear(
+        output=load_summed_linear(
             checkpoint,
-            [f"{base}.self_attn.o_proj"],
-            [hidden],
+            f"{base}.self_attn.o_proj",
+            hidden,
             config.num_heads * config.head_dim,
             bias=config.qkv_bias,
         ),

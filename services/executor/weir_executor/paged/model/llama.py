@@ -28,10 +28,10 @@ from weir_executor.paged.model.layers import Mlp, Norm, RmsNorm, Rotation
 from weir_executor.paged.model.loading import (
     load_embedding,
     load_gated_mlp,
-    load_linear,
     load_lm_head,
     load_qkv,
     load_rms_norm,
+    load_summed_linear,
 )
 from weir_executor.paged.model.rope import rope_table
 from weir_executor.paged.model.weights import Checkpoint
@@ -156,8 +156,8 @@ def load_llama_layer(config: LlamaConfig, checkpoint: Checkpoint, index: int, ml
         qkv=load_qkv(config, checkpoint, f"{base}.self_attn", bias=config.qkv_bias),
         query_norm=_load_head_norm(config, checkpoint, f"{base}.self_attn.q_norm"),
         key_norm=_load_head_norm(config, checkpoint, f"{base}.self_attn.k_norm"),
-        output=load_linear(
-            checkpoint, [f"{base}.self_attn.o_proj"], [config.hidden_size], heads, bias=config.output_bias
+        output=load_summed_linear(
+            checkpoint, f"{base}.self_attn.o_proj", config.hidden_size, heads, bias=config.output_bias
         ),
         mlp_norm=_load_norm(config, checkpoint, f"{base}.post_attention_layernorm", config.hidden_size),
         mlp=mlp,

@@ -24,6 +24,12 @@ def load_linear(
     return linear(weight, checkpoint.concatenated([f"{name}.bias" for name in names], rows) if bias else None)
 
 
+def load_summed_linear(checkpoint: Checkpoint, name: str, rows: int, columns: int, *, bias: bool) -> Linear:
+    """A projection out of heads or features, which ranks may share: their results are summed, the bias added once."""
+    shard = checkpoint.shard
+    return shard.summed(load_linear(checkpoint, [name], [rows], columns, bias=bias and shard.adds_bias))
+
+
 def load_qkv(config: ModelConfig, checkpoint: Checkpoint, base: str, *, bias: bool) -> Linear:
     """Of a checkpoint that keeps queries, keys and values apart."""
     names = [f"{base}.{part}_proj" for part in ("q", "k", "v")]
@@ -43,24 +49,39 @@ def load_gated_mlp(
     bias: bool = False,
     activation: Activation = functional.silu,
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    summed: bool = True,
 ) -> Mlp:
+    """Not `summed`: of several whose results are summed together."""
     gate, up, down = (f"{base}.{name}" for name in names)
     return Mlp(
         gate_up=load_linear(checkpoint, [gate, up], [inner, inner], hidden, bias=bias),
-        down=load_linear(checkpoint, [down], [hidden], inner, bias=bias),
+        down=(
+            load_summed_linear(checkpoint, down, hidden, inner, bias=bias)
+            if summed
+            else load_linear(checkpoint, [down], [hidden], inner, bias=bias)
+        ),
         activation=activation,
     )
 
 
 def load_embedding(config: ModelConfig, checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    return checkpoint.tensor(f"{name}.weight", (config.vocab_size, config.hidden_size))
+    shape = (config.vocab_size, config.hidden_size)
+    shard = checkpoint.shard
+    if not shard.holds_embedding and not (shard.holds_lm_head and config.tie_word_embeddings):
+        return torch.empty(shape, dtype=checkpoint.dtype, device="meta")  # of another stage: a shape without memory
+    return checkpoint.tensor(f"{name}.weight", shape)
 
 
 def load_lm_head(config: ModelConfig, checkpoint: Checkpoint, name: str, embedding: torch.Tensor) -> Linear:
     """The embedding again where the two are tied."""
+    shard = checkpoint.shard
+    rows = shard.vocabulary(config.vocab_size)
+    if not shard.holds_lm_head:
+        return linear(torch.empty((config.vocab_size, config.hidden_size), dtype=checkpoint.dtype, device="meta"))
     if config.tie_word_embeddings:
-        return linear(embedding)
-    return load_linear(checkpoint, [name], [config.vocab_size], config.hidden_size, bias=False)
+        return shard.gathered(linear(embedding[rows]), config.vocab_size)
+    head = load_linear(checkpoint, [name], [rows.stop - rows.start], config.hidden_size, bias=False)
+    return shard.gathered(head, config.vocab_size)
 
 
 def load_rms_norm(checkpoint: Checkpoint, name: str, width: int, eps: float) -> RmsNorm:

@@ -18,6 +18,7 @@ from weir_executor.paged.model.llama import load_llama, parse_llama, parse_qwen2
 from weir_executor.paged.model.mixtral import load_mixtral, parse_mixtral
 from weir_executor.paged.model.phi3 import load_phi3, parse_phi3
 from weir_executor.paged.model.qwen3_moe import load_qwen3_moe, parse_qwen3_moe
+from weir_executor.paged.model.shard import WHOLE, Shard
 from weir_executor.paged.model.weights import Checkpoint
 
 
@@ -25,20 +26,21 @@ from weir_executor.paged.model.weights import Checkpoint
 class Family:
     parse: Callable[[str, Fields], ModelConfig]  # (architecture, config.json)
     load: Callable[[Any, Checkpoint, int], DecoderModel]  # (what `parse` returned, weights, longest sequence)
+    splits: bool = False  # its heads and features can be spread over ranks
 
 
 FAMILIES: Mapping[str, Family] = {
-    "Gemma2ForCausalLM": Family(parse_gemma2, load_gemma),
-    "Gemma3ForCausalLM": Family(parse_gemma3, load_gemma),
+    "Gemma2ForCausalLM": Family(parse_gemma2, load_gemma, splits=True),
+    "Gemma3ForCausalLM": Family(parse_gemma3, load_gemma, splits=True),
     "GPT2LMHeadModel": Family(parse_gpt2, load_gpt2),
     "GPTNeoXForCausalLM": Family(parse_gpt_neox, load_gpt_neox),
-    "LlamaForCausalLM": Family(parse_llama, load_llama),
-    "MistralForCausalLM": Family(parse_llama, load_llama),
-    "MixtralForCausalLM": Family(parse_mixtral, load_mixtral),
+    "LlamaForCausalLM": Family(parse_llama, load_llama, splits=True),
+    "MistralForCausalLM": Family(parse_llama, load_llama, splits=True),
+    "MixtralForCausalLM": Family(parse_mixtral, load_mixtral, splits=True),
     "Phi3ForCausalLM": Family(parse_phi3, load_phi3),
-    "Qwen2ForCausalLM": Family(parse_qwen2, load_llama),
-    "Qwen3ForCausalLM": Family(parse_qwen3, load_llama),
-    "Qwen3MoeForCausalLM": Family(parse_qwen3_moe, load_qwen3_moe),
+    "Qwen2ForCausalLM": Family(parse_qwen2, load_llama, splits=True),
+    "Qwen3ForCausalLM": Family(parse_qwen3, load_llama, splits=True),
+    "Qwen3MoeForCausalLM": Family(parse_qwen3_moe, load_qwen3_moe, splits=True),
 }
 
 
@@ -62,8 +64,15 @@ def parse_config(fields: Fields) -> ModelConfig:
 
 
 def load_model(
-    model_dir: Path, config: ModelConfig, max_model_len: int, dtype: torch.dtype, device: torch.device
+    model_dir: Path,
+    config: ModelConfig,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    shard: Shard = WHOLE,
 ) -> DecoderModel:
-    """Read the weights. Raises `ModelLoadError` naming the file and tensor that are wrong."""
-    with Checkpoint(model_dir, dtype, device) as checkpoint:
+    """Read the weights; with a shard, those of the part that `config` describes. Raises `ModelLoadError` naming the
+    file and tensor that are wrong."""
+    with Checkpoint(model_dir, dtype, device, shard) as checkpoint:
         return FAMILIES[config.architecture].load(config, checkpoint, max_model_len)

@@ -11,6 +11,8 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError, safe_open
 
+from weir_executor.paged.model.shard import WHOLE, Shard
+
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -19,10 +21,11 @@ class ModelLoadError(Exception):
 
 
 class Checkpoint:
-    """The open weight files of one model; tensors are read when asked for. Use it in a `with` block."""
+    """The open weight files of one model, as far as `shard` goes; tensors are read when asked for. Use it in a `with`
+    block."""
 
-    def __init__(self, model_dir: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype, self.device = dtype, device
+    def __init__(self, model_dir: Path, dtype: torch.dtype, device: torch.device, shard: Shard = WHOLE) -> None:
+        self.dtype, self.device, self.shard = dtype, device, shard
         self._dir = model_dir
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
@@ -39,7 +42,8 @@ class Checkpoint:
         return file_name is not None and name in self._open(file_name).keys()  # noqa: SIM118 (not a dict)
 
     def tensor(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        """One tensor of exactly this shape, in the engine's dtype and on its device."""
+        """One tensor of exactly this shape, or the shard's part of one, in the engine's dtype and on its device."""
+        name = self.shard.stored_name(name)
         file_name = self._file_of.get(name) or self._file_of.get("*")
         if file_name is None:
             raise ModelLoadError(f"{self._dir / _INDEX}: no file is named for tensor {name!r}")
@@ -48,12 +52,13 @@ class Checkpoint:
             tensor: torch.Tensor = self._open(file_name).get_tensor(name)
         except SafetensorError as error:
             raise ModelLoadError(f"{path}: tensor {name!r}: {error}") from error
-        if tuple(tensor.shape) != tuple(shape):
+        part = self.shard.part_of(tensor, tuple(shape))
+        if part is None:
             raise ModelLoadError(f"{path}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
-        if not tensor.is_floating_point():
+        if not part.is_floating_point():
             raise ModelLoadError(f"{path}: tensor {name!r} is {tensor.dtype}, expected floating point")
         # Files are mapped: a copy keeps the weights independent of what happens to the file later.
-        return tensor.to(device=self.device, dtype=self.dtype, copy=True)
+        return part.to(device=self.device, dtype=self.dtype, copy=True)
 
     def concatenated(self, names: Sequence[str], rows: Sequence[int], columns: Sequence[int] = ()) -> torch.Tensor:
         """Tensors stacked along their first axis: projections of one input, fused into one."""

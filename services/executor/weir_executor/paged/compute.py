@@ -1,0 +1,85 @@
+"""How this process computes a model: on one device, or as the first of several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from weir_executor.paged.attention import TorchAttention
+from weir_executor.paged.decoder import Decoder, KvBlocks, TorchDecoder
+from weir_executor.paged.kv_cache import KvCache
+from weir_executor.paged.model.config import ModelConfig
+from weir_executor.paged.model.registry import FAMILIES, load_model
+from weir_executor.paged.parallel.command import RankConfig
+from weir_executor.paged.parallel.decoder import load_parallel
+from weir_executor.paged.parallel.group import Meeting
+from weir_executor.paged.parallel.layout import Layout, check_layout
+
+# Ranks of one engine are processes of one host. Between hosts TensorRT-LLM's own runtime is what to use.
+_HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is to be computed, and with how much room."""
+
+    model_dir: Path
+    model: ModelConfig
+    dtype: torch.dtype
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where. `device` is the first rank's; on GPUs the others' follow it."""
+
+    device: str
+    num_threads: int | None
+    layout: Layout
+    exchange_seconds: float = 60.0  # a rank that has not answered another within a step by then stands still
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    decoder: Decoder
+    blocks: KvBlocks
+    check: Callable[[], None]  # from any thread; raises what has made the decoder useless
+
+
+def build_compute(workload: Workload, placement: Placement, resources: ExitStack) -> Compute:
+    """Load the weights and allocate the cache; what must be ended goes on `resources`. Raises `ModelConfigError`,
+    `ModelLoadError`, `RankLostError`."""
+    if placement.layout.num_ranks > 1:
+        return _over_ranks(workload, placement, resources)
+    return _on_one_device(workload, torch.device(placement.device))
+
+
+def _on_one_device(workload: Workload, device: torch.device) -> Compute:
+    model = load_model(workload.model_dir, workload.model, workload.max_model_len, workload.dtype, device)
+    cache = KvCache(workload.model, workload.num_blocks, workload.block_size, workload.dtype, device)
+    decoder = TorchDecoder(model, TorchAttention(cache, workload.model.attention), device)
+    return Compute(decoder, cache, check=lambda: None)
+
+
+def _over_ranks(workload: Workload, placement: Placement, resources: ExitStack) -> Compute:
+    check_layout(workload.model, placement.layout, splits=FAMILIES[workload.model.architecture].splits)
+    config = RankConfig(
+        rank=0,
+        layout=placement.layout,
+        meeting=Meeting(_HOST, port=0, timeout_seconds=placement.exchange_seconds),
+        model_dir=workload.model_dir,
+        device=placement.device,
+        dtype=str(workload.dtype).removeprefix("torch."),
+        block_size=workload.block_size,
+        num_blocks=workload.num_blocks,
+        max_model_len=workload.max_model_len,
+        num_threads=placement.num_threads,
+    )
+    parallel = load_parallel(config, workload.model, resources)
+    return Compute(parallel.decoder, parallel.blocks, parallel.check)
