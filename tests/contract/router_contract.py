@@ -7,6 +7,7 @@ the model answers is not known here, so the checks are about order, counts, limi
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,12 @@ import pytest
 from google.rpc import error_details_pb2
 
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart, ImagePart
+from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.output_pb2 import FinishReason
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1 import router_pb2 as pb
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
-from weir_chassis.errors import RemoteError, WeirError, from_rpc_error, reason_name
+from weir_chassis.errors import InvalidArgument, ModelNotFound, RemoteError, WeirError, from_rpc_error, reason_name
 
 if TYPE_CHECKING:
     from weir.router.v1.router_pb2_grpc import RouterServiceAsyncStub as Stub
@@ -290,6 +292,52 @@ async def check_many_at_once_each_get_their_own(door: Door) -> None:
     alone = [await collect(door.stub.Generate(each)) for each in request]
     together = await asyncio.gather(*(collect(door.stub.Generate(each)) for each in request))
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+
+
+def embed(door: Door, *inputs: str | list[int], **fields: Any) -> pb.EmbedRequest:
+    def one(value: str | list[int]) -> pb.EmbedInput:
+        if isinstance(value, str):
+            return pb.EmbedInput(text=value)
+        return pb.EmbedInput(token_ids=pb.TokenPrompt(token_ids=value))
+
+    return pb.EmbedRequest(model=door.model, inputs=map(one, inputs), **fields)
+
+
+async def check_texts_and_token_ids_are_embedded_in_their_order(door: Door) -> None:
+    texts = [f"story number {i} about a{'b' * i}" for i in range(12)]
+    for kind in (Pooling.POOLING_MEAN, Pooling.POOLING_LAST):
+        together = await door.stub.Embed(embed(door, [7, 8, 9], *texts, [10], pooling=kind))
+        assert len(together.embeddings) == 14
+        assert together.model_version.model == door.model
+        assert together.usage.prompt_tokens > 3 + 12 + 1
+        for index, value in ((0, [7, 8, 9]), (1, texts[0]), (12, texts[11]), (13, [10])):
+            (alone,) = (await door.stub.Embed(embed(door, value, pooling=kind))).embeddings
+            assert alone.values == pytest.approx(together.embeddings[index].values, abs=1e-4)
+            assert math.hypot(*alone.values) == pytest.approx(1.0, abs=1e-5)
+
+
+async def check_a_bad_embed_request_names_its_field(door: Door) -> None:
+    wrong = {
+        "inputs: must have 1 to 256": embed(door),
+        "inputs: must have 1 to 256 entries, has 257": embed(door, *["x"] * 257),
+        "inputs[1].text": embed(door, "x", ""),
+        "inputs[1].token_ids.token_ids: must": embed(door, "x", []),
+        "inputs[1].token_ids.token_ids[1]": embed(door, "x", [5, 1 << 31]),
+        "inputs[1]: is required": pb.EmbedRequest(model=door.model, inputs=[pb.EmbedInput(text="x"), pb.EmbedInput()]),
+        "inputs[2]: 100000 tokens": embed(door, "x", "y", [5] * 100_000),
+        "priority: must be in [-100, 100]": embed(door, "x", priority=101),
+        "pooling: 77": embed(door, "x", pooling=77),
+        "adapter: must be 0 to 128": embed(door, "x", adapter="x" * 129),
+    }
+    for words, request in wrong.items():
+        with pytest.raises(grpc.RpcError) as refused:
+            await door.stub.Embed(request)
+        error = from_rpc_error(refused.value)
+        assert isinstance(error, InvalidArgument), error
+        assert words in error.message
+    with pytest.raises(grpc.RpcError) as refused:
+        await door.stub.Embed(pb.EmbedRequest(model="unheard-of", inputs=[pb.EmbedInput(text="x")]))
+    assert isinstance(from_rpc_error(refused.value), ModelNotFound)
 
 
 async def check_models_are_listed(door: Door) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,16 @@ def test_several_outputs_are_printed_apart(stack: Stack) -> None:
     done = stack.weir("chat", "Tell me a story.", "-n", "2", "--max-tokens", "8", "--seed", "3")
     assert "--- output 1" in done.stderr
     assert len(done.stdout.strip().splitlines()) >= 2
+
+
+def test_embed_prints_a_vector_for_each_text(stack: Stack) -> None:
+    first, second = json_lines(stack.weir("embed", "A low dam.", "Music", "--pooling", "mean").stdout)
+    assert (first["text"], second["text"]) == ("A low dam.", "Music")
+    (again,) = json_lines(stack.weir("embed", "A low dam.", "--pooling", "mean").stdout)
+    values, others = ([float(value) for value in line["embedding"]] for line in (first, second))  # type: ignore[attr-defined]
+    assert again["embedding"] == pytest.approx(values, abs=1e-2)
+    assert math.hypot(*values) == pytest.approx(1.0, abs=1e-4)
+    assert values != pytest.approx(others, abs=1e-2)
 
 
 def test_models_lists_the_model_and_its_workers(stack: Stack) -> None:

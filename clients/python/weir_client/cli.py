@@ -6,17 +6,18 @@ import asyncio
 import functools
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import click
 
+from weir.inference.v1.embedding_pb2 import Pooling
 from weir_chassis.errors import WeirError
 from weir_client import printing, status
 from weir_client.client import Client, system, user
-from weir_client.options import ROUTER, Asked, sampling_options
+from weir_client.options import MODEL, ROUTER, TIMEOUT, Asked, sampling_options
 from weir_client.stack import router_address
 
 
@@ -117,6 +118,30 @@ async def generate(prompt: str, **options: Any) -> None:
             prompt, model=asked.model, sampling=asked.sampling(), stopping=asked.stopping(), timeout=asked.timeout
         )
         await printing.stream(events, as_json=asked.as_json)
+
+
+@main.command()
+@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@click.option("--pooling", type=click.Choice(["mean", "last"]), default="last", show_default=True)
+@click.option("--normalize/--raw", default=True, help="Scale each vector to length 1, or leave it as it is.")
+@MODEL
+@TIMEOUT
+@ROUTER
+@run_async
+async def embed(texts: Sequence[str], pooling: str, normalize: bool, **where: Any) -> None:
+    """Print a vector for each TEXT, as one line of JSON.
+
+    \b
+    Example:
+      weir embed "What is a weir?" "A low dam." --pooling mean
+    """
+    async with Client(router_address(where["router"])) as client:
+        kind = Pooling.Value(f"POOLING_{pooling.upper()}")
+        answer = await client.embed(
+            texts, model=where["model"], pooling=kind, normalize=normalize, timeout=where["timeout"]
+        )
+    for text, embedding in zip(texts, answer.embeddings, strict=True):
+        click.echo(printing.embedding_json(text, embedding))
 
 
 @main.command()

@@ -18,12 +18,16 @@ from typing import Self, TypeVar
 import grpc
 
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart
+from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.stream_pb2 import OutputFinished, Receipt
 from weir.router.v1.router_pb2 import (
     ChatRequest,
     ChatResponse,
+    EmbedInput,
+    EmbedRequest,
+    EmbedResponse,
     GenerateRequest,
     GenerateResponse,
     ListModelsRequest,
@@ -104,11 +108,41 @@ class Client:
             request.token_ids.CopyFrom(TokenPrompt(token_ids=prompt))
         return _events(self._stub.Generate(request, timeout=timeout, metadata=_metadata(request_id)))
 
+    async def embed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        model: str = "",
+        pooling: Pooling.ValueType = Pooling.POOLING_UNSPECIFIED,
+        normalize: bool = True,
+        priority: int = 0,
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> EmbedResponse:
+        """One vector for each text or list of token ids. Unspecified pooling takes the last token's."""
+        request = EmbedRequest(
+            model=model,
+            inputs=map(_embed_input, inputs),
+            pooling=pooling,
+            normalize=normalize,
+            priority=priority,
+        )
+        try:
+            return await self._stub.Embed(request, timeout=timeout, metadata=_metadata(request_id))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
     async def models(self, *, timeout: float | None = 10.0) -> list[Model]:
         try:
             return list((await self._stub.ListModels(ListModelsRequest(), timeout=timeout)).models)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+
+
+def _embed_input(value: str | Sequence[int]) -> EmbedInput:
+    if isinstance(value, str):
+        return EmbedInput(text=value)
+    return EmbedInput(token_ids=TokenPrompt(token_ids=value))
 
 
 @dataclass(slots=True)

@@ -18,8 +18,10 @@ ROUTER = click.option(
     metavar="HOST:PORT",
     help="Router to call. Default: that of the running 'weir up'.",
 )
+MODEL = click.option("--model", "-m", default="", help="Model to ask. Default: the only one there is.")
+TIMEOUT = click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for the whole answer.")
 _SAMPLING = [
-    click.option("--model", "-m", default="", help="Model to ask. Default: the only one there is."),
+    MODEL,
     click.option("--max-tokens", type=int, help="Tokens to generate at most."),
     click.option("--temperature", "-t", type=float, help="0 is greedy."),
     click.option("--top-p", type=float, help="Keep the most likely tokens up to this total probability."),
@@ -27,7 +29,7 @@ _SAMPLING = [
     click.option("--seed", type=int, help="The same seed draws the same answer."),
     click.option("-n", "n", type=int, help="Outputs to draw."),
     click.option("--stop", multiple=True, help="End before this text. May be given several times."),
-    click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for the whole answer."),
+    TIMEOUT,
     click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON."),
     ROUTER,
 ]

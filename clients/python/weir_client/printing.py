@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from time import perf_counter
@@ -10,6 +11,7 @@ import click
 from google.protobuf.json_format import MessageToJson
 
 from weir.inference.v1.chat_pb2 import ChatMessage
+from weir.inference.v1.embedding_pb2 import Embedding
 from weir.router.v1.router_pb2 import ChatResponse, GenerateResponse, Model
 from weir_chassis.errors import WeirError, reason_name
 from weir_client.client import Answer, Event, message
@@ -112,3 +114,7 @@ def model_line(model: Model) -> str:
 
 def model_json(model: Model) -> str:
     return str(MessageToJson(model, preserving_proto_field_name=True, indent=None))
+
+
+def embedding_json(text: str, embedding: Embedding) -> str:
+    return json.dumps({"text": text, "embedding": list(embedding.values)}, ensure_ascii=False)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import grpc
 
 from weir.inference.v1.chat_pb2 import ChatPrompt
 from weir.kvstore.v1 import block_hash
+from weir.router.v1.router_pb2 import EmbedInput
 from weir.tokenizer.v1.tokenizer_pb2 import ApplyChatTemplateRequest, HashScope, TokenizeRequest
 from weir_chassis.channel import call_metadata
 from weir_chassis.deadline import hop_timeout
@@ -18,13 +20,26 @@ from weir_router.fleet import Fleet
 from weir_router.journey import Journey
 from weir_router.model_version import Version
 from weir_router.policy import choose_tokenizer
-from weir_router.request import EncodedPrompt, TextPrompt, TokenIdsPrompt
+from weir_router.request import EncodedInputs, EncodedPrompt, TextPrompt, TokenIdsPrompt
 from weir_router.retry import may_retry
 from weir_router.snapshot import ExecutorModel
 from weir_router.validation import check_vocabulary
 
 if TYPE_CHECKING:
     from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
+
+
+T = TypeVar("T")
+_Ask = Callable[["TokenizerServiceAsyncStub", ExecutorModel, float | None], Awaitable[T]]
+
+
+class Asking(Protocol):
+    """Who asks: its number, and how long it may still take."""
+
+    @property
+    def turn(self) -> int: ...
+
+    def left_seconds(self) -> float | None: ...
 
 
 class Encoder:
@@ -40,46 +55,59 @@ class Encoder:
             agreed = [executor.model for executor in self._fleet.snapshot().agreed(model) if executor.model]
             _check_length(prompt, max(model.max_model_len for model in agreed))
             return await _hash(prompt, agreed[journey.turn % len(agreed)])
-        return await self._tokenize(prompt, model, journey)
+        return await self._tokenize(partial(_encode_prompt, prompt), model, journey)
 
-    async def _tokenize(self, prompt: TextPrompt | ChatPrompt, model: str, journey: Journey) -> EncodedPrompt:
+    async def encode_inputs(self, model: str, inputs: Sequence[EmbedInput], asking: Asking) -> EncodedInputs:
+        """Texts through a tokenizer, token ids as they are. Raises as `encode` does."""
+        texts = [one.text for one in inputs if one.HasField("text")]
+        if texts:
+            version, encoded = await self._tokenize(partial(_encode_texts, texts), model, asking)
+        else:
+            agreed = [executor.model for executor in self._fleet.snapshot().agreed(model) if executor.model]
+            version, encoded = agreed[asking.turn % len(agreed)].version, []
+        of_texts = iter(encoded)
+        token_ids = [next(of_texts) if one.HasField("text") else one.token_ids.token_ids for one in inputs]
+        return EncodedInputs(version, token_ids)
+
+    async def _tokenize(self, ask: _Ask[T], model: str, asking: Asking) -> T:
         """Tokenizers keep nothing between calls, so a second one may be asked when the first fails."""
-        tokenizer, executor = choose_tokenizer(self._fleet.snapshot(), model, turn=journey.turn)
+        tokenizer, executor = choose_tokenizer(self._fleet.snapshot(), model, turn=asking.turn)
         try:
-            return await self._ask(tokenizer.address, prompt, executor, journey)
+            return await self._call(tokenizer.address, ask, executor, asking)
         except WeirError as error:
             if not may_retry(error, 1, answering=False):
                 raise
             failure = error
         excluded = frozenset({tokenizer.address})
         try:
-            tokenizer, executor = choose_tokenizer(self._fleet.snapshot(), model, turn=journey.turn, excluded=excluded)
+            tokenizer, executor = choose_tokenizer(self._fleet.snapshot(), model, turn=asking.turn, excluded=excluded)
         except WeirError:
             raise failure from None  # that nobody else is there matters less to the client than what happened
-        return await self._ask(tokenizer.address, prompt, executor, journey)
+        return await self._call(tokenizer.address, ask, executor, asking)
 
-    async def _ask(
-        self, address: str, prompt: TextPrompt | ChatPrompt, model: ExecutorModel, journey: Journey
-    ) -> EncodedPrompt:
-        left = journey.left_seconds()
+    async def _call(self, address: str, ask: _Ask[T], model: ExecutorModel, asking: Asking) -> T:
+        left = asking.left_seconds()
         timeout = hop_timeout(left, limit=self._timeout_seconds)
-        scope = HashScope(block_size=model.block_size)
-        stub = self._fleet.tokenizer_stub(address)
         try:
-            return await _call(stub, prompt, model, scope, timeout)
+            return await ask(self._fleet.tokenizer_stub(address), model, timeout)
         except grpc.RpcError as error:
             clients_clock = left is not None and left <= self._timeout_seconds
             raise _explain(from_rpc_error(error), address, clients_clock=clients_clock) from None
 
 
-async def _call(
-    stub: TokenizerServiceAsyncStub,
-    prompt: TextPrompt | ChatPrompt,
-    model: ExecutorModel,
-    scope: HashScope,
-    timeout: float | None,
+async def _encode_texts(
+    texts: Sequence[str], stub: TokenizerServiceAsyncStub, model: ExecutorModel, timeout: float | None
+) -> tuple[Version, list[Sequence[int]]]:
+    """Without hashes: what is embedded has its own rules about cached blocks, which the executor knows."""
+    ask = TokenizeRequest(model=model.version.model, texts=texts)
+    answer = await stub.Tokenize(ask, timeout=timeout, metadata=call_metadata())
+    return Version.of(answer.model_version), [prompt.token_ids for prompt in answer.prompts]
+
+
+async def _encode_prompt(
+    prompt: TextPrompt | ChatPrompt, stub: TokenizerServiceAsyncStub, model: ExecutorModel, timeout: float | None
 ) -> EncodedPrompt:
-    metadata, name = call_metadata(), model.version.model
+    metadata, name, scope = call_metadata(), model.version.model, HashScope(block_size=model.block_size)
     if isinstance(prompt, ChatPrompt):
         ask = ApplyChatTemplateRequest(model=name, prompt=prompt, hash_scope=scope)
         chat = await stub.ApplyChatTemplate(ask, timeout=timeout, metadata=metadata)

@@ -23,7 +23,7 @@ class ExecutorLink(StreamLink[ExecutorStream]):
 
     def __init__(self, address: str, context: LinkContext):
         super().__init__(address, context)
-        self._stub: ExecutorServiceAsyncStub = ExecutorServiceStub(self.channel)
+        self.stub: ExecutorServiceAsyncStub = ExecutorServiceStub(self.channel)
         self.outstanding = Outstanding()
         self._model: ExecutorModel | None = None
         self._last_step: tuple[int, int] | None = None
@@ -37,20 +37,20 @@ class ExecutorLink(StreamLink[ExecutorStream]):
 
     async def probe(self) -> None:
         timeout = self.context.settings.probe_timeout_seconds
-        info = await self._stub.GetModelInfo(GetModelInfoRequest(), timeout=timeout)
+        info = await self.stub.GetModelInfo(GetModelInfoRequest(), timeout=timeout)
         version = Version.of(info.model_version)
-        self._model = ExecutorModel(version, info.vocab_size, info.max_model_len, info.block_size)
+        self._model = ExecutorModel(version, info.vocab_size, info.max_model_len, info.block_size, info.embedding_size)
 
     async def hold(self) -> None:
         try:
             with self.connected(ExecutorStream(self.address, self.context.clock)) as stream:
-                await stream.run(self._stub.Generate())
+                await stream.run(self.stub.Generate())
         finally:
             self.outstanding.forget()
 
     async def poll(self) -> None:
         self.check_silence()
-        load = await self._stub.GetLoad(GetLoadRequest(), timeout=self.context.settings.probe_timeout_seconds)
+        load = await self.stub.GetLoad(GetLoadRequest(), timeout=self.context.settings.probe_timeout_seconds)
         self.outstanding.report(load.outstanding_tokens, self.context.clock.monotonic())
         self._note_step((load.epoch, load.step))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from weir_chassis.errors import NoWorker, PromptTooLong
+from weir_chassis.errors import NoWorker, PromptTooLong, Unsupported
 from weir_router.model_version import Version
 from weir_router.snapshot import (
     ExecutorModel,
@@ -35,7 +35,7 @@ class Demand:
 
     version: Version
     prompt_tokens: int
-    # Per output; None: up to the model's context.
+    # Per output; None: up to the model's context; 0: nothing is generated, and a vector is wanted.
     max_tokens: int | None
     n: int
     turn: int
@@ -54,13 +54,19 @@ class Choice:
 
 def choose(snapshot: FleetSnapshot, demand: Demand) -> Choice:
     """Raises NoWorker, RevisionMismatch, or PromptTooLong when it fits none that is eligible."""
+    executor, model = choose_executor(snapshot, demand)
+    postprocessor = choose_postprocessor(snapshot, demand)
+    return Choice(executor, model, postprocessor.address, _reserved_tokens(model, demand))
+
+
+def choose_executor(snapshot: FleetSnapshot, demand: Demand) -> tuple[str, ExecutorModel]:
+    """The executor's address and what it serves. Raises as `choose` does, and Unsupported."""
     executors = _eligible(snapshot, demand)
     fitting = [(executor, model) for executor, model in executors if _fits(model, demand)]
     if not fitting:
         raise _too_long(demand, max(model.max_model_len for _, model in executors))
     executor, model = _least(fitting, lambda pair: pair[0].outstanding_tokens, demand.turn)
-    postprocessor = choose_postprocessor(snapshot, demand)
-    return Choice(executor.address, model, postprocessor.address, _reserved_tokens(model, demand))
+    return executor.address, model
 
 
 def choose_postprocessor(snapshot: FleetSnapshot, demand: Demand) -> PostprocessorView:
@@ -93,7 +99,10 @@ def _eligible(snapshot: FleetSnapshot, demand: Demand) -> list[tuple[ExecutorVie
     same = [(executor, model) for executor, model in agreed if model.version == demand.version]
     if not same:
         raise revision_mismatch(demand.version.model, [model.version for _, model in agreed], [demand.version])
-    eligible = [(executor, model) for executor, model in same if executor.address not in demand.excluded]
+    able = [(executor, model) for executor, model in same if demand.max_tokens != 0 or model.embedding_size]
+    if not able:
+        raise Unsupported(f"no executor that serves {demand.version.model!r} makes embeddings")
+    eligible = [(executor, model) for executor, model in able if executor.address not in demand.excluded]
     if not eligible:
         raise NoWorker(f"no other executor that serves {demand.version.model!r} is healthy")
     return eligible
@@ -104,14 +113,20 @@ def _may_serve(worker: TokenizerView | PostprocessorView, excluded: frozenset[st
 
 
 def _fits(model: ExecutorModel, demand: Demand) -> bool:
-    return demand.prompt_tokens + (demand.max_tokens or 1) <= model.max_model_len
+    return _wanted_tokens(demand) <= model.max_model_len
+
+
+def _wanted_tokens(demand: Demand) -> int:
+    return demand.prompt_tokens + (1 if demand.max_tokens is None else demand.max_tokens)
 
 
 def _too_long(demand: Demand, limit: int) -> PromptTooLong:
     """Names the prompt when it is too long by itself, else what is wanted on top of it."""
+    if demand.max_tokens == 0:
+        return PromptTooLong("inputs", demand.prompt_tokens, limit)
     if demand.prompt_tokens >= limit:
         return PromptTooLong("prompt", demand.prompt_tokens, limit - 1)
-    return PromptTooLong("stopping.max_tokens", demand.prompt_tokens + (demand.max_tokens or 1), limit)
+    return PromptTooLong("stopping.max_tokens", _wanted_tokens(demand), limit)
 
 
 def _reserved_tokens(model: ExecutorModel, demand: Demand) -> int:

@@ -53,3 +53,11 @@ class EncodedPrompt:
     token_ids: Sequence[int]
     block_hashes: bytes
     block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedInputs:
+    """`token_ids`: one list for each input, of this very version."""
+
+    version: Version
+    token_ids: Sequence[Sequence[int]]

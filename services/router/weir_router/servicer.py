@@ -25,6 +25,7 @@ from weir_chassis.errors import Unsupported
 from weir_chassis.telemetry import current_request
 from weir_router import mapping, validation
 from weir_router.delivery import Event
+from weir_router.embedder import Embedder
 from weir_router.fleet import Fleet
 from weir_router.pipeline import Pipeline
 
@@ -32,8 +33,8 @@ from weir_router.pipeline import Pipeline
 class RouterServicer(RouterServiceServicer):
     """Its streams are coroutines that write, so that a cancelled call is seen where it is waited."""
 
-    def __init__(self, pipeline: Pipeline, fleet: Fleet, random: Random):
-        self._pipeline, self.fleet, self._random = pipeline, fleet, random
+    def __init__(self, pipeline: Pipeline, embedder: Embedder, fleet: Fleet, random: Random):
+        self._pipeline, self._embedder, self.fleet, self._random = pipeline, embedder, fleet, random
 
     async def Generate(  # type: ignore[override]  # the stubs know streams as generators only
         self, request: GenerateRequest, context: ServicerContext[GenerateRequest, GenerateResponse]
@@ -55,8 +56,11 @@ class RouterServicer(RouterServiceServicer):
         wanted = mapping.from_chat(request, _request_id(), self._random.getrandbits(64))
         await self._pipeline.run(wanted, write, time_left(context))
 
-    async def Embed(self, _: EmbedRequest, __: Any) -> EmbedResponse:
-        raise Unsupported("no executor here makes embeddings")
+    async def Embed(
+        self, request: EmbedRequest, context: ServicerContext[EmbedRequest, EmbedResponse]
+    ) -> EmbedResponse:
+        validation.check_embed(request)
+        return await self._embedder.run(request, _request_id(), time_left(context))
 
     async def DetectWatermark(self, _: DetectWatermarkRequest, __: Any) -> DetectWatermarkResponse:
         raise Unsupported("no executor here has a watermark key")

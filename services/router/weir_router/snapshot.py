@@ -33,6 +33,8 @@ class ExecutorModel:
     max_model_len: int
     # Tokens.
     block_size: int
+    # Values of a vector; 0: it makes none.
+    embedding_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

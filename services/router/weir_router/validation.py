@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt
+from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest
+from weir.router.v1.router_pb2 import ChatRequest, EmbedInput, EmbedRequest, GenerateRequest
 from weir_chassis.errors import InvalidArgument, Unsupported
 
 MAX_MODEL_BYTES = 128
@@ -24,6 +25,8 @@ MAX_STOPS = 16
 MAX_STOP_BYTES = 1024
 MAX_STOP_TOKEN_IDS = 64
 MAX_PRIORITY = 100
+MAX_ADAPTER_BYTES = 128
+MAX_EMBED_INPUTS = 256
 
 # Field: lowest, highest, whether the lowest itself is allowed.
 _FLOAT_RANGES: dict[str, tuple[float, float, bool]] = {
@@ -54,6 +57,17 @@ def check_chat(request: ChatRequest) -> None:
     check_chat_prompt(request.prompt)
 
 
+def check_embed(request: EmbedRequest) -> None:
+    """Raises InvalidArgument for the first field that is wrong."""
+    _check_bytes("model", request.model, MAX_MODEL_BYTES)
+    _check_bytes("adapter", request.adapter, MAX_ADAPTER_BYTES)
+    _check_int("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    _require(request.pooling in Pooling.values(), "pooling", f"{request.pooling} is none that the contract knows")
+    _check_count("inputs", request.inputs, MAX_EMBED_INPUTS, least=1)
+    for index, one in enumerate(request.inputs):
+        _check_embed_input(f"inputs[{index}]", one)
+
+
 def check_chat_prompt(prompt: ChatPrompt) -> None:
     _check_count("prompt.messages", prompt.messages, MAX_MESSAGES, least=1)
     for index, message in enumerate(prompt.messages):
@@ -82,13 +96,13 @@ def check_stopping(stopping: StoppingConditions) -> None:
     _check_count("stopping.stop_token_ids", stopping.stop_token_ids, MAX_STOP_TOKEN_IDS)
 
 
-def check_vocabulary(token_ids: Sequence[int], vocab_size: int) -> None:
+def check_vocabulary(token_ids: Sequence[int], vocab_size: int, field: str = "token_ids.token_ids") -> None:
     """For a prompt of ids, once it is known whose vocabulary they are to be from."""
     if max(token_ids) < vocab_size:  # one pass in C for the prompt that is right
         return
     index = next(index for index, token_id in enumerate(token_ids) if token_id >= vocab_size)
     limit = f"must be below the vocabulary's size {vocab_size}, is {token_ids[index]}"
-    raise InvalidArgument(f"token_ids.token_ids[{index}]", limit)
+    raise InvalidArgument(f"{field}[{index}]", limit)
 
 
 def _check_common(request: GenerateRequest | ChatRequest) -> None:
@@ -96,6 +110,16 @@ def _check_common(request: GenerateRequest | ChatRequest) -> None:
     _check_int("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
     check_sampling(request.sampling)
     check_stopping(request.stopping)
+
+
+def _check_embed_input(path: str, one: EmbedInput) -> None:
+    match one.WhichOneof("input"):
+        case "text":
+            _require(bool(one.text), f"{path}.text", "must not be empty")
+        case "token_ids":
+            _require(bool(one.token_ids.token_ids), f"{path}.token_ids.token_ids", "must not be empty")
+        case _:
+            raise InvalidArgument(path, "is required: `text` or `token_ids`")
 
 
 def _check_message(path: str, message: ChatMessage) -> None:

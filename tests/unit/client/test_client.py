@@ -7,10 +7,18 @@ from typing import Any
 
 import pytest
 
+from weir.inference.v1.embedding_pb2 import Embedding, Pooling
 from weir.inference.v1.output_pb2 import FINISH_REASON_STOP, Usage
 from weir.inference.v1.stream_pb2 import Accepted, Delta, OutputFinished, Receipt
 from weir.router.v1 import router_pb2
-from weir.router.v1.router_pb2 import ChatRequest, ChatResponse, GenerateRequest, GenerateResponse
+from weir.router.v1.router_pb2 import (
+    ChatRequest,
+    ChatResponse,
+    EmbedRequest,
+    EmbedResponse,
+    GenerateRequest,
+    GenerateResponse,
+)
 from weir.router.v1.router_pb2_grpc import RouterServiceServicer, add_RouterServiceServicer_to_server
 from weir_chassis.errors import Overloaded, Unsupported, WeirError, reason_name
 from weir_chassis.server import Registration
@@ -26,6 +34,7 @@ class ScriptedRouter(RouterServiceServicer):
     def __init__(self, refusal: WeirError | None = None) -> None:
         self.refusal = refusal
         self.asked: list[ChatRequest | GenerateRequest] = []
+        self.embeds: list[EmbedRequest] = []
         self.metadata: dict[str, str | bytes] = {}
         self.left = False
 
@@ -45,8 +54,11 @@ class ScriptedRouter(RouterServiceServicer):
         self.asked.append(request)
         yield GenerateResponse(accepted=Accepted(request_id="g"))
 
-    async def Embed(self, _: router_pb2.EmbedRequest, __: Any) -> router_pb2.EmbedResponse:
-        raise Unsupported("no executor here makes embeddings")
+    async def Embed(self, request: EmbedRequest, _: Any) -> EmbedResponse:
+        if self.refusal:
+            raise self.refusal
+        self.embeds.append(request)
+        return EmbedResponse(embeddings=[Embedding(values=[0.5, len(request.inputs)])])
 
     async def DetectWatermark(
         self, _: router_pb2.DetectWatermarkRequest, __: Any
@@ -102,6 +114,21 @@ async def test_generate_sends_text_or_token_ids(prompt: str | list[int]) -> None
     asked = router.asked[0]
     assert isinstance(asked, GenerateRequest)
     assert (asked.text if isinstance(prompt, str) else list(asked.token_ids.token_ids)) == prompt
+
+
+async def test_embed_sends_texts_and_token_ids_and_raises_what_the_router_meant() -> None:
+    router = ScriptedRouter()
+    async with serve_in_memory(Registration(add_RouterServiceServicer_to_server, router, NAME)) as channel:
+        client = Client("", channel=channel)
+        answer = await client.embed(["text", [1, 2]], pooling=Pooling.POOLING_MEAN, normalize=False, priority=2)
+        router.refusal = Overloaded("the queue is full")
+        with pytest.raises(WeirError, match="the queue is full"):
+            await client.embed(["x"])
+    assert list(answer.embeddings[0].values) == [0.5, 2.0]
+    (asked,) = router.embeds
+    assert (asked.inputs[0].text, list(asked.inputs[1].token_ids.token_ids)) == ("text", [1, 2])
+    assert (asked.pooling, asked.HasField("normalize"), asked.normalize) == (Pooling.POOLING_MEAN, True, False)
+    assert asked.priority == 2
 
 
 async def test_models_are_listed() -> None:

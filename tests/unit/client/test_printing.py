@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from unit.client.test_client import script
+from weir.inference.v1.embedding_pb2 import Embedding
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.output_pb2 import Usage
 from weir.router.v1.router_pb2 import ChatResponse, Model
@@ -65,3 +66,8 @@ def test_a_model_without_template_says_so() -> None:
     version = ModelVersion(model="m", revision="abc")
     line = printing.model_line(Model(model_version=version, max_model_len=64, workers=2, healthy_workers=1))
     assert line == "m  revision abc  context 64  1/2 workers healthy, no chat template"
+
+
+def test_an_embedding_is_one_line_of_json() -> None:
+    line = printing.embedding_json("wörld\n", Embedding(values=[0.5, -2.0]))
+    assert line == '{"text": "wörld\\n", "embedding": [0.5, -2.0]}'

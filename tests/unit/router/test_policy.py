@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unit.router.views import DOWN, DRAINING, SERVING, demand, executor, fleet, postprocessor, tokenizer
-from weir_chassis.errors import NoWorker, PromptTooLong, RevisionMismatch
+from weir_chassis.errors import NoWorker, PromptTooLong, RevisionMismatch, Unsupported
 from weir_router.outstanding import Outstanding
-from weir_router.policy import choose, choose_tokenizer
+from weir_router.policy import choose, choose_executor, choose_tokenizer
 from weir_router.snapshot import ExecutorView, FleetSnapshot
 
 executors = st.builds(
@@ -99,6 +99,16 @@ def test_what_does_not_fit_is_named(
         choose(fleet(executor()), demand(prompt_tokens=prompt_tokens, max_tokens=max_tokens))
     assert caught.value.field == field
     assert caught.value.metadata == {"tokens": tokens, "limit": limit}
+
+
+def test_a_vector_is_asked_of_those_that_make_them_and_may_fill_the_whole_context() -> None:
+    snapshot = fleet(executor("none", embedding_size=0), executor("makes", routed=50), postprocessors=())
+    assert choose_executor(snapshot, demand(prompt_tokens=100, max_tokens=0))[0] == "makes"
+    with pytest.raises(PromptTooLong) as caught:
+        choose_executor(snapshot, demand(prompt_tokens=101, max_tokens=0))
+    assert caught.value.metadata == {"tokens": "101", "limit": "100"}
+    with pytest.raises(Unsupported):
+        choose_executor(fleet(executor(embedding_size=0)), demand(max_tokens=0))
 
 
 def test_a_longer_context_takes_what_a_shorter_one_cannot() -> None:

@@ -31,8 +31,9 @@ def executor(
     foreign: int = 0,
     max_model_len: int = 100,
     block_size: int = 16,
+    embedding_size: int = 8,
 ) -> ExecutorView:
-    known = ExecutorModel(version(revision, model), 300, max_model_len, block_size)
+    known = ExecutorModel(version(revision, model), 300, max_model_len, block_size, embedding_size)
     return ExecutorView(address, state, known, routed_tokens=routed, foreign_tokens=foreign)
 
 

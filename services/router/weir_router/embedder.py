@@ -1,0 +1,151 @@
+"""An Embed call's way through the suite: admit → tokenize → choose → execute. One call to one executor, no stream.
+
+Its place in the queue, its deadline and what may be tried again are as a generation's. The `with` blocks give back what
+it held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+
+import grpc
+
+from weir.executor.v1 import executor_pb2
+from weir.router.v1.router_pb2 import EmbedRequest, EmbedResponse
+from weir_chassis.channel import call_metadata
+from weir_chassis.clock import Clock
+from weir_chassis.deadline import hop_timeout
+from weir_chassis.errors import Cancelled, NoWorker, PromptTooLong, WeirError, WorkerLost, from_rpc_error, reason_name
+from weir_chassis.leases import LeaseLedger
+from weir_router.admission import Admission
+from weir_router.encoder import Encoder
+from weir_router.fleet import Fleet
+from weir_router.metrics import RouterMetrics
+from weir_router.policy import Demand, choose_executor
+from weir_router.request import EncodedInputs
+from weir_router.retry import may_retry
+from weir_router.snapshot import ExecutorModel
+from weir_router.time_limit import time_limit
+from weir_router.validation import check_vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One Embed call. `turn` is its number at this router; `expires_at` is None when it may go on for ever."""
+
+    request: EmbedRequest
+    request_id: str
+    turn: int
+    clock: Clock
+    expires_at: float | None
+
+    def left_seconds(self) -> float | None:
+        return None if self.expires_at is None else max(0.0, self.expires_at - self.clock.monotonic())
+
+
+class Embedder:
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        admission: Admission,
+        encoder: Encoder,
+        clock: Clock,
+        leases: LeaseLedger,
+        metrics: RouterMetrics,
+    ):
+        self._fleet, self._admission, self._encoder = fleet, admission, encoder
+        self._clock, self._leases, self._metrics = clock, leases, metrics
+        self._turns = count()
+
+    async def run(self, request: EmbedRequest, request_id: str, left_seconds: float | None) -> EmbedResponse:
+        """Raises a WeirError: refused, or failed. The request is valid."""
+        expires_at = None if left_seconds is None else self._clock.monotonic() + left_seconds
+        call = Call(request, request_id, next(self._turns), self._clock, expires_at)
+        try:
+            async with time_limit(left_seconds):
+                model = self._fleet.snapshot().resolve_model(request.model)
+                async with self._admission.place(request.priority, request_id):
+                    inputs = await self._encoder.encode_inputs(model, request.inputs, call)
+                    return await self._embed(call, inputs)
+        except WeirError as error:
+            self._metrics.refused(error)
+            raise
+
+    async def _embed(self, call: Call, inputs: EncodedInputs) -> EmbedResponse:
+        """Attempts until one succeeds or fails for good. `excluded` are the executors that failed it."""
+        excluded: frozenset[str] = frozenset()
+        failure: WeirError | None = None
+        for attempt in count(1):
+            address, model = self._choose(call, inputs, excluded, failure)
+            _check_inputs(call.request, inputs, model)
+            try:
+                with self._attempt(call, address, sum(map(len, inputs.token_ids))):
+                    return await self._execute(call, inputs, address)
+            except WeirError as error:
+                if not may_retry(error, attempt, answering=False):
+                    raise
+                failure, excluded = error, excluded | {address}
+        raise AssertionError("attempts are counted without end")
+
+    def _choose(
+        self, call: Call, inputs: EncodedInputs, excluded: frozenset[str], failure: WeirError | None
+    ) -> tuple[str, ExecutorModel]:
+        longest = max(map(len, inputs.token_ids))
+        demand = Demand(inputs.version, longest, max_tokens=0, n=1, turn=call.turn, excluded=excluded)
+        try:
+            return choose_executor(self._fleet.snapshot(), demand)
+        except NoWorker as error:
+            # That nobody else is there matters less to the client than what happened.
+            raise failure or error from None
+        except PromptTooLong as error:
+            index = next(index for index, token_ids in enumerate(inputs.token_ids) if len(token_ids) == longest)
+            raise PromptTooLong(f"inputs[{index}]", longest, int(error.metadata["limit"])) from None
+
+    @contextmanager
+    def _attempt(self, call: Call, address: str, tokens: int) -> Iterator[None]:
+        """Counts the inputs against their executor at once, before anybody else chooses."""
+        reservation = self._fleet.executor(address).outstanding.reserve(tokens)
+        end = "CANCELLED"
+        with self._leases.acquire("attempt", call.request_id, on_release=reservation.release):
+            try:
+                yield
+                end = "OK"
+            except WeirError as error:
+                end = reason_name(error.reason)
+                raise
+            finally:
+                self._metrics.attempts.labels(end).inc()
+
+    async def _execute(self, call: Call, inputs: EncodedInputs, address: str) -> EmbedResponse:
+        asked = executor_pb2.EmbedRequest(
+            request_id=call.request_id,
+            model_version=inputs.version.message(),
+            inputs=[executor_pb2.EmbedInput(token_ids=token_ids) for token_ids in inputs.token_ids],
+            pooling=call.request.pooling,
+            normalize=call.request.normalize if call.request.HasField("normalize") else None,
+            priority=call.request.priority,
+        )
+        timeout = hop_timeout(call.left_seconds())
+        try:
+            answer = await self._fleet.executor(address).stub.Embed(asked, timeout=timeout, metadata=call_metadata())
+        except grpc.RpcError as error:
+            raise _explain(from_rpc_error(error), address) from None
+        return EmbedResponse(embeddings=answer.embeddings, usage=answer.usage, model_version=inputs.version.message())
+
+
+def _check_inputs(request: EmbedRequest, inputs: EncodedInputs, model: ExecutorModel) -> None:
+    """What the client chose itself; a tokenizer's ids are of its own vocabulary."""
+    for index, (one, token_ids) in enumerate(zip(request.inputs, inputs.token_ids, strict=True)):
+        if one.HasField("token_ids"):
+            check_vocabulary(token_ids, model.vocab_size, f"inputs[{index}].token_ids.token_ids")
+
+
+def _explain(error: WeirError, address: str) -> WeirError:
+    """A client's own cancellation ends our task and is never seen as a status: this one is the worker's."""
+    if isinstance(error, (WorkerLost, Cancelled)):
+        return WorkerLost(f"executor {address} was lost: {error.message}", metadata={"worker": address})
+    return error
