@@ -25,11 +25,13 @@ setup: $(SETUP) ## make the virtual environment and install the pinned dependenc
 
 # torch goes first and by itself: a later resolver run finds 2.13.0 there and does not look for another build of it.
 $(SETUP): pyproject.toml deploy/constraints/dev.txt
-	@test -x $(BIN)/python || { echo "setup 1/3: virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
-	@echo "setup 2/3: torch"
+	@test -x $(BIN)/python || { echo "setup 1/4: virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "setup 2/4: torch"
 	@$(PIP) --quiet torch==2.13.0
-	@echo "setup 3/3: weir and its tools"
+	@echo "setup 3/4: weir and its tools"
 	@$(PIP) --quiet --editable '.[dev]'
+	@echo "setup 4/4: native kernels"
+	@$(BIN)/python -m weir_executor.paged.native.build
 	@touch $@
 
 $(BUF): package.json

@@ -224,8 +224,12 @@ def tiny_model(family: str, dtype: str = "float32") -> Path:
 
 
 def save_tiny_model(family: str, model_dir: Path, *, dtype: str = "float32", seed: int = 7) -> Path:
+    return save_model(FAMILIES[family], model_dir, dtype=dtype, seed=seed)
+
+
+def save_model(config: Mapping[str, Any], model_dir: Path, *, dtype: str = "float32", seed: int = 7) -> Path:
     """Weights are drawn wide, so that logits differ clearly and greedy decoding meets no ties."""
-    config = {**FAMILIES[family], "dtype": dtype}
+    config = {**config, "dtype": dtype}
     generator = torch.Generator().manual_seed(seed)
     weights = {name: _random(name, shape, generator).to(getattr(torch, dtype)) for name, shape in weight_shapes(config)}
     model_dir.mkdir(parents=True)

@@ -142,6 +142,7 @@ def _load_paged(settings: ExecutorSettings) -> Engine:
         max_waiting=settings.max_waiting,
         max_model_len=settings.max_model_len,
         num_threads=settings.num_threads,
+        kernels=settings.kernels,
         prefix_cache=settings.prefix_cache,
         emit_full_blocks=bool(settings.kvstore_address),
     )

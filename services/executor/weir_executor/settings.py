@@ -57,8 +57,10 @@ class ExecutorSettings(ServiceSettings):
         default=None, ge=2, description="prompt and generated tokens; unset: the model's own"
     )
     prefix_cache: bool = Field(default=True, description="keep full blocks for later prompts that begin alike")
-    num_threads: int | None = Field(
-        default=None, ge=1, le=1024, description="of PyTorch on a CPU; unset: its own choice"
+    num_threads: int | None = Field(default=None, ge=1, le=1024, description="on a CPU; unset: PyTorch's choice")
+    kernels: Literal["auto", "torch", "plain", "avx2", "avx512", "avx512bf16"] = Field(
+        default="auto",
+        description="on a CPU. auto: native kernels for this processor, else PyTorch; or PyTorch; or one by name",
     )
     # Minutes above the slowest step on a busy CPU; without it, whoever set no deadline would wait for a dead device.
     hang_seconds: float = Field(

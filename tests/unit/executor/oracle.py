@@ -9,11 +9,16 @@ import torch
 import transformers
 
 from contract.engine_contract import Listener, request
-from models_fixture import tiny_model
+from models_fixture import FAMILIES, tiny_model
 from weir_executor.engine import GenerationRequest, RequestEnd
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 
 transformers.utils.logging.disable_progress_bar()
+
+# Families that the native kernels compute; all are computed by PyTorch, too.
+_NATIVE = ("llama", "mistral", "phi3", "qwen2", "qwen3")
+RUNS = [(family, "torch") for family in FAMILIES]
+RUNS += [(family, "auto") for family in FAMILIES if family.startswith(_NATIVE) and "moe" not in family]
 
 
 @cache
@@ -48,10 +53,10 @@ def reference_greedy(family: str, token_ids: list[int], max_tokens: int) -> list
 
 
 def run_paged(
-    family: str, requests: list[GenerationRequest], **options: Any
+    family: str, requests: list[GenerationRequest], kernels: str = "torch", **options: Any
 ) -> tuple[dict[int, list[int]], dict[int, RequestEnd]]:
     """All requests at once through one paged engine: the first output's tokens and the end of each."""
-    defaults: dict[str, Any] = {"num_blocks": 64, "num_threads": 1, "check_integrity": True}
+    defaults: dict[str, Any] = {"num_blocks": 64, "num_threads": 1, "check_integrity": True, "kernels": kernels}
     engine, heard = load_engine(PagedEngineConfig(tiny_model(family), **{**defaults, **options})), Listener()
     engine.start(heard)
     try:
@@ -64,4 +69,4 @@ def run_paged(
         engine.close()
 
 
-__all__ = ["reference", "reference_greedy", "reference_logits", "request", "run_paged"]
+__all__ = ["RUNS", "reference", "reference_greedy", "reference_logits", "request", "run_paged"]

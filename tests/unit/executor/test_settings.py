@@ -31,6 +31,7 @@ def test_two_variables_are_enough() -> None:
         ("REVISION", "é" * 65, "longer than 128 bytes"),
         ("ENGINE", "other", "'paged' or 'fake'"),
         ("DTYPE", "float8", "'auto', 'float32'"),
+        ("KERNELS", "sse9", "'auto', 'torch', 'plain'"),
         ("BLOCK_SIZE", "0", "greater than or equal to 1"),
         ("BLOCK_SIZE", "1025", "less than or equal to 1024"),
         ("NUM_BLOCKS", "many", "valid integer"),

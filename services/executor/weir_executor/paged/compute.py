@@ -5,34 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from weir_executor.paged.attention import TorchAttention
 from weir_executor.paged.decoder import Decoder, KvBlocks, TorchDecoder
 from weir_executor.paged.kv_cache import KvCache
-from weir_executor.paged.model.config import ModelConfig
 from weir_executor.paged.model.registry import FAMILIES, load_model
+from weir_executor.paged.native.load import load_native
 from weir_executor.paged.parallel.command import RankConfig
 from weir_executor.paged.parallel.decoder import load_parallel
 from weir_executor.paged.parallel.group import Meeting
 from weir_executor.paged.parallel.layout import Layout, check_layout
+from weir_executor.paged.workload import Workload
 
 # Ranks of one engine are processes of one host. Between hosts TensorRT-LLM's own runtime is what to use.
 _HOST = "127.0.0.1"
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What is to be computed, and with how much room."""
-
-    model_dir: Path
-    model: ModelConfig
-    dtype: torch.dtype
-    max_model_len: int
-    block_size: int
-    num_blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +28,7 @@ class Placement:
     """Where. `device` is the first rank's; on GPUs the others' follow it."""
 
     device: str
+    kernels: str  # of a single CPU, see `native.load.KERNELS`
     num_threads: int | None
     layout: Layout
     exchange_seconds: float = 60.0  # a rank that has not answered another within a step by then stands still
@@ -57,10 +46,15 @@ def build_compute(workload: Workload, placement: Placement, resources: ExitStack
     `ModelLoadError`, `RankLostError`."""
     if placement.layout.num_ranks > 1:
         return _over_ranks(workload, placement, resources)
-    return _on_one_device(workload, torch.device(placement.device))
+    device = torch.device(placement.device)
+    native = load_native(workload, device, placement.kernels)
+    if native is not None:
+        resources.callback(native.close)
+        return Compute(native, native, check=lambda: None)
+    return _in_torch(workload, device)
 
 
-def _on_one_device(workload: Workload, device: torch.device) -> Compute:
+def _in_torch(workload: Workload, device: torch.device) -> Compute:
     model = load_model(workload.model_dir, workload.model, workload.max_model_len, workload.dtype, device)
     cache = KvCache(workload.model, workload.num_blocks, workload.block_size, workload.dtype, device)
     decoder = TorchDecoder(model, TorchAttention(cache, workload.model.attention), device)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from weir_executor.engine import EngineInfo
-from weir_executor.paged.compute import Placement, Workload, build_compute
+from weir_executor.paged.compute import Placement, build_compute
 from weir_executor.paged.kv_cache import KV_LAYOUT, block_bytes
 from weir_executor.paged.model.config import ModelConfig, ModelConfigError
 from weir_executor.paged.model.registry import load_config
@@ -21,6 +21,7 @@ from weir_executor.paged.parallel.layout import Layout
 from weir_executor.paged.runner import ModelRunner, use_threads
 from weir_executor.paged.scheduler import SchedulerLimits
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
+from weir_executor.paged.workload import Workload
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,7 +44,8 @@ class PagedEngineConfig:
     max_model_len: int | None = None  # at most the model's own
     max_n: int = 16
     max_top_logprobs: int = 20
-    num_threads: int | None = None  # of PyTorch on a CPU; None: its own choice
+    num_threads: int | None = None  # on a CPU; None: PyTorch's choice
+    kernels: str = "auto"  # on a CPU, see `native.load.KERNELS`; "auto": the native ones where they can be had
     prefix_cache: bool = True
     emit_full_blocks: bool = False
     warm_up: bool = True  # a small request before any other
@@ -106,7 +108,9 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
 
 
 def _placement(config: PagedEngineConfig) -> Placement:
-    return Placement(config.device, config.num_threads, Layout(config.tensor_parallel, config.pipeline_parallel))
+    return Placement(
+        config.device, config.kernels, config.num_threads, Layout(config.tensor_parallel, config.pipeline_parallel)
+    )
 
 
 def _dtype(config: PagedEngineConfig, model_config: ModelConfig) -> torch.dtype:

@@ -16,6 +16,7 @@ from torch.nn import functional
 _PACKED_FOR_ROWS = 32
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]  # weight [out, in], bias [out]
 Norm = Callable[[torch.Tensor], torch.Tensor]
 Activation = Callable[[torch.Tensor], torch.Tensor]
 

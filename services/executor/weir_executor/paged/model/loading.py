@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from weir_executor.paged.model.config import ModelConfig
-from weir_executor.paged.model.layers import Activation, LayerNorm, Linear, Mlp, RmsNorm, linear
+from weir_executor.paged.model.layers import Activation, LayerNorm, Linear, Mlp, RmsNorm
 from weir_executor.paged.model.weights import Checkpoint
 
 
@@ -21,7 +21,8 @@ def load_linear(
 ) -> Linear:
     """One projection, or several of the same input fused into one."""
     weight = checkpoint.concatenated([f"{name}.weight" for name in names], rows, (columns,))
-    return linear(weight, checkpoint.concatenated([f"{name}.bias" for name in names], rows) if bias else None)
+    biases = checkpoint.concatenated([f"{name}.bias" for name in names], rows) if bias else None
+    return checkpoint.make_linear(weight, biases)
 
 
 def load_summed_linear(checkpoint: Checkpoint, name: str, rows: int, columns: int, *, bias: bool) -> Linear:
@@ -77,9 +78,11 @@ def load_lm_head(config: ModelConfig, checkpoint: Checkpoint, name: str, embeddi
     shard = checkpoint.shard
     rows = shard.vocabulary(config.vocab_size)
     if not shard.holds_lm_head:
-        return linear(torch.empty((config.vocab_size, config.hidden_size), dtype=checkpoint.dtype, device="meta"))
+        return checkpoint.make_linear(
+            torch.empty((config.vocab_size, config.hidden_size), dtype=checkpoint.dtype, device="meta"), None
+        )
     if config.tie_word_embeddings:
-        return shard.gathered(linear(embedding[rows]), config.vocab_size)
+        return shard.gathered(checkpoint.make_linear(embedding[rows], None), config.vocab_size)
     head = load_linear(checkpoint, [name], [rows.stop - rows.start], config.hidden_size, bias=False)
     return shard.gathered(head, config.vocab_size)
 

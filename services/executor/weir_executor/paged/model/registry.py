@@ -14,6 +14,7 @@ from weir_executor.paged.model.decoder_model import DecoderModel
 from weir_executor.paged.model.gemma import load_gemma, parse_gemma2, parse_gemma3
 from weir_executor.paged.model.gpt2 import load_gpt2, parse_gpt2
 from weir_executor.paged.model.gpt_neox import load_gpt_neox, parse_gpt_neox
+from weir_executor.paged.model.layers import MakeLinear, linear
 from weir_executor.paged.model.llama import load_llama, parse_llama, parse_qwen2, parse_qwen3
 from weir_executor.paged.model.mixtral import load_mixtral, parse_mixtral
 from weir_executor.paged.model.phi3 import load_phi3, parse_phi3
@@ -71,8 +72,9 @@ def load_model(
     device: torch.device,
     *,
     shard: Shard = WHOLE,
+    make_linear: MakeLinear = linear,
 ) -> DecoderModel:
     """Read the weights; with a shard, those of the part that `config` describes. Raises `ModelLoadError` naming the
     file and tensor that are wrong."""
-    with Checkpoint(model_dir, dtype, device, shard) as checkpoint:
+    with Checkpoint(model_dir, dtype, device, shard, make_linear) as checkpoint:
         return FAMILIES[config.architecture].load(config, checkpoint, max_model_len)

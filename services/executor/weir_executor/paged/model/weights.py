@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError, safe_open
 
+from weir_executor.paged.model.layers import MakeLinear, linear
 from weir_executor.paged.model.shard import WHOLE, Shard
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -24,8 +25,16 @@ class Checkpoint:
     """The open weight files of one model, as far as `shard` goes; tensors are read when asked for. Use it in a `with`
     block."""
 
-    def __init__(self, model_dir: Path, dtype: torch.dtype, device: torch.device, shard: Shard = WHOLE) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        shard: Shard = WHOLE,
+        make_linear: MakeLinear = linear,
+    ) -> None:
         self.dtype, self.device, self.shard = dtype, device, shard
+        self.make_linear = make_linear  # how whoever computes wants its projections kept
         self._dir = model_dir
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}

@@ -1,0 +1,84 @@
+"""The library's functions and structs, as `src/abi.h` and `src/api.cpp` have them. A call releases the GIL."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from weir_executor.paged.native.build import NativeUnavailableError, library_path
+
+BF16, F32 = 0, 1
+# Room on the stack in `src/decoder.h`.
+MOST_DIMS, MOST_QUERY_ROWS = 256, 128
+
+
+class Shape(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("vocab", "hidden", "inner", "layers", "heads", "kv_heads", "head_dim")),
+        *((name, c_int32) for name in ("rope_dim", "block_size", "num_blocks", "positions", "element", "threads")),
+        ("eps", c_float),
+    )
+
+
+class LayerTensors(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, c_void_p) for name in ("qkv_bias", "output_bias", "gate_up_bias", "down_bias")),
+        *((name, c_void_p) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
+        ("scale", c_float),
+        ("window", c_int32),
+    )
+
+
+class EndTensors(ctypes.Structure):
+    _fields_ = tuple((name, c_void_p) for name in ("embedding", "lm_head", "norm", "rope"))
+
+
+class Step(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("tokens", "rows", "wanted", "pooled")),
+        *((name, c_void_p) for name in ("token_ids", "row_starts", "row_positions", "table", "table_starts")),
+        *((name, c_void_p) for name in ("wanted_places", "pooled_places", "logits", "best", "hidden", "sound")),
+    )
+
+
+_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "weir_isa": (c_char_p, (c_char_p,)),
+    "weir_open": (c_void_p, (POINTER(Shape), c_char_p)),
+    "weir_load_layer": (c_int, (c_void_p, POINTER(LayerTensors))),
+    "weir_load_ends": (c_int, (c_void_p, POINTER(EndTensors))),
+    "weir_step": (c_int, (c_void_p, POINTER(Step))),
+    "weir_read_block": (None, (c_void_p, c_int, c_void_p)),
+    "weir_write_block": (None, (c_void_p, c_int, c_char_p)),
+    "weir_clear_block": (None, (c_void_p, c_int)),
+    "weir_close": (None, (c_void_p,)),
+}
+
+
+@cache
+def _library(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def load_library() -> ctypes.CDLL:
+    """Raises `NativeUnavailableError`."""
+    path = library_path()
+    try:
+        return _library(path)
+    except (OSError, AttributeError) as error:
+        raise NativeUnavailableError(f"{path} does not load: {error}") from error
+
+
+def best_isa(library: ctypes.CDLL, wanted: str = "") -> str:
+    """The instruction set that will run here: the one wanted, or the best. Raises `NativeUnavailableError`."""
+    found: bytes | None = library.weir_isa(wanted.encode())
+    if found is None:
+        raise NativeUnavailableError(f"this processor does not run {wanted!r}")
+    return found.decode()

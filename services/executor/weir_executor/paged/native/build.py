@@ -1,0 +1,151 @@
+"""C++ sources → a shared library, once per machine and version: compiled when first asked for, kept in a cache.
+
+`python -m weir_executor.paged.native.build` does it ahead of time. The library has a part for each instruction set of
+the processor's family; which one runs is decided when it is loaded, so one cache may serve different machines.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+_SOURCES = Path(__file__).with_name("src")
+# No -ffast-math: a NaN must stay one, and sums must be added in the order that is written.
+_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-pthread",
+    "-w",
+)
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
+_X86_ISAS: Mapping[str, tuple[str, ...]] = {
+    "plain": (),
+    "avx2": ("-mavx2", "-mfma"),
+    "avx512": _AVX512,
+    "avx512bf16": (*_AVX512, "-mavx512bf16"),
+}
+# A compiler takes about ten seconds; one that takes this long hangs.
+_COMPILE_SECONDS = 300.0
+
+
+class NativeUnavailableError(Exception):
+    """The kernels cannot be had here; says why."""
+
+
+def library_path() -> Path:
+    """The compiled library; compiles it when the cache does not have it. Raises `NativeUnavailableError`."""
+    compiler = find_compiler()
+    path = cache_dir() / f"kernels-{_fingerprint(compiler)}.so"
+    if not path.exists():
+        with _alone(path):
+            if not path.exists():  # another process may have made it meanwhile
+                _compile(compiler, path)
+    return path
+
+
+def cache_dir() -> Path:
+    """`WEIR_NATIVE_CACHE`, or a directory of ours in the user's cache."""
+    given = os.environ.get("WEIR_NATIVE_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "weir" / "native"
+
+
+def find_compiler() -> list[str]:
+    """The command of PyTorch's choice for extensions: `CXX`, or the system's compiler."""
+    try:
+        from torch.utils.cpp_extension import get_cxx_compiler  # noqa: PLC0415 (imports setuptools, which may be missing)
+
+        command = shlex.split(get_cxx_compiler())  # type: ignore[no-untyped-call]
+    except ImportError:
+        command = shlex.split(os.environ.get("CXX", "c++"))
+    if not command or shutil.which(command[0]) is None:
+        raise NativeUnavailableError(f"there is no C++ compiler {' '.join(command)!r}")
+    return command
+
+
+def isas() -> Mapping[str, tuple[str, ...]]:
+    """Which the library has parts for here, the plainest first, and the compiler's flags for each."""
+    return _X86_ISAS if platform.machine().lower() in ("x86_64", "amd64") else {"plain": ()}
+
+
+def _fingerprint(compiler: list[str]) -> str:
+    """Of everything that decides what the library is."""
+    digest = hashlib.sha256()
+    digest.update(_run([*compiler, "--version"]).encode())
+    digest.update(repr((_FLAGS, isas(), platform.machine())).encode())
+    for source in sorted(_SOURCES.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Two processes must not compile the same thing at once. Whoever dies while compiling lets go of the lock."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise NativeUnavailableError(f"the cache cannot be written: {error}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(compiler: list[str], path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="weir-native-", dir=path.parent) as scratch:
+        none: tuple[str, ...] = ()
+        units = [(source.stem, source, none) for source in sorted(_SOURCES.glob("*.cpp")) if source.stem != "kernels"]
+        # The plainest first: where the linker finds one function in several objects it keeps the first.
+        units += [(isa, _SOURCES / "kernels.cpp", (f"-DWEIR_ISA={isa}", *flags)) for isa, flags in isas().items()]
+        objects = [f"{scratch}/{name}.o" for name, _, _ in units]
+        commands = [
+            [*compiler, *_FLAGS, *flags, "-c", str(source), "-o", target]
+            for (_, source, flags), target in zip(units, objects, strict=True)
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(threads.map(_run, commands))
+        made = f"{scratch}/kernels.so"
+        _run([*compiler, "-shared", "-pthread", *objects, "-o", made])
+        Path(made).replace(path)  # whole or not at all
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603 (the operator's own compiler)
+            command, capture_output=True, text=True, check=True, timeout=_COMPILE_SECONDS
+        )
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines()
+        raise NativeUnavailableError(f"{command[0]} failed: {said[0] if said else error}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeUnavailableError(f"{command[0]}: {error}") from error
+    return done.stdout
+
+
+def main() -> None:
+    """Never fails: without the kernels the engine computes in PyTorch."""
+    try:
+        print(f"native kernels: {library_path()}")  # noqa: T201 (a line of progress)
+    except NativeUnavailableError as error:
+        print(f"native kernels: not built, PyTorch computes instead: {error}", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Whether the native kernels compute a model here, and the decoder if they do."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from weir_executor.paged.model.config import ModelConfigError
+from weir_executor.paged.model.layers import DenseLinear
+from weir_executor.paged.model.llama import LlamaModel
+from weir_executor.paged.model.registry import load_model
+from weir_executor.paged.native.binding import best_isa, load_library
+from weir_executor.paged.native.build import NativeUnavailableError
+from weir_executor.paged.native.decoder import NativeDecoder, why_not
+from weir_executor.paged.workload import Workload
+
+_log = logging.getLogger(__name__)
+
+# What `kernels` may be: the best there is, PyTorch's, or one instruction set of the native ones.
+KERNELS = ("auto", "torch", "plain", "avx2", "avx512", "avx512bf16")
+
+
+def load_native(workload: Workload, device: torch.device, kernels: str) -> NativeDecoder | None:
+    """None when PyTorch is to compute, and one line in the log then says why.
+
+    Raises `ModelConfigError` when an instruction set is asked for by name and cannot be had, and what loading raises.
+    """
+    if kernels == "torch":
+        return None
+    wanted = "" if kernels == "auto" else kernels
+    try:
+        reason = why_not(workload.model, workload.dtype, device)
+        if reason is not None:
+            raise NativeUnavailableError(reason)
+        library = load_library()
+        isa = best_isa(library, wanted)
+    except NativeUnavailableError as error:
+        if wanted:
+            raise ModelConfigError(f"kernels {wanted!r} cannot be had here: {error}") from error
+        if device.type == "cpu":
+            _log.warning("PyTorch computes, slower than the native kernels would: %s", error)
+        return None
+    decoder = NativeDecoder(library, workload, _load_model(workload, device), torch.get_num_threads(), isa)
+    _log.info("native kernels compute: %s, %d threads", isa, torch.get_num_threads())
+    return decoder
+
+
+def _load_model(workload: Workload, device: torch.device) -> LlamaModel:
+    """With its weights as the checkpoint has them: the decoder packs them itself."""
+    model = load_model(
+        workload.model_dir, workload.model, workload.max_model_len, workload.dtype, device, make_linear=DenseLinear
+    )
+    assert isinstance(model, LlamaModel), model
+    return model

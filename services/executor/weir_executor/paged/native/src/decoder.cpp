@@ -1,0 +1,160 @@
+// Sizes, the plan of a step, and blocks as payloads.
+#include "decoder.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace weir {
+
+Decoder::Decoder(const Shape &s) : shape(s), team(s.threads), taken(new std::atomic<int>[s.layers]) {
+  per_unit = s.element == BF16 ? 2 : 1;
+  raw_bytes = 4 / per_unit;
+  hidden_stride = round_up(s.hidden, PANEL);
+  inner_stride = round_up(s.inner, PANEL);
+  qkv_stride = round_up((s.heads + 2 * s.kv_heads) * s.head_dim, PANEL);
+  attended_stride = round_up(s.heads * s.head_dim, PANEL);
+  dims = round_up(s.head_dim, TILE);
+  room.scratch.resize(s.threads);
+  blocks.tiled = s.block_size % TILE == 0;
+  blocks.key_tile = s.head_dim / per_unit * TILE;
+  blocks.value_tile = TILE / per_unit * dims;
+  const int plain = 2 * s.block_size * s.head_dim / per_unit;
+  blocks.piece = blocks.tiled ? s.block_size / TILE * (blocks.key_tile + blocks.value_tile) : plain;
+  blocks.block = blocks.piece * s.kv_heads;
+  blocks.layer = blocks.block * s.num_blocks;
+  blocks.units = Memory(blocks.layer * s.layers * sizeof(uint32_t));
+}
+
+static void grow(Decoder &d, const Step &step) {
+  const Shape &s = d.shape;
+  Room &room = d.room;
+  const size_t raw = d.raw_bytes;
+  if (step.tokens > room.tokens) {
+    const size_t tokens = room.tokens = std::max(step.tokens, std::min(2 * room.tokens, 4096));
+    room.residual = Memory(tokens * d.hidden_stride * sizeof(float));
+    room.normed = Memory(tokens * d.hidden_stride * raw);
+    room.qkv = Memory(tokens * d.qkv_stride * sizeof(float));
+    room.queries = Memory(tokens * s.heads * d.dims * raw);
+    room.attended = Memory(tokens * d.attended_stride * raw);
+    room.gated = Memory(tokens * d.inner_stride * raw);
+  }
+  if (step.wanted > room.wanted) {
+    const size_t wanted = room.wanted = step.wanted;
+    room.last = Memory(wanted * d.hidden_stride * raw);
+    room.best = Memory(wanted * s.threads * 3 * 16 * sizeof(float));  // three vectors of at most 16
+  }
+  if (!room.scratch[0].bytes()) {
+    // Scores and weights of a tile of at most six rows; built tiles; and what the rows of a group have found.
+    const size_t tiles = d.blocks.tiled ? 0 : CHUNK / TILE * (d.blocks.key_tile + d.blocks.value_tile);
+    for (auto &scratch : room.scratch)
+      scratch = Memory((2 * 6 * CHUNK + tiles + MOST_QUERY_ROWS * (d.dims + 2)) * sizeof(float));
+  }
+}
+
+// How many leading chunks are the same blocks in both rows, and before the end of each.
+static int shared_chunks(const Decoder &d, const Step &step, int one, int other) {
+  const int size = d.shape.block_size;
+  const int32_t *a = step.table + step.table_starts[one], *b = step.table + step.table_starts[other];
+  const int tokens = std::min(step.row_positions[one], step.row_positions[other]);
+  int blocks = 0;
+  while ((blocks + 1) * size <= tokens && a[blocks] == b[blocks]) blocks++;
+  return blocks * size / CHUNK;
+}
+
+static int64_t cost_of(const Step &step, const Group &g) {
+  const int row = g.first_row;
+  int64_t cost = 0;
+  if (g.rows == 1) {
+    const int last = step.row_positions[row] + g.first_token + g.tokens - step.row_starts[row];
+    return (int64_t)g.tokens * (last + 64);
+  }
+  for (int r = row; r < row + g.rows; r++) cost += step.row_positions[r] + 64;
+  return cost;
+}
+
+// Rows of one token that begin alike stand side by side; those that share a chunk or more form groups.
+static int add_decodes(Decoder &d, const Step &step, int row) {
+  const int most = d.most_group_tokens();
+  Group g = {row, 1, step.row_starts[row], 1, 0, 0};
+  int shared = CHUNK;  // far more than there are
+  while (row + g.rows < step.rows && g.rows < most && step.row_starts[row + g.rows + 1] - step.row_starts[row + g.rows] == 1) {
+    const int with_next = std::min(g.rows == 1 ? INT32_MAX : shared, shared_chunks(d, step, row, row + g.rows));
+    if (!with_next || (g.rows > 1 && with_next < shared)) break;
+    shared = with_next;
+    g.rows++, g.tokens++;
+  }
+  g.shared_chunks = g.rows > 1 ? shared : 0;
+  g.cost = cost_of(step, g);
+  d.groups.push_back(g);
+  return g.rows;
+}
+
+void plan(Decoder &d, const Step &step) {
+  grow(d, step);
+  d.groups.clear();
+  const int most = d.most_group_tokens();
+  for (int row = 0; row < step.rows;) {
+    const int first = step.row_starts[row], end = step.row_starts[row + 1];
+    if (end - first == 1) {
+      row += add_decodes(d, step, row);
+      continue;
+    }
+    for (int token = first; token < end; token += most) {
+      Group g = {row, 1, token, std::min(most, end - token), 0, 0};
+      g.cost = cost_of(step, g);
+      d.groups.push_back(g);
+    }
+    row++;
+  }
+  std::stable_sort(d.groups.begin(), d.groups.end(), [](const Group &a, const Group &b) { return a.cost > b.cost; });
+  for (int layer = 0; layer < d.shape.layers; layer++) d.taken[layer].store(0, std::memory_order_relaxed);
+}
+
+// ── payloads ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+// Calls `visit(in payload, in memory)` with the byte offsets of every run of elements that is whole in both.
+template <class Visit>
+static void each_run(const Decoder &d, int block, Visit visit) {
+  const Shape &s = d.shape;
+  const size_t raw = d.raw_bytes, head = (size_t)s.block_size * s.head_dim * raw;
+  size_t in_payload = 0;
+  for (int layer = 0; layer < s.layers; layer++)
+    for (int part = 0; part < 2; part++)
+      for (int kv_head = 0; kv_head < s.kv_heads; kv_head++, in_payload += head) {
+        char *piece = reinterpret_cast<char *>(d.piece(layer, block, kv_head));
+        if (!d.blocks.tiled) {
+          visit(in_payload, piece + part * head, head);
+          continue;
+        }
+        for (int token = 0; token < s.block_size; token++) {
+          const int tile = token / TILE, place = token % TILE;
+          char *keys = piece + (size_t)tile * d.blocks.key_tile * 4;
+          char *values = piece + ((size_t)s.block_size / TILE * d.blocks.key_tile + (size_t)tile * d.blocks.value_tile) * 4;
+          const size_t row = in_payload + (size_t)token * s.head_dim * raw;
+          if (part == 0)
+            for (int k = 0; k < s.head_dim / d.per_unit; k++) visit(row + k * 4, keys + (k * TILE + place) * 4, 4);
+          else
+            for (int i = 0; i < s.head_dim; i++)
+              visit(row + i * raw, values + ((size_t)place / d.per_unit * d.dims + i) * 4 + place % d.per_unit * raw, raw);
+        }
+      }
+}
+
+void read_block(const Decoder &d, int block, void *payload) {
+  each_run(d, block, [&](size_t at, const char *in_memory, size_t bytes) {
+    memcpy(static_cast<char *>(payload) + at, in_memory, bytes);
+  });
+}
+
+void write_block(Decoder &d, int block, const void *payload) {
+  each_run(d, block, [&](size_t at, char *in_memory, size_t bytes) {
+    memcpy(in_memory, static_cast<const char *>(payload) + at, bytes);
+  });
+}
+
+void clear_block(Decoder &d, int block) {
+  for (int layer = 0; layer < d.shape.layers; layer++)
+    memset(d.piece(layer, block, 0), 0, d.blocks.block * sizeof(uint32_t));
+}
+
+}  // namespace weir

@@ -1,0 +1,122 @@
+// What the decoder keeps: packed weights, the blocks, and room for one step. Plain data; the kernels work on it.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "abi.h"
+#include "memory.h"
+#include "team.h"
+
+namespace weir {
+
+// Weights are packed in panels of so many outputs, side by side; the last panel is filled up with zeros.
+constexpr int PANEL = 32;
+// Keys and values are multiplied in tiles of so many tokens.
+constexpr int TILE = 16;
+// Attention goes over a sequence in chunks of so many tokens, counted from its first. Where they end is the same in
+// every batch, so a token's numbers are, too.
+constexpr int CHUNK = 256;
+
+// Room on the stack: a head's dimensions; the query rows of a group.
+constexpr int MOST_DIMS = 256;
+constexpr int MOST_QUERY_ROWS = 128;
+
+inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+
+// y = x Wᵀ + b. Units [panels][steps][PANEL]: a unit holds the one or two weights of an output that one step multiplies.
+struct Matrix {
+  int outputs = 0, inputs = 0, panels = 0, steps = 0;
+  Memory units;
+  std::vector<float> bias;  // [panels * PANEL], or empty
+};
+
+struct Layer {
+  Matrix qkv, output, gate_up, down;  // gate_up: in every panel half gates, half ups
+  std::vector<float> attention_norm, mlp_norm, query_norm, key_norm;  // filled up with zeros; empty where there is none
+  float scale;
+  int window;
+};
+
+// Keys and values: [layers][blocks][kv_heads] pieces. A piece holds one head's keys and values of a block; when tiles fit
+// the block, as attention multiplies them:
+//
+//   keys    [tiles][head_dim / per unit][TILE tokens] units
+//   values  [tiles][TILE / per unit][dims] units, dims rounded up to whole vectors
+//
+// else plainly, [block_size][head_dim] twice, and attention builds the tiles anew.
+struct Blocks {
+  bool tiled;
+  int key_tile, value_tile;   // units
+  size_t piece, block, layer;  // units
+  Memory units;
+};
+
+// Query tokens that are attended together: some of one row, or of several rows of one token each that begin with the
+// same blocks.
+struct Group {
+  int first_row, rows;
+  int first_token, tokens;
+  int shared_chunks;  // leading chunks of which all rows have the same blocks
+  int64_t cost;
+};
+
+// Room for one step, grown when a step needs more.
+struct Room {
+  int tokens = 0, wanted = 0;
+  Memory residual;  // float [tokens][hidden], rows filled up to whole panels, as all of these
+  Memory normed;    // element [tokens][hidden]
+  Memory qkv;       // float [tokens][heads and kv heads twice, by head_dim]
+  Memory queries;   // element [kv_heads][tokens][heads per kv head][dims]
+  Memory attended;  // element [tokens][heads * head_dim]
+  Memory gated;     // element [tokens][inner]
+  Memory last;      // element [wanted][hidden]
+  Memory best;      // per member and wanted place: what `argmax.h` keeps
+  std::vector<Memory> scratch;  // per member, for attention
+};
+
+struct Decoder {
+  explicit Decoder(const Shape &shape);
+
+  Shape shape;
+  int per_unit, raw_bytes;          // elements in a unit; bytes of one
+  int hidden_stride, inner_stride, qkv_stride, attended_stride, dims;  // elements; dims: head_dim in whole tiles
+  std::vector<Layer> layers;
+  Matrix lm_head;
+  Memory embedding;
+  std::vector<float> norm, rope;
+  Blocks blocks;
+  Room room;
+  Team team;
+
+  std::vector<Group> groups;               // of the step at hand, the costly first
+  std::unique_ptr<std::atomic<int>[]> taken;  // per layer: how many (group, kv head) items have been taken
+
+  // Of a group: as many tokens as keep a chunk's keys busy, and few enough to share the work out evenly.
+  int most_group_tokens() const { return group_heads() < 96 ? 96 / group_heads() : 1; }
+  int group_heads() const { return shape.heads / shape.kv_heads; }
+  uint32_t *piece(int layer, int block, int kv_head) const {
+    return blocks.units.as<uint32_t>() + layer * blocks.layer + block * blocks.block + kv_head * blocks.piece;
+  }
+};
+
+void load_layer(Decoder &decoder, const LayerTensors &tensors);
+void load_ends(Decoder &decoder, const EndTensors &tensors);
+
+// Before a step: room for it, and which tokens are attended together.
+void plan(Decoder &decoder, const Step &step);
+
+// A block's payload: [layers][keys, values][kv_heads][block_size][head_dim] elements.
+void read_block(const Decoder &decoder, int block, void *payload);
+void write_block(Decoder &decoder, int block, const void *payload);
+void clear_block(Decoder &decoder, int block);
+
+// What one instruction set's translation unit offers.
+struct Kernels {
+  const char *name;
+  void (*step)(Decoder &, const Step &, const Member &);
+};
+
+}  // namespace weir

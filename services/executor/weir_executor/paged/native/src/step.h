@@ -1,0 +1,306 @@
+// One step of a Llama-family model, as each member of the team runs it. Between the parts all members meet.
+//
+//   embed ─ [ norm ─ qkv ─ rotate, keep ─ attend ─ output + ─ norm ─ gate, up, silu ─ down + ] per layer ─ norm ─ logits
+//
+// The residual stream is float32; what is multiplied is of the model's element.
+#pragma once
+#include <cmath>
+
+#include "argmax.h"
+#include "attention.h"
+
+namespace weir::WEIR_ISA {
+
+template <class E>
+class StepWork {
+  using Raw = typename E::Raw;
+
+ public:
+  StepWork(Decoder &decoder, const Step &step, const Member &member)
+      : d(decoder), step(step), member(member), room(decoder.room), tokens(step.tokens) {}
+
+  void run() {
+    embed();
+    for (int index = 0; index < d.shape.layers; index++) {
+      const Layer &layer = d.layers[index];
+      attention(index, layer);
+      mlp(layer);
+    }
+    end();
+  }
+
+ private:
+  Decoder &d;
+  const Step &step;
+  const Member &member;
+  Room &room;
+  const int tokens;
+
+  float *residual(int token) const { return room.residual.as<float>() + (size_t)token * d.hidden_stride; }
+  Raw *normed(int token) const { return room.normed.as<Raw>() + (size_t)token * d.hidden_stride; }
+  float *qkv(int token) const { return room.qkv.as<float>() + (size_t)token * d.qkv_stride; }
+  Raw *attended(int token) const { return room.attended.as<Raw>() + (size_t)token * d.attended_stride; }
+  Raw *gated(int token) const { return room.gated.as<Raw>() + (size_t)token * d.inner_stride; }
+  Raw *query(int kv_head, int token) const {
+    return room.queries.as<Raw>() + ((size_t)kv_head * tokens + token) * d.group_heads() * d.dims;
+  }
+
+  // Rows of elements as units, for `multiply`.
+  static const uint32_t *units(const Memory &rows) { return rows.as<uint32_t>(); }
+  static size_t unit_stride(int elements) { return elements / E::PER_UNIT; }
+
+  void embed() {
+    const Raw *table = d.embedding.as<Raw>();
+    const Range mine = share(tokens, member);
+    for (int token = mine.first; token < mine.end; token++) {
+      const Raw *from = table + (size_t)step.token_ids[token] * d.hidden_stride;
+      for (int i = 0; i < d.hidden_stride; i += LANES) store(residual(token) + i, E::get(from + i));
+    }
+    member.meet();
+  }
+
+  // RMSNorm (Zhang & Sennrich, arXiv 1910.07467) of `width` numbers; x and weight are filled up with zeros.
+  template <class Put>
+  static void rms_norm(const float *x, const float *weight, int width, float eps, Put put) {
+    Floats squares{};
+    for (int i = 0; i < width; i += LANES) squares += floats(x + i) * floats(x + i);
+    const Floats factor = all(1.f / std::sqrt(sum(squares) / (float)width + eps));
+    for (int i = 0; i < width; i += LANES) put(i, floats(x + i) * factor * floats(weight + i));
+  }
+
+  void norm_rows(const std::vector<float> &weight) {
+    const Range mine = share(tokens, member);
+    for (int token = mine.first; token < mine.end; token++) norm_row(token, weight.data(), normed(token));
+    member.meet();
+  }
+
+  void norm_row(int token, const float *weight, Raw *to) const {
+    rms_norm(residual(token), weight, d.shape.hidden, d.shape.eps, [to](int i, Floats v) { E::put(to + i, v); });
+  }
+
+  void add_product(const Matrix &matrix, const Memory &rows, int stride) {
+    multiply<E>(member, matrix, units(rows), unit_stride(stride), tokens, [this](int row, int panel, float *values) {
+      float *to = residual(row) + panel * PANEL;
+      for (int i = 0; i < PANEL; i += LANES) store(to + i, floats(to + i) + floats(values + i));
+    });
+    member.meet();
+  }
+
+  // ── attention ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  void attention(int index, const Layer &layer) {
+    norm_rows(layer.attention_norm);
+    multiply<E>(member, layer.qkv, units(room.normed), unit_stride(d.hidden_stride), tokens,
+                [this](int row, int panel, float *values) {
+                  memcpy(qkv(row) + panel * PANEL, values, PANEL * sizeof(float));
+                });
+    member.meet();
+    rotate_and_keep(index, layer);
+    member.meet();
+    const int items = (int)d.groups.size() * d.shape.kv_heads;
+    for (int item; (item = d.taken[index].fetch_add(1, std::memory_order_relaxed)) < items;)
+      attend(index, layer, d.groups[item / d.shape.kv_heads], item % d.shape.kv_heads);
+    member.meet();
+    add_product(layer.output, room.attended, d.attended_stride);
+  }
+
+  // Queries and keys are normed, where the model does that, and turned by their positions; keys and values go to the
+  // blocks. Shared out by (token, head).
+  void rotate_and_keep(int index, const Layer &layer) {
+    const int heads = d.shape.heads, items = heads + d.shape.kv_heads;
+    const Range mine = share(tokens * items, member);
+    int row = 0;
+    for (int item = mine.first; item < mine.end; item++) {
+      const int token = item / items, head = item % items;
+      while (token >= step.row_starts[row + 1]) row++;
+      const int position = step.row_positions[row] + token - step.row_starts[row];
+      if (head < heads) {
+        Raw *to = query(head / d.group_heads(), token) + head % d.group_heads() * d.dims;
+        // exp2 is cheaper than exp: the logarithm's factor goes into the scale.
+        turn(qkv(token) + head * d.shape.head_dim, layer.query_norm, position, layer.scale * 1.44269504f, to);
+      } else {
+        keep(index, layer, token, head - heads, row, position);
+      }
+    }
+  }
+
+  void keep(int index, const Layer &layer, int token, int kv_head, int row, int position) {
+    const int dim = d.shape.head_dim;
+    alignas(64) Raw key[MOST_DIMS], value[MOST_DIMS];
+    const float *keys = qkv(token) + (d.shape.heads + kv_head) * dim, *values = keys + d.shape.kv_heads * dim;
+    turn(keys, layer.key_norm, position, 1.f, key);
+    put_head(values, dim, value);
+    const int block = step.table[step.table_starts[row] + position / d.shape.block_size];
+    put_token<E>(d, d.piece(index, block, kv_head), position % d.shape.block_size, key, value);
+  }
+
+  void turn(const float *from, const std::vector<float> &norm, int position, float scale, Raw *to) const {
+    const int dim = d.shape.head_dim, half = d.shape.rope_dim / 2;
+    alignas(64) float x[MOST_DIMS], y[MOST_DIMS];
+    memset(x, 0, d.dims * sizeof(float));
+    memcpy(x, from, dim * sizeof(float));
+    if (!norm.empty()) norm_head(x, norm.data());
+    const float *cosines = &d.rope[(size_t)position * 2 * half], *sines = cosines + half;
+    memcpy(y, x, dim * sizeof(float));
+    for (int i = 0; i < half; i++) y[i] = x[i] * cosines[i] - x[i + half] * sines[i];
+    for (int i = 0; i < half; i++) y[i + half] = x[i + half] * cosines[i] + x[i] * sines[i];
+    for (int i = 0; i < dim; i++) y[i] *= scale;
+    put_head(y, dim, to);
+  }
+
+  void norm_head(float *x, const float *weight) const {
+    rms_norm(x, weight, d.shape.head_dim, d.shape.eps, [x](int i, Floats v) { store(x + i, v); });
+  }
+
+  // Filled up with zeros to whole vectors.
+  void put_head(const float *from, int dim, Raw *to) const {
+    alignas(64) float x[MOST_DIMS];
+    memset(x + dim, 0, (d.dims - dim) * sizeof(float));
+    memcpy(x, from, dim * sizeof(float));
+    for (int i = 0; i < d.dims; i += LANES) E::put(to + i, floats(x + i));
+  }
+
+  AttentionRoom attention_room(int query_rows) const {
+    float *at = room.scratch[member.index].as<float>();
+    AttentionRoom r;
+    r.scores = at, at += QUERY_ROWS * CHUNK;
+    r.weights = (uint32_t *)at, at += QUERY_ROWS * CHUNK;
+    r.tiles = (uint32_t *)at, at += d.blocks.tiled ? 0 : CHUNK / TILE * (d.blocks.key_tile + d.blocks.value_tile);
+    r.found = at, at += query_rows * d.dims;
+    r.highest = at, at += query_rows;
+    r.total = at;
+    return r;
+  }
+
+  // One KV head's queries of one group.
+  void attend(int index, const Layer &layer, const Group &group, int kv_head) {
+    const int heads = d.group_heads(), rows = group.tokens * heads, stride = d.dims / E::PER_UNIT;
+    AttentionRoom r = attention_room(rows);
+    int first[MOST_QUERY_ROWS], end[MOST_QUERY_ROWS];
+    for (int i = 0, row = group.first_row; i < group.tokens; i++) {
+      const int token = group.first_token + i;
+      while (token >= step.row_starts[row + 1]) row++;
+      const int position = step.row_positions[row] + token - step.row_starts[row];
+      for (int q = i * heads; q < (i + 1) * heads; q++) {
+        end[q] = position + 1;
+        first[q] = layer.window && end[q] > layer.window ? end[q] - layer.window : 0;
+        r.highest[q] = NOTHING_YET, r.total[q] = 0.f;
+      }
+    }
+    memset(r.found, 0, rows * d.dims * sizeof(float));
+    const Queries all = {(const uint32_t *)query(kv_head, group.first_token), first, end, r.highest, r.total, r.found};
+    const int32_t *table = step.table + step.table_starts[group.first_row];
+    attend_chunks<E>(d, index, kv_head, table, all, rows, 0, group.shared_chunks, r);
+    for (int i = 0, q = 0; i < group.rows; i++) {
+      const int row = group.first_row + i, count = own_tokens(group, row) * heads;
+      const Queries own = {all.units + q * stride, first + q,     end + q, r.highest + q,
+                           r.total + q,            r.found + q * d.dims};
+      table = step.table + step.table_starts[row];
+      attend_chunks<E>(d, index, kv_head, table, own, count, group.shared_chunks, d.shape.positions, r);
+      q += count;
+    }
+    give(group, kv_head, r);
+  }
+
+  // Tokens of a row inside the group: all of a decode's one, a part of a chunk's.
+  int own_tokens(const Group &group, int row) const {
+    return group.rows == 1 ? group.tokens : step.row_starts[row + 1] - step.row_starts[row];
+  }
+
+  void give(const Group &group, int kv_head, const AttentionRoom &r) {
+    const int heads = d.group_heads(), dim = d.shape.head_dim;
+    alignas(64) Raw head[MOST_DIMS];
+    for (int q = 0; q < group.tokens * heads; q++) {
+      const Floats factor = all(1.f / r.total[q]);
+      for (int i = 0; i < d.dims; i += LANES) E::put(head + i, floats(r.found + q * d.dims + i) * factor);
+      memcpy(attended(group.first_token + q / heads) + (kv_head * heads + q % heads) * dim, head, dim * sizeof(Raw));
+    }
+  }
+
+  // ── the rest ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+  void mlp(const Layer &layer) {
+    norm_rows(layer.mlp_norm);
+    multiply<E>(member, layer.gate_up, units(room.normed), unit_stride(d.hidden_stride), tokens,
+                [this](int row, int panel, float *values) {
+                  Raw *to = gated(row) + panel * (PANEL / 2);
+                  for (int i = 0; i < PANEL / 2; i += LANES)
+                    E::put(to + i, silu(floats(values + i)) * floats(values + PANEL / 2 + i));
+                });
+    member.meet();
+    add_product(layer.down, room.gated, d.inner_stride);
+  }
+
+  void end() {
+    judge();
+    const Range mine = share(step.wanted, member);
+    for (int i = mine.first; i < mine.end; i++)
+      norm_row(step.wanted_places[i], d.norm.data(), room.last.as<Raw>() + (size_t)i * d.hidden_stride);
+    give_hidden();
+    member.meet();
+    if (step.logits) write_logits();
+    if (step.best) find_best();
+  }
+
+  // Every member judges some rows. A sum is finite only if every term is.
+  void judge() {
+    const Range mine = share(step.rows, member);
+    for (int row = mine.first; row < mine.end; row++) {
+      const float *x = residual(step.row_starts[row + 1] - 1);
+      Floats poison{};
+      for (int i = 0; i < d.hidden_stride; i += LANES) poison += floats(x + i) * all(0.f);
+      step.sound[row] = sum(poison) == 0.f;
+    }
+  }
+
+  void give_hidden() {
+    const Range mine = share(step.pooled, member);
+    for (int i = mine.first; i < mine.end; i++) {
+      float *to = step.hidden + (size_t)i * d.shape.hidden;
+      rms_norm(residual(step.pooled_places[i]), d.norm.data(), d.shape.hidden, d.shape.eps, [this, to](int at, Floats v) {
+        const int count = d.shape.hidden - at < LANES ? d.shape.hidden - at : LANES;
+        memcpy(to + at, &v, count * sizeof(float));
+      });
+    }
+  }
+
+  template <class Take>
+  void each_logits(Take take) {
+    multiply<E>(member, d.lm_head, units(room.last), unit_stride(d.hidden_stride), step.wanted, take);
+    member.meet();
+  }
+
+  int width(int panel) const { return d.shape.vocab - panel * PANEL < PANEL ? d.shape.vocab - panel * PANEL : PANEL; }
+
+  void write_logits() {
+    each_logits([this](int row, int panel, float *values) {
+      memcpy(step.logits + (size_t)row * d.shape.vocab + panel * PANEL, values, width(panel) * sizeof(float));
+    });
+  }
+
+  void find_best() {
+    Best *bests = room.best.as<Best>(), *mine = bests + (size_t)member.index * step.wanted;
+    for (int i = 0; i < step.wanted; i++) begin(mine[i]);
+    each_logits([&](int row, int panel, float *values) {
+      // What fills the last panel up repeats its first logit: of equals the lower id wins.
+      for (int i = width(panel); i < PANEL; i++) values[i] = values[0];
+      see(mine[row], panel, values);
+    });
+    if (member.index) return;
+    for (int i = 0, row = 0; i < step.wanted; i++) {
+      while (step.wanted_places[i] >= step.row_starts[row + 1]) row++;
+      bool finite;
+      step.best[i] = finish(bests + i, member.count, step.wanted, finite);
+      if (!finite) step.sound[row] = 0;
+    }
+  }
+};
+
+inline void run_step(Decoder &decoder, const Step &step, const Member &member) {
+  if (decoder.shape.element == BF16)
+    StepWork<Bf16>(decoder, step, member).run();
+  else
+    StepWork<F32>(decoder, step, member).run();
+}
+
+}  // namespace weir::WEIR_ISA

@@ -1,0 +1,75 @@
+#include "team.h"
+
+#include <sched.h>
+
+namespace weir {
+
+// About 50 microseconds on a core of our own: longer than any imbalance between members, shorter than what a sleeping
+// thread takes to notice that it is needed, twice over.
+constexpr int LOOKS = 2000;
+// Then the core is offered to others a few times, for the one that is waited for may need this very core.
+constexpr int YIELDS = 20;
+
+static inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+void wait_until_not(const std::atomic<uint32_t> &value, uint32_t old) {
+  for (int i = 0; i < LOOKS; i++) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    pause();
+  }
+  for (int i = 0; i < YIELDS; i++) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    sched_yield();
+  }
+  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+}
+
+void Barrier::wait() {
+  if (members_ == 1) return;
+  const uint32_t round = round_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    round_.notify_all();
+  } else {
+    wait_until_not(round_, round);
+  }
+}
+
+Team::Team(int members) : count_(members), barrier_(members) {
+  for (int index = 1; index < members; index++) helpers_.emplace_back([this, index] { serve(index); });
+}
+
+Team::~Team() {
+  closing_.store(true);
+  round_.fetch_add(1);
+  round_.notify_all();
+  for (auto &helper : helpers_) helper.join();
+}
+
+void Team::run(const std::function<void(const Member &)> &work) {
+  work_ = &work;
+  round_.fetch_add(1, std::memory_order_acq_rel);
+  round_.notify_all();
+  work(Member{0, count_, &barrier_});
+  barrier_.wait();
+}
+
+void Team::serve(int index) {
+  uint32_t seen = 0;
+  while (true) {
+    wait_until_not(round_, seen);
+    seen++;
+    if (closing_.load()) return;
+    (*work_)(Member{index, count_, &barrier_});
+    barrier_.wait();
+  }
+}
+
+}  // namespace weir

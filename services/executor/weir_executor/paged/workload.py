@@ -1,0 +1,22 @@
+"""What is to be computed, and with how much room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from weir_executor.paged.model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A model and its limits, whoever computes it."""
+
+    model_dir: Path
+    model: ModelConfig
+    dtype: torch.dtype
+    max_model_len: int
+    block_size: int
+    num_blocks: int
