@@ -22,6 +22,7 @@ from weir_chassis.errors import Internal, WeirError
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.paged.scheduler import Batch
 from weir_executor.paged.sequence import Status
+from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.paged.worker import Result
 
 _BLOCK = 4
@@ -47,6 +48,13 @@ class Run:
                 max_batched_tokens=self.dice.randint(8, 48),
                 max_waiting=12,
                 max_model_len=48,
+                tenants=Tenants(
+                    {
+                        "acme": TenantLimits(weight=4, max_blocks=12),
+                        "zoo": TenantLimits(max_num_seqs=2),
+                        "*": TenantLimits(max_num_seqs=3, max_blocks=20),
+                    }
+                ),
                 eos_after=self.dice.choice((None, 5)),
                 emit_full_blocks=True,
                 check_integrity=True,
@@ -114,6 +122,7 @@ class Run:
                     block_hashes=hashes(tokens, _BLOCK) if shared else (),
                     cache_scope=b"chaos" if shared else b"",
                     priority=dice.randint(0, 2),
+                    tenant=dice.choice(("", "acme", "zoo", "guest")),
                     resumed=resumed,
                     ignore_eos=dice.random() < 0.5,
                 )

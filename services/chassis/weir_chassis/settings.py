@@ -57,7 +57,7 @@ def load_settings(cls: type[S]) -> S:
     except ValidationError as error:
         problems.extend(_describe(cls, error))
     except ValueError as error:  # pydantic-settings raises this for a list or a table that is not JSON
-        problems.append(f"{_prefix(cls)}*: {error}")
+        problems.append(_describe_json(cls, error))
     else:
         if not problems:
             return settings
@@ -91,6 +91,12 @@ def _describe(cls: type[ServiceSettings], error: ValidationError) -> Iterator[st
             continue
         inner = "".join(f"[{part}]" for part in path[1:])
         yield f"{_prefix(cls)}{str(path[0]).upper()}{inner}={_shown(cls, path, problem['input'])}: {problem['msg']}"
+
+
+def _describe_json(cls: type[ServiceSettings], error: ValueError) -> str:
+    """pydantic-settings names the field in its words only."""
+    named = next((name for name in cls.model_fields if f'"{name}"' in str(error)), "*")
+    return f"{_prefix(cls)}{named.upper()}: not JSON: {error.__cause__ or error}"
 
 
 def _shown(cls: type[ServiceSettings], path: tuple[int | str, ...], value: object) -> str:

@@ -105,6 +105,7 @@ class GenerationRequest:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     priority: int = 0  # higher goes first
+    tenant: str = ""  # whose share and quotas apply; empty: that of all who name none
     resumed: Mapping[int, Sequence[int]] = field(default_factory=dict)  # output index → tokens it has already emitted
     stored_prefix: StoredPrefix | None = None
     cache_scope: bytes = b""  # seeds the hashes of blocks that generated tokens fill; see weir.kvstore.v1.block_hash
@@ -211,6 +212,20 @@ class EngineInfo:
     kv_layout: str  # names the order of axes inside a block's payload; part of the store's namespace
     transfers_blocks: bool  # takes `stored_prefix` and emits `full_blocks`
     embedding_size: int = 0  # values of a pooled vector; 0: the engine does not pool
+
+
+class WaitingReason(Enum):
+    """Why a sequence is not in the batch. The names are those of `weir.executor.v1.WaitingReason`."""
+
+    NEW = "new"
+    NO_SLOT = "no_slot"
+    NO_BLOCKS = "no_blocks"
+    NO_TOKENS = "no_tokens"
+    BEHIND_ANOTHER = "behind_another"
+    TENANT_SLOTS = "tenant_slots"
+    TENANT_BLOCKS = "tenant_blocks"
+    SHARED_PREFIX = "shared_prefix"
+    PREEMPTED = "preempted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import math
 import threading
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from weir_chassis.errors import WeirError
@@ -19,6 +19,7 @@ from weir_executor.paged.scheduler import Batch, Scheduled, SchedulerLimits
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.speculation.verify import accept
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
+from weir_executor.paged.tenants import Tenants
 from weir_executor.paged.worker import Draw, Result, Vector
 
 # A bias that no ordinary logit resists; the fake takes it for certainty and all smaller ones for nothing.
@@ -47,6 +48,7 @@ class FakeEngineConfig:
     prefix_cache: bool = True
     emit_full_blocks: bool = False
     transfers_blocks: bool = True
+    tenants: Tenants = field(default_factory=Tenants)
     warm_up: bool = False  # off, so that the first step that a test spoils is one of its own requests'
     check_integrity: bool = False
 
@@ -61,7 +63,7 @@ class FakeEngine(StepLoop):
     def __init__(self, config: FakeEngineConfig | None = None) -> None:
         config = config or FakeEngineConfig()
         self._fake = _FakeWorker(config)
-        limits = SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size)
+        limits = SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size, config.tenants)
         options = LoopOptions(
             max_waiting=config.max_waiting,
             emit_full_blocks=config.emit_full_blocks,

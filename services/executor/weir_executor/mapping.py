@@ -79,6 +79,7 @@ def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callab
     """
     info, sampling, stopping = served.info, submit.sampling, submit.stopping
     _check_bytes("request_id", submit.request_id)
+    _check_bytes("tenant", submit.tenant)
     _check_version(submit.model_version, served.version)
     _check_prompt(submit.token_ids, info)
     scope = cache_scope(submit.adapter, submit.tenant_salt, served.version)
@@ -96,6 +97,7 @@ def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callab
         stop_token_ids=_stop_token_ids(stopping, info),
         ignore_eos=stopping.ignore_eos,
         priority=submit.priority,
+        tenant=submit.tenant,
         resumed=_resumed(submit.resumed_outputs, n, max_tokens, info),
         cache_scope=scope,
     )
@@ -108,6 +110,7 @@ def to_pooling_requests(asked: pb.EmbedRequest, served: Served) -> list[Generati
     """
     info = served.info
     _check_bytes("request_id", asked.request_id)
+    _check_bytes("tenant", asked.tenant)
     _check_version(asked.model_version, served.version)
     if not info.embedding_size:
         raise Unsupported("this engine makes no embeddings")
@@ -126,6 +129,7 @@ def to_pooling_requests(asked: pb.EmbedRequest, served: Served) -> list[Generati
             max_tokens=0,
             block_hashes=block_hashes(root, token_ids, info.block_size) if root else (),
             priority=asked.priority,
+            tenant=asked.tenant,
             cache_scope=root,
             pooling=pooling,
         )

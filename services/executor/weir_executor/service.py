@@ -23,6 +23,7 @@ from weir_executor.live_requests import LiveRequests
 from weir_executor.mapping import Served
 from weir_executor.metrics import ExecutorMetrics
 from weir_executor.model_files import ModelFiles, bad_model, read_model_files
+from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.servicer import ExecutorServicer
 from weir_executor.settings import ExecutorSettings
 from weir_executor.step_fanout import StepFanout
@@ -144,6 +145,7 @@ def _load_paged(settings: ExecutorSettings) -> Engine:
         num_threads=settings.num_threads,
         kernels=settings.kernels,
         prefix_cache=settings.prefix_cache,
+        tenants=_tenants(settings),
         emit_full_blocks=bool(settings.kvstore_address),
     )
     try:
@@ -168,10 +170,15 @@ def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:
             max_waiting=settings.max_waiting,
             step_seconds=settings.fake_step_seconds,
             prefix_cache=settings.prefix_cache,
+            tenants=_tenants(settings),
             emit_full_blocks=bool(settings.kvstore_address),
             warm_up=True,
         )
     )
+
+
+def _tenants(settings: ExecutorSettings) -> Tenants:
+    return Tenants({name: TenantLimits(**tenant.model_dump()) for name, tenant in settings.tenants.items()})
 
 
 def _epoch(chassis: Chassis) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from weir_chassis.settings import ServiceSettings
@@ -21,6 +21,16 @@ def _short(name: str) -> str:
 
 
 _Name = Annotated[str, AfterValidator(_short)]
+
+
+class TenantSettings(BaseModel):
+    """One tenant's share and quotas; see `TenantLimits`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(default=1.0, gt=0.0, le=1e6, allow_inf_nan=False)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    max_blocks: int | None = Field(default=None, ge=1)
 
 
 class ExecutorSettings(ServiceSettings):
@@ -61,6 +71,12 @@ class ExecutorSettings(ServiceSettings):
     kernels: Literal["auto", "torch", "plain", "avx2", "avx512", "avx512bf16"] = Field(
         default="auto",
         description="on a CPU. auto: native kernels for this processor, else PyTorch; or PyTorch; or one by name",
+    )
+    tenants: dict[_Name, TenantSettings] = Field(
+        default_factory=dict,
+        max_length=1024,
+        description='JSON: {"acme": {"weight": 4, "max_num_seqs": 8, "max_blocks": 512}, "*": {…}}; '
+        "* is each tenant not named, the empty name all who name none",
     )
     # Minutes above the slowest step on a busy CPU; without it, whoever set no deadline would wait for a dead device.
     hang_seconds: float = Field(

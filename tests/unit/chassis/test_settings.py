@@ -71,7 +71,7 @@ def test_a_relation_names_its_variables(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_list_that_is_no_json_is_a_problem_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "peers" in problem_of(monkeypatch, WEIR_TOY_PEERS="a:1,b:2")
+    assert "WEIR_TOY_PEERS: not JSON" in problem_of(monkeypatch, WEIR_TOY_PEERS="a:1,b:2")
 
 
 def test_an_empty_value_is_not_a_default(monkeypatch: pytest.MonkeyPatch) -> None:

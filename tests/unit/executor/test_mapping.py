@@ -62,6 +62,13 @@ def test_unset_is_the_contracts_default() -> None:
     assert not request.ignore_eos
 
 
+def test_the_tenant_is_handed_on() -> None:
+    assert mapped(tenant="acme").tenant == "acme"
+    assert mapped().tenant == ""
+    with pytest.raises(InvalidArgument, match="tenant: longer than 128 bytes"):
+        mapped(tenant="é" * 65)
+
+
 def test_unset_is_the_models_own_default_before_the_contracts() -> None:
     own = Sampling(temperature=0.6, top_k=20, top_p=0.9, min_p=0.1, repetition_penalty=1.1)
     served = replace(SERVED, default_sampling=own)

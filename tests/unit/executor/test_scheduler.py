@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.engine_contract import hashes, prompt, request
-from weir_executor.engine import GenerationRequest, StoredPrefix
+from weir_executor.engine import GenerationRequest, StoredPrefix, WaitingReason
 from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.scheduler import Batch, Scheduler, SchedulerLimits
 from weir_executor.paged.sequence import LiveRequest, Sequence, Status
+from weir_executor.paged.tenants import TenantLimits, Tenants
 
 _BLOCK = 4
 
@@ -25,12 +27,13 @@ class Toy:
     num_blocks: int = 64
     max_num_seqs: int = 8
     max_batched_tokens: int = 16
+    tenants: dict[str, TenantLimits] = field(default_factory=dict)
     arrivals: int = 0
     computed_tokens: int = 0
     scheduler: Scheduler = field(init=False)
 
     def __post_init__(self) -> None:
-        limits = SchedulerLimits(self.max_num_seqs, self.max_batched_tokens, _BLOCK)
+        limits = SchedulerLimits(self.max_num_seqs, self.max_batched_tokens, _BLOCK, Tenants(self.tenants))
         self.scheduler = Scheduler(BlockPool(self.num_blocks), limits)
 
     def add(self, generation: GenerationRequest, stored: StoredPrefix | None = None) -> LiveRequest:
@@ -90,13 +93,28 @@ def _keys(batch: Batch) -> list[int]:
 @st.composite
 def _requests(draw: st.DrawFn) -> list[GenerationRequest]:
     shapes = st.tuples(
-        st.integers(1, 40), st.integers(1, 20), st.integers(1, 3), st.integers(0, 2), st.booleans(), st.integers(0, 2)
+        st.integers(1, 40),
+        st.integers(1, 20),
+        st.integers(1, 3),
+        st.integers(0, 2),
+        st.booleans(),
+        st.integers(0, 2),
+        st.sampled_from(["", "acme", "zoo"]),
     )
     requests = []
-    for key, (length, max_tokens, n, priority, hashed, start) in enumerate(draw(st.lists(shapes, max_size=12))):
+    for key, (length, max_tokens, n, priority, hashed, start, tenant) in enumerate(draw(st.lists(shapes, max_size=12))):
         make = _hashed if hashed else request
-        requests.append(make(key, prompt(length, start=start), max_tokens, n=n, priority=priority))
+        requests.append(make(key, prompt(length, start=start), max_tokens, n=n, priority=priority, tenant=tenant))
     return requests
+
+
+# Quotas that the longest of `_requests` fits in, just; the fewest of each are met all the time.
+_limits = st.builds(
+    TenantLimits,
+    weight=st.floats(0.1, 10),
+    max_num_seqs=st.none() | st.integers(1, 3),
+    max_blocks=st.none() | st.integers(15, 20),
+)
 
 
 @given(
@@ -104,13 +122,22 @@ def _requests(draw: st.DrawFn) -> list[GenerationRequest]:
     st.integers(15, 40),
     st.integers(1, 8),
     st.integers(8, 40),
-    st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3)), max_size=8),
+    st.tuples(
+        st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3)), max_size=8),
+        st.dictionaries(st.sampled_from(["", "acme", "*"]), _limits),
+    ),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_everything_ends_and_every_block_returns(
-    requests: list[GenerationRequest], num_blocks: int, max_num_seqs: int, budget: int, aborts: list[tuple[int, int]]
+    requests: list[GenerationRequest],
+    num_blocks: int,
+    max_num_seqs: int,
+    budget: int,
+    aborts_and_tenants: tuple[list[tuple[int, int]], dict[str, TenantLimits]],
 ) -> None:
-    toy = Toy(num_blocks, max_num_seqs, budget)
+    """And no quota is ever exceeded, which `check_integrity` sees to."""
+    aborts, tenants = aborts_and_tenants
+    toy = Toy(num_blocks, max_num_seqs, budget, tenants)
     lives = [toy.add(generation) for generation in requests]
     for key, steps in aborts:
         for _ in range(steps if toy.scheduler.live else 0):
@@ -121,6 +148,187 @@ def test_everything_ends_and_every_block_returns(
     toy.run()
     assert toy.scheduler.pool.num_free == num_blocks
     assert toy.scheduler.outstanding_tokens == 0
+    assert not toy.scheduler._share._active
+
+
+@given(
+    st.randoms(use_true_random=False),
+    st.tuples(st.floats(0.25, 4), st.floats(0.25, 4)),
+    st.integers(8, 40),
+    st.integers(20, 60),
+)
+@settings(max_examples=15, deadline=None)
+def test_tenants_that_always_have_work_are_served_by_weight(
+    dice: random.Random, weights: tuple[float, float], budget: int, num_blocks: int
+) -> None:
+    """However their requests look: the counters stay within what a full batch can still be charged for."""
+    slots, longest, most = 4, 12, 10
+    limits = {name: TenantLimits(weight=weight) for name, weight in zip("ab", weights, strict=True)}
+    toy = Toy(num_blocks, slots, budget, limits)
+    bound = (2 * slots * most + longest) / min(weights)
+    apart = 0.0
+    for key in range(400):
+        for tenant in "ab":
+            while sum(live.request.tenant == tenant for live in toy.scheduler.live.values()) < slots + 1:
+                shape = (dice.randint(1, longest), dice.randint(1, most)) if tenant == "a" else (longest, most)
+                name = 1000 * key + len(toy.scheduler.live)
+                toy.add(request(name, prompt(shape[0], start=key % 50), shape[1], tenant=tenant))
+        toy.step()
+        apart = max(apart, abs(toy.scheduler._share.counter("a") - toy.scheduler._share.counter("b")))
+    assert apart <= bound
+    assert toy.scheduler._share.counter("a") > 2 * bound, "long enough for a drift to show"
+
+
+def test_a_flood_of_one_tenant_does_not_delay_another() -> None:
+    toy = Toy(num_blocks=200, max_num_seqs=4)
+    for key in range(50):
+        toy.add(request(key, prompt(8, start=key), 8, tenant="flood"))
+    for _ in range(20):
+        toy.step()
+    toy.add(request(99, prompt(8), 8, tenant="guest"))
+    waited = next(steps for steps in range(100) if 99 in _keys(toy.step()))
+    assert waited <= 8, "the next slot that comes free is its own"
+
+
+def test_a_tenants_quotas_hold_it_back_and_nobody_else() -> None:
+    toy = Toy(tenants={"acme": TenantLimits(max_num_seqs=2)}, max_batched_tokens=40)
+    for key in range(4):
+        toy.add(request(key, prompt(4, start=key), 9, tenant="acme"))
+    toy.add(request(4, prompt(4, start=4), 9))
+    assert _keys(toy.step()) == [0, 4, 1]
+    narrow = Toy(tenants={"acme": TenantLimits(max_blocks=5)}, max_batched_tokens=40)
+    for key in range(4):
+        narrow.add(request(key, prompt(7, start=key), 9, tenant="acme" if key < 3 else ""))
+    assert _keys(narrow.step()) == [0, 3, 1]
+    narrow.run()
+
+
+def test_at_its_block_quota_a_tenant_preempts_its_own_newest() -> None:
+    toy = Toy(tenants={"acme": TenantLimits(max_blocks=6)}, max_batched_tokens=40)
+    lives = [toy.add(request(key, prompt(7, start=key), 14, tenant="acme")) for key in range(2)]
+    other = toy.add(request(2, prompt(7, start=2), 14))
+    toy.run()
+    assert [live.preemptions for live in lives] == [0, 1]
+    assert other.preemptions == 0
+
+
+def test_a_higher_priority_takes_a_slot_from_the_newest_of_the_lowest() -> None:
+    toy = Toy(max_num_seqs=3)
+    lives = [toy.add(request(key, prompt(4, start=key), 9, priority=key % 2)) for key in range(3)]
+    toy.step()
+    toy.step()
+    emitted = [live.sequences[0].num_generated for live in lives]
+    toy.add(request(9, prompt(4, start=9), 3, priority=5))
+    assert 9 in _keys(toy.step())
+    assert [live.preemptions for live in lives] == [0, 0, 1]
+    assert lives[2].sequences[0].num_generated == emitted[2] > 0, "its tokens stay"
+    toy.run()
+    assert sum(live.preemptions for live in lives) == 1
+
+
+def test_a_higher_priority_takes_the_blocks_it_needs_and_no_more() -> None:
+    """The newest holds too little to be of use, and stays."""
+    toy = Toy(num_blocks=16, max_batched_tokens=64)
+    lives = [toy.add(request(key, prompt(length, start=key), 4)) for key, length in enumerate((14, 14, 2))]
+    toy.step()
+    toy.add(request(9, prompt(26, start=9), 3, priority=1))
+    assert 9 in _keys(toy.step())
+    assert [live.preemptions for live in lives] == [0, 1, 0]
+    toy.run()
+
+
+def test_equals_and_those_who_would_not_fit_anyway_preempt_nobody() -> None:
+    toy = Toy(max_num_seqs=1)
+    first = toy.add(request(0, prompt(4), 9, priority=1))
+    toy.step()
+    toy.add(request(1, prompt(4), 9, priority=1))
+    toy.step()
+    assert first.preemptions == 0
+    full = Toy(num_blocks=12, max_batched_tokens=64)
+    high = full.add(request(0, prompt(30), 9, priority=5))
+    low = full.add(request(1, prompt(4), 9))
+    full.step()
+    full.add(request(2, prompt(30, start=4), 2, priority=3))
+    full.step()
+    assert (high.preemptions, low.preemptions) == (0, 0)
+    full.run()
+
+
+def test_within_its_quota_a_tenants_priorities_preempt_its_own_only() -> None:
+    toy = Toy(tenants={"acme": TenantLimits(max_num_seqs=1)})
+    own, other = (toy.add(request(key, prompt(4, start=key), 9, tenant=name)) for key, name in enumerate(["acme", ""]))
+    toy.step()
+    toy.add(request(9, prompt(4), 3, tenant="acme", priority=5))
+    assert 9 in _keys(toy.step())
+    assert (own.preemptions, other.preemptions) == (1, 0)
+    toy.run()
+
+
+def test_a_higher_priority_goes_before_a_long_prefill_under_way() -> None:
+    toy = Toy(max_batched_tokens=8)
+    toy.add(request(0, prompt(60), 2))
+    toy.step()
+    toy.add(request(1, prompt(12, start=2), 2, priority=1))
+    assert [(s.sequence.live.key, s.count) for s in toy.step().scheduled] == [(1, 8)]
+    assert [(s.sequence.live.key, s.count) for s in toy.step().scheduled] == [(1, 4), (0, 4)]
+
+
+@given(_requests(), st.integers(15, 30), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_who_makes_others_go_runs_in_that_step(
+    requests: list[GenerationRequest], num_blocks: int, max_num_seqs: int
+) -> None:
+    """So that nobody is preempted in vain, and none of a pair of sequences preempts the other in turn."""
+    toy = Toy(num_blocks, max_num_seqs, max_batched_tokens=1000)
+    make_way, gone = toy.scheduler._make_way, set[Sequence]()
+
+    def spy() -> None:
+        before = set(toy.scheduler._running)
+        make_way()
+        gone.update(before - set(toy.scheduler._running))
+
+    toy.scheduler._make_way = spy  # type: ignore[method-assign]
+    for generation in requests:
+        toy.add(generation)
+        gone.clear()
+        started = {s for live in toy.scheduler.live.values() for s in live.sequences if s.status is Status.WAITING}
+        scheduled = {s.sequence for s in toy.step().scheduled}
+        if gone:
+            assert max(s.priority for s in started & scheduled) > max(s.priority for s in gone)
+        assert not gone & scheduled, "who has just gone does not come back at once"
+    toy.run()
+
+
+def test_why_each_one_waits() -> None:
+    toy = Toy(num_blocks=12, max_num_seqs=3, tenants={"acme": TenantLimits(max_num_seqs=1)}, max_batched_tokens=64)
+    shapes = [(4, "acme"), (4, "acme"), (26, ""), (26, ""), (4, "")]
+    lives = [toy.add(request(key, prompt(length), 9, tenant=tenant)) for key, (length, tenant) in enumerate(shapes)]
+    toy.step()
+    why = [toy.scheduler.why_waiting(live.sequences[0]) for live in lives if live.sequences[0].status is Status.WAITING]
+    assert why == [WaitingReason.TENANT_SLOTS, WaitingReason.NO_BLOCKS, WaitingReason.BEHIND_ANOTHER]
+    new = toy.add(request(5, prompt(4), 9))
+    assert toy.scheduler.why_waiting(new.sequences[0]) is WaitingReason.BEHIND_ANOTHER
+
+    slots = Toy(max_num_seqs=1)
+    first, second = (slots.add(request(key, prompt(4), 9, priority=key)) for key in range(2))
+    slots.step()
+    assert slots.scheduler.why_waiting(first.sequences[0]) is WaitingReason.NO_SLOT
+    slots.add(request(2, prompt(4), 9, priority=2))
+    slots.step()
+    assert slots.scheduler.why_waiting(second.sequences[0]) is WaitingReason.PREEMPTED
+
+    tokens = Toy(max_batched_tokens=8)
+    tokens.add(_hashed(0, prompt(22)))
+    tokens.add(_hashed(1, prompt(22)))
+    shared = tokens.scheduler.live[1].sequences[0]
+    tokens.step()
+    assert tokens.scheduler.why_waiting(shared) is WaitingReason.NO_TOKENS
+    tokens.run()
+    roomy = Toy(max_batched_tokens=40)
+    roomy.add(_hashed(0, prompt(22)))
+    roomy.add(_hashed(1, prompt(22)))
+    roomy.step()
+    assert roomy.scheduler.why_waiting(roomy.scheduler.live[1].sequences[0]) is WaitingReason.SHARED_PREFIX
 
 
 def test_a_long_prompt_never_stalls_those_that_decode() -> None:

@@ -39,6 +39,10 @@ def test_two_variables_are_enough() -> None:
         ("MAX_MODEL_LEN", "1", "greater than or equal to 2"),
         ("MAX_NUM_SEQS", "0", "greater than or equal to 1"),
         ("MAX_NUM_SEQS", "1000", "max_batched_tokens 512 is less than max_num_seqs 1000"),
+        ("TENANTS", "acme", "not JSON"),
+        ("TENANTS", '{"acme": {"weight": 0}}', r"TENANTS\[acme\]\[weight\]=0: .* greater than 0"),
+        ("TENANTS", '{"acme": {"max_num_seqs": 0}}', "greater than or equal to 1"),
+        ("TENANTS", '{"acme": {"max_block": 8}}', r"TENANTS\[acme\]\[max_block\]=8: Extra"),
         ("MAX_WAITING", "0", "greater than or equal to 1"),
         ("STREAM_BUFFER_ENTRIES", "1", "greater than or equal to 64"),
         ("KVSTORE_DEADLINE_SECONDS", "0", "greater than 0"),
@@ -53,6 +57,14 @@ def test_a_bad_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, variabl
     with pytest.raises(SettingsError, match=words) as caught:
         load_settings(ExecutorSettings)
     assert f"WEIR_EXECUTOR_{variable}" in str(caught.value) or "max_num_seqs" in str(caught.value)
+
+
+def test_tenants_are_a_table_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = '{"acme": {"weight": 4, "max_num_seqs": 8, "max_blocks": 512}, "*": {"max_blocks": 64}}'
+    monkeypatch.setenv("WEIR_EXECUTOR_TENANTS", table)
+    tenants = load_settings(ExecutorSettings).tenants
+    assert tenants["acme"].model_dump() == {"weight": 4.0, "max_num_seqs": 8, "max_blocks": 512}
+    assert tenants["*"].model_dump() == {"weight": 1.0, "max_num_seqs": None, "max_blocks": 64}
 
 
 @pytest.mark.parametrize("variable", ["MODEL_DIR", "MODEL"])

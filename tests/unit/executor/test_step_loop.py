@@ -11,10 +11,11 @@ from collections.abc import Sequence as Items
 import pytest
 
 from contract.engine_contract import Listener, hashes, is_idle, prompt, request
-from weir_chassis.errors import DataCorrupt, Draining, Internal, WorkerLost
+from weir_chassis.errors import DataCorrupt, Draining, Internal, QuotaExceeded, WorkerLost
 from weir_executor.fake import FakeDeviceError, FakeEngine, FakeEngineConfig
 from weir_executor.paged import step_loop
 from weir_executor.paged.scheduler import Batch
+from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.paged.worker import Result
 
 
@@ -188,6 +189,18 @@ def test_an_error_of_one_request_leaves_the_others(fake: FakeEngine) -> None:
     assert (second.error, second.completion_tokens) == (None, 5)
     _until(lambda: is_idle(fake.load()))
     assert not heard.wrongs
+    fake.close()
+
+
+def test_what_could_never_fit_its_tenants_blocks_is_refused() -> None:
+    fake = FakeEngine(FakeEngineConfig(num_blocks=64, tenants=Tenants({"acme": TenantLimits(max_blocks=4)})))
+    with pytest.raises(QuotaExceeded, match=r"'acme': a sequence of 65 tokens needs 5 blocks, the limit is 4"):
+        fake.submit(request(1, prompt(60), 6, tenant="acme"))
+    fake.submit(request(1, prompt(60), 5, tenant="acme"))
+    fake.submit(request(2, prompt(60), 6))
+    heard = Listener()
+    fake.start(heard)
+    assert [end.completion_tokens for end in heard.wait_for_ends(1, 2)] == [5, 6]
     fake.close()
 
 

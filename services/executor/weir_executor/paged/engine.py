@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from weir_executor.paged.parallel.layout import Layout
 from weir_executor.paged.runner import ModelRunner, use_threads
 from weir_executor.paged.scheduler import SchedulerLimits
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
+from weir_executor.paged.tenants import Tenants
 from weir_executor.paged.workload import Workload
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -48,6 +49,7 @@ class PagedEngineConfig:
     kernels: str = "auto"  # on a CPU, see `native.load.KERNELS`; "auto": the native ones where they can be had
     prefix_cache: bool = True
     emit_full_blocks: bool = False
+    tenants: Tenants = field(default_factory=Tenants)
     warm_up: bool = True  # a small request before any other
     check_integrity: bool = False  # after every step: for tests
 
@@ -94,7 +96,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
         compute = build_compute(workload, _placement(config), resources)
         return PagedEngine(
             _info(config, workload),
-            SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size),
+            SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size, config.tenants),
             ModelRunner(compute.decoder, compute.blocks, config.num_threads, compute.check),
             LoopOptions(
                 max_waiting=config.max_waiting,

@@ -4,29 +4,32 @@ Every step has one budget of tokens (`max_batched_tokens`), spent in this order:
 
     1. decodes     running sequences with one token to compute, so that a long prompt never stalls the others
     2. prefills    running sequences in the middle of their tokens, in chunks
-    3. admissions  waiting sequences by priority, then first come, first served, while blocks and slots are free
+    3. admissions  waiting sequences, while blocks and slots are free; those of higher priority before 2
 
-When a decode needs a block and none is free, the running sequence of the lowest priority, newest first, is preempted:
-it gives its blocks back and waits again. Its tokens stay; they are computed anew when it returns, from whatever the
-prefix index still holds. A running sequence owns at least its last block alone, so that a preemption always frees one.
+Everywhere the order is the same: higher priority first, then the tenant whose turn it is (see `tenants.py`), then first
+come, first served. It is settled once per step, before anything is scheduled.
+
+The last in order is preempted when a decode needs a block and none is free, and when a waiting sequence of higher
+priority needs its slot or blocks: it gives its blocks back and waits again. Its tokens stay; they are computed anew
+when it returns, from whatever the prefix index still holds. A running sequence owns at least its last block alone, so
+that a preemption always frees one. Who had to go for a priority can make only lower ones go: there is no ping-pong.
 """
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from itertools import islice
 
-from weir_executor.engine import PoolingKind
+from weir_executor.engine import PoolingKind, WaitingReason
+from weir_executor.paged.admissions import MAX_DEFERRED, Admissions
 from weir_executor.paged.block_pool import BlockPool
+from weir_executor.paged.known_prefix import known_prefix, stands_back
+from weir_executor.paged.room import OF_TENANT, Room, choose_victims
 from weir_executor.paged.sequence import LiveRequest, Sequence, Status, new_sequences
-
-# A sequence stands back for a block under way at most this long. In practice the wait ends when the block is done or
-# its owner gone; the bound makes that certain. At 512 tokens a step it covers a prompt of 128 Ki tokens.
-_MAX_DEFERRED_STEPS = 256
-# Sequences that stand back are looked at again in every step: more than these would cost more than they save.
-_MAX_DEFERRED_PER_STEP = 64
+from weir_executor.paged.tenants import FairShare, Tenants, TenantUse
+from weir_executor.paged.waiting import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class SchedulerLimits:
     max_num_seqs: int
     max_batched_tokens: int
     block_size: int
+    tenants: Tenants = field(default_factory=Tenants)
 
     def __post_init__(self) -> None:
         assert self.max_num_seqs > 0, self
@@ -130,8 +134,10 @@ class Scheduler:
         self.live: dict[int, LiveRequest] = {}
         self.preemptions = 0
         self.progress = 0  # grows with each token that is computed for the first time, and each output that ends
-        self._waiting: list[Sequence] = []  # sorted by `order`
-        self._running: list[Sequence] = []  # sorted by `order`
+        self._share, self._use = FairShare(limits.tenants), TenantUse()
+        self._waiting = WaitingQueue(self._share)
+        self._running: list[Sequence] = []  # in order, as of the step's begin
+        self._admissions = Admissions()  # of the newest step
 
     @property
     def num_running(self) -> int:
@@ -152,13 +158,17 @@ class Scheduler:
         assert live.key not in self.live, live.key
         live.sequences = new_sequences(live, self.limits.block_size)
         self.live[live.key] = live
+        self._share.enter(live.request.tenant)
         for sequence in live.sequences:
-            insort(self._waiting, sequence, key=_order)
+            self._waiting.add(sequence)
 
     def schedule(self) -> Batch:
         """The next step. Changes who runs and who owns which block; computes nothing."""
-        batch = Batch()
-        self._schedule_decodes(batch)
+        batch, self._admissions = Batch(), Admissions()
+        self._running.sort(key=self._order)
+        decoding = self._make_room_for_decodes()
+        self._make_way()
+        self._schedule_decodes(batch, decoding)
         self._schedule_prefills(batch)
         self._admit(batch)
         assert batch.scheduled or not self.live, "there is work and nothing can be scheduled"
@@ -172,6 +182,7 @@ class Scheduler:
         """
         sequence = scheduled.sequence
         sequence.token_ids += new_token_ids
+        self._share.charge(sequence.tenant, generated=len(new_token_ids))
         sequence.hash_full_blocks(self.limits.block_size)
         sequence.num_computed += scheduled.num_own + max(0, len(new_token_ids) - 1)
         self.progress += max(0, sequence.num_computed - sequence.num_reached)
@@ -191,6 +202,7 @@ class Scheduler:
         live.sequences.remove(sequence)
         if not live.sequences:
             del self.live[live.key]
+            self._share.leave(live.request.tenant)
 
     def finish_all(self, live: LiveRequest) -> None:
         for sequence in list(live.sequences):
@@ -201,56 +213,126 @@ class Scheduler:
         owned = {block_id for sequence in live.sequences for block_id in sequence.blocks}
         return sorted(block_id for block_id in owned if not self.pool.is_findable(block_id))
 
+    def why_waiting(self, sequence: Sequence) -> WaitingReason:
+        """As of the newest step. Safe to call from any thread."""
+        return self._admissions.why(sequence)
+
     def check_integrity(self) -> None:
         """Every reference the pool counts belongs to a running sequence, and every sequence to one queue."""
         self.pool.check_integrity()
-        owners = [0] * self.pool.num_blocks
+        owners, use = [0] * self.pool.num_blocks, TenantUse()
         for sequence in self._running:
             assert sequence.status is Status.RUNNING, sequence
+            use.add(sequence.tenant, slots=1, blocks=len(sequence.blocks))
             for block_id in sequence.blocks:
                 owners[block_id] += 1
         assert owners == [self.pool.references(block_id) for block_id in range(self.pool.num_blocks)], owners
+        assert (use.slots, use.blocks) == (self._use.slots, self._use.blocks), (use.slots, use.blocks)
+        self._check_quotas()
         assert all(sequence.status is Status.WAITING for sequence in self._waiting), self._waiting
         queued = [*self._waiting, *self._running]
         assert {id(s) for s in queued} == {id(s) for live in self.live.values() for s in live.sequences}, queued
         for sequence in queued:
             sequence.check_integrity(self.limits.block_size)
 
+    def _check_quotas(self) -> None:
+        for tenant, slots in self._use.slots.items():
+            limits, blocks = self.limits.tenants.of(tenant), self._use.blocks[tenant]
+            assert limits.max_num_seqs is None or slots <= limits.max_num_seqs, (tenant, slots)
+            assert limits.max_blocks is None or blocks <= limits.max_blocks, (tenant, blocks)
+
+    def _order(self, sequence: Sequence) -> tuple[int, float, tuple[int, int]]:
+        return (-sequence.priority, self._share.counter(sequence.tenant), sequence.arrival)
+
+    def _grow(self, sequence: Sequence, num_blocks: int) -> None:
+        sequence.blocks += self.pool.allocate(num_blocks)
+        self._use.add(sequence.tenant, blocks=num_blocks)
+
     def _give_surplus_back(self, sequence: Sequence) -> None:
-        needed = self._blocks_for(len(sequence.token_ids))
-        self.pool.release(sequence.blocks[needed:])
-        del sequence.blocks[needed:]
+        surplus = sequence.blocks[self._blocks_for(len(sequence.token_ids)) :]
+        if surplus:
+            self.pool.release(surplus)
+            del sequence.blocks[-len(surplus) :]
+            self._use.add(sequence.tenant, blocks=-len(surplus))
 
     # ── decodes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _schedule_decodes(self, batch: Batch) -> None:
-        for sequence in [s for s in self._running if s.num_uncomputed == 1]:
+    def _make_room_for_decodes(self) -> list[Sequence]:
+        """A block for each newest token that needs one. Returns those that decode in this step."""
+        decoding = [s for s in self._running if s.num_uncomputed == 1]
+        for sequence in decoding:
             # An earlier sequence of this very loop may have preempted it.
-            if sequence.status is Status.RUNNING and self._make_room(sequence):
-                batch.add(sequence, 1)
+            if sequence.status is Status.RUNNING:
+                self._make_room(sequence)
+        return decoding
 
-    def _make_room(self, sequence: Sequence) -> bool:
-        """A block for its newest token, if it needs one. False when the sequence had to go itself."""
+    def _make_room(self, sequence: Sequence) -> None:
+        """Whoever is last in order goes for it; perhaps itself."""
         if len(sequence.blocks) * self.limits.block_size >= len(sequence.token_ids):
-            return True
-        while not self.pool.num_free:
-            # The running are sorted by `order` and scheduled in it, so the last was not scheduled before this one.
-            victim = self._running[-1]
+            return
+        while (victim := self._in_the_way(sequence)) is not None:
             self._preempt(victim)
             if victim is sequence:
-                return False
-        sequence.blocks += self.pool.allocate(1)
-        return True
+                return
+        self._grow(sequence, 1)
+
+    def _in_the_way(self, sequence: Sequence) -> Sequence | None:
+        """Who must go before it may take one more block. The running are visited in order, so that the last of them,
+        and the last of its tenant, has not been given room before this one."""
+        if not self.pool.num_free:
+            return self._running[-1]
+        most = self.limits.tenants.of(sequence.tenant).max_blocks
+        if most is not None and self._use.blocks[sequence.tenant] >= most:
+            return next(other for other in reversed(self._running) if other.tenant == sequence.tenant)
+        return None
+
+    def _schedule_decodes(self, batch: Batch, decoding: list[Sequence]) -> None:
+        for sequence in decoding:
+            if sequence.status is Status.RUNNING:
+                self._compute(batch, sequence, 1)
+
+    def _compute(self, batch: Batch, sequence: Sequence, count: int) -> None:
+        first = max(sequence.num_computed, sequence.num_reached)
+        end = min(sequence.num_computed + count, sequence.num_given)
+        self._share.charge(sequence.tenant, prompt=max(0, end - first))
+        batch.add(sequence, count)
+
+    # ── preemption ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _make_way(self) -> None:
+        """Preempt those of lower priority that keep the first in line from running, when their going is enough.
+
+        For one sequence a step: a step is short, and the others' turn comes with the next.
+        """
+        if not self._running:
+            return
+        tenants: set[str] = set()
+        for sequence in islice(self._waiting.in_order(tenants), MAX_DEFERRED):
+            if self._running[-1].priority >= sequence.priority:
+                return
+            prefix = known_prefix(sequence, self.pool, self.limits.block_size)
+            if stands_back(sequence, len(prefix), self._running, self.limits.block_size):
+                continue
+            room, num_blocks = self._room(), self._blocks_for(len(sequence.token_ids))
+            victims = choose_victims(room, self._running, sequence, prefix, num_blocks)
+            if victims is None and room.shortage(sequence, prefix, num_blocks) in OF_TENANT:
+                tenants.add(sequence.tenant)
+                continue
+            for victim in victims or ():
+                self._preempt(victim)
+            return
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._release(sequence)
-        sequence.status = Status.WAITING
-        insort(self._waiting, sequence, key=_order)
+        sequence.status, sequence.preempted = Status.WAITING, True
+        self._waiting.add(sequence)
         sequence.live.preemptions += 1
         self.preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
+        if sequence.status is Status.RUNNING:
+            self._use.add(sequence.tenant, slots=-1, blocks=-len(sequence.blocks))
         self.pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.num_computed = sequence.num_cached = sequence.num_stored = 0
@@ -259,65 +341,44 @@ class Scheduler:
     # ── prefills ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _schedule_prefills(self, batch: Batch) -> None:
-        for sequence in self._running:
-            left = self.limits.max_batched_tokens - batch.num_tokens
-            if left and sequence.num_uncomputed > 1:
-                batch.add(sequence, min(sequence.num_uncomputed, left))
+        for sequence in list(self._running):
+            if sequence.num_uncomputed == 1:
+                continue
+            if (self._waiting.highest_priority or 0) > sequence.priority:
+                self._admit(batch, above=sequence.priority)
+            if left := self.limits.max_batched_tokens - batch.num_tokens:
+                self._compute(batch, sequence, min(sequence.num_uncomputed, left))
 
     # ── admissions ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _admit(self, batch: Batch) -> None:
-        deferred = 0
-        for sequence in list(self._waiting):
-            left = self.limits.max_batched_tokens - batch.num_tokens
-            if not left or self.num_running == self.limits.max_num_seqs or deferred == _MAX_DEFERRED_PER_STEP:
+    def _admit(self, batch: Batch, above: int | None = None) -> None:
+        """Let waiting sequences run, in order: all of them, or those of a priority above one."""
+        admissions = self._admissions
+        for sequence in self._waiting.in_order(admissions.tenants):
+            if admissions.end is not None or (above is not None and sequence.priority <= above):
                 return
-            prefix = self._known_prefix(sequence)
-            if self._stands_back(sequence, len(prefix)):
-                sequence.deferred_steps += 1
-                deferred += 1
-                continue
-            # Whoever is first in line and does not fit keeps the others waiting: a long prompt must not starve.
-            if not self._fits(sequence, prefix):
-                return
+            if sequence not in admissions.deferred:
+                admissions.note(sequence, self._start_or_say_why_not(sequence, batch))
+
+    def _start_or_say_why_not(self, sequence: Sequence, batch: Batch) -> WaitingReason | None:
+        left = self.limits.max_batched_tokens - batch.num_tokens
+        if not left:
+            return WaitingReason.NO_TOKENS
+        if self.num_running == self.limits.max_num_seqs:
+            return WaitingReason.NO_SLOT
+        prefix = known_prefix(sequence, self.pool, self.limits.block_size)
+        if stands_back(sequence, len(prefix), self._running, self.limits.block_size):
+            sequence.deferred_steps += 1
+            return WaitingReason.SHARED_PREFIX
+        reason = self._room().shortage(sequence, prefix, self._blocks_for(len(sequence.token_ids)))
+        if reason is None:
             self._start(sequence, prefix, batch)
-            batch.add(sequence, min(sequence.num_uncomputed, left))
+            self._compute(batch, sequence, min(sequence.num_uncomputed, left))
+        return reason
 
-    def _known_prefix(self, sequence: Sequence) -> list[int]:
-        """Full blocks that hold the beginning of its tokens: by hash, or owned by an output of the same prompt.
-
-        At least one token is always left to compute, for its logits give the next one.
-        """
-        limit = (len(sequence.token_ids) - 1) // self.limits.block_size
-        best = self.pool.match(sequence.block_hashes[:limit])
-        for sibling in self._running_siblings(sequence):
-            shared = min(limit, min(sibling.num_computed, sibling.num_prompt) // self.limits.block_size)
-            best = sibling.blocks[:shared] if shared > len(best) else best
-        return best
-
-    def _stands_back(self, sequence: Sequence, num_known: int) -> bool:
-        """Whether another sequence computes its next block right now, so that waiting is cheaper than computing it."""
-        block_size = self.limits.block_size
-        if sequence.deferred_steps >= _MAX_DEFERRED_STEPS or num_known >= (len(sequence.token_ids) - 1) // block_size:
-            return False
-        end = (num_known + 1) * block_size
-        if end <= sequence.num_prompt and any(s.num_computed < end for s in self._running_siblings(sequence)):
-            return True
-        # A hash names its whole prefix, so equal hashes stand at equal places.
-        wanted = sequence.block_hashes[num_known] if num_known < len(sequence.block_hashes) else None
-        return wanted is not None and any(
-            len(s.block_hashes) > num_known and s.block_hashes[num_known] == wanted and s.num_computed < end
-            for s in self._running
-        )
-
-    def _running_siblings(self, sequence: Sequence) -> Iterator[Sequence]:
-        return (s for s in sequence.live.sequences if s.status is Status.RUNNING)
-
-    def _fits(self, sequence: Sequence, prefix: list[int]) -> bool:
-        """Room for all its tokens, and one block in hand per running sequence, lest it is preempted at once."""
-        wanted = self._blocks_for(len(sequence.token_ids)) - len(prefix)
-        revived = sum(self.pool.is_reusable(block_id) for block_id in prefix)
-        return wanted + revived + self.num_running <= self.pool.num_free or not self._running
+    def _room(self) -> Room:
+        tenants, most = self.limits.tenants, self.limits.max_num_seqs
+        return Room(self.pool, tenants, self._use, max_num_seqs=most, num_running=self.num_running)
 
     def _start(self, sequence: Sequence, prefix: list[int], batch: Batch) -> None:
         self.pool.share(prefix)
@@ -327,9 +388,10 @@ class Scheduler:
         batch.loads += loads
         sequence.num_computed = sequence.num_cached = (len(prefix) + len(loads)) * self.limits.block_size
         sequence.num_stored = len(prefix)
-        sequence.status = Status.RUNNING
+        sequence.status, sequence.preempted = Status.RUNNING, False
         self._waiting.remove(sequence)
-        insort(self._running, sequence, key=_order)
+        self._running.append(sequence)
+        self._use.add(sequence.tenant, slots=1, blocks=len(sequence.blocks))
         self._note_first_start(sequence, len(prefix), len(loads))
 
     def _loads(self, sequence: Sequence, num_known: int) -> Iterator[BlockLoad]:
@@ -366,7 +428,3 @@ class Scheduler:
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.limits.block_size)
-
-
-def _order(sequence: Sequence) -> tuple[int, int, int]:
-    return sequence.order

@@ -39,13 +39,23 @@ class Sequence:
     num_stored: int = 0  # leading full blocks already offered to the prefix index
     blocks: list[int] = field(default_factory=list)
     deferred_steps: int = 0  # steps it stood back for a block that another sequence was computing
+    preempted: bool = False  # it has run, and waits to come back
+    num_given: int = 0  # tokens it began with: the prompt and what was resumed
     num_reached: int = 0  # the most tokens it ever had computed: what comes after is new ground
     pooled: object = field(default=None, repr=False)  # the worker's own: what it pooled of the computed tokens
 
     @property
-    def order(self) -> tuple[int, int, int]:
-        """Who goes first: higher priority, earlier arrival, lower output. Unique."""
-        return (-self.live.request.priority, self.live.arrival, self.output_index)
+    def priority(self) -> int:
+        return self.live.request.priority
+
+    @property
+    def tenant(self) -> str:
+        return self.live.request.tenant
+
+    @property
+    def arrival(self) -> tuple[int, int]:
+        """First come, first served; of one request, the lower output first. Unique."""
+        return (self.live.arrival, self.output_index)
 
     @property
     def num_prompt(self) -> int:
@@ -153,7 +163,7 @@ def new_sequences(live: LiveRequest, block_size: int) -> list[Sequence]:
         resumed: Items[int] = request.resumed.get(output_index, ())
         token_ids = [*request.token_ids, *resumed]
         block_hashes = list(request.block_hashes) if live.shares_blocks else []
-        sequence = Sequence(live, output_index, token_ids, block_hashes)
+        sequence = Sequence(live, output_index, token_ids, block_hashes, num_given=len(token_ids))
         sequence.hash_full_blocks(block_size)
         sequences.append(sequence)
     return sequences

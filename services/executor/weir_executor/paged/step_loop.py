@@ -36,7 +36,7 @@ from weir_executor.paged.scheduler import Batch, NewBlock, Scheduled, Scheduler,
 from weir_executor.paged.self_test import run_self_test
 from weir_executor.paged.sequence import LiveRequest, Status
 from weir_executor.paged.sequence import Sequence as LiveSequence
-from weir_executor.paged.validation import check_request
+from weir_executor.paged.validation import check_quota, check_request
 from weir_executor.paged.worker import Draw, Result, Vector, Worker
 
 _log = logging.getLogger(__name__)
@@ -104,6 +104,7 @@ class StepLoop:
 
     def submit(self, request: GenerationRequest) -> None:
         check_request(request, self._info)
+        check_quota(request, self._limits.tenants.of(request.tenant), self._info)
         with self._wake:
             self._check_open()
             if request.key in self._live:
