@@ -17,6 +17,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from weir.inference.v1.output_pb2 import FinishReason, RowLogprobs, TokenBatch
+from weir.inference.v1.token_bytes import BYTE_OF_CHARACTER
 from weir.postprocess.v1.postprocess_pb2 import (
     Finish,
     Open,
@@ -27,7 +28,6 @@ from weir.postprocess.v1.postprocess_pb2 import (
 )
 from weir.postprocess.v1.postprocess_pb2_grpc import PostprocessServiceStub
 from weir_chassis.errors import from_failure, from_rpc_error, reason_name
-from weir_postprocess.decoder import BYTE_OF_CHARACTER
 
 if TYPE_CHECKING:
     from weir.postprocess.v1.postprocess_pb2_grpc import PostprocessServiceAsyncStub as Stub

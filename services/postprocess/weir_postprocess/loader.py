@@ -13,8 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from weir.inference.v1.model_revision import tokenizer_hash
+from weir.inference.v1.token_bytes import byte_of, decoder_steps, has_byte_fallback
 from weir_chassis.errors import DataCorrupt, Unsupported
-from weir_postprocess.decoder import byte_of, decoder_steps, has_byte_fallback
 from weir_postprocess.detokenizer import Detokenizer
 from weir_postprocess.special_tokens import add_special_tokens
 from weir_postprocess.vocabulary import Vocabulary, make_vocabulary
@@ -37,7 +37,10 @@ def load_vocabulary(directory: Path) -> Vocabulary:
         hash_ = tokenizer_hash(directory)
     except Exception as error:  # the library raises plain Exception for whatever is wrong inside
         raise DataCorrupt(f"{path} is not a tokenizer: {error}") from error
-    vocabulary = _vocabulary(tokenizer, spec.get("decoder"), hash_)
+    try:
+        vocabulary = _vocabulary(tokenizer, spec.get("decoder"), hash_)
+    except ValueError as error:
+        raise Unsupported(f"{path}: {error}") from error
     _check_against(tokenizer, vocabulary, path)
     return vocabulary
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from weir.inference.v1.token_bytes import Step, piece_bytes
 from weir_chassis.errors import InvalidArgument
-from weir_postprocess.decoder import Step, piece_bytes
 
 # Ids from the vocabulary's size up to this have no text: a model has more rows than its tokenizer has tokens where they
 # were padded to a round number, and may draw one. An id past every int32 is no row of any model but a caller's bug.

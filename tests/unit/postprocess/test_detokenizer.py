@@ -19,7 +19,7 @@ from unit.postprocess.vocabularies import (
     llama,
     texts,
 )
-from weir_postprocess.decoder import byte_of
+from weir.inference.v1.token_bytes import byte_of
 from weir_postprocess.detokenizer import Detokenizer
 
 

@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, decoders, models
 
 from unit.postprocess.vocabularies import END, TOOL, byte_level, llama
 from weir.inference.v1.model_revision import tokenizer_hash
+from weir.inference.v1.token_bytes import decoder_steps
 from weir_chassis.errors import DataCorrupt, InvalidArgument, Unsupported
 from weir_postprocess import loader
-from weir_postprocess.decoder import decoder_steps
 from weir_postprocess.loader import load_vocabulary
 from weir_postprocess.vocabulary import check_ids
 

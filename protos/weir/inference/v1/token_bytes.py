@@ -1,4 +1,5 @@
-"""What one token's bytes are, by the decoder that `tokenizer.json` names.
+"""What one token's bytes are, by the decoder that `tokenizer.json` names: to postprocess, which makes text of them, and
+to the executor, whose guides hold that text to a grammar.
 
     token  ──Replace──▶ ──ByteFallback──▶ ──Fuse──▶ ──Strip──▶  bytes          Llama 2, Mistral, Gemma
     token  ──ByteLevel──▶  bytes                                               GPT-2, Llama 3, Qwen, DeepSeek
@@ -17,14 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from weir_chassis.errors import Unsupported
-
 # From the token, or what earlier steps made of it.
 Step = Callable[[str | bytes], str | bytes]
 
 
 def decoder_steps(spec: Mapping[str, Any] | None) -> Sequence[Step]:
-    """The steps of the `decoder` entry of a tokenizer.json. Raises Unsupported for one that decides otherwise."""
+    """The steps of the `decoder` entry of a tokenizer.json. Raises ValueError for one that decides otherwise."""
     if spec is None:
         return (_join_with_spaces,)
     fused = False
@@ -64,11 +63,11 @@ def _parts(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 def _check(part: Mapping[str, Any], fused: bool) -> None:
     kind = part["type"]
     if kind not in _STEPS:
-        raise Unsupported(f"decoder {kind} cannot be streamed token by token; known: {', '.join(sorted(_STEPS))}")
+        raise ValueError(f"decoder {kind} cannot be streamed token by token; known: {', '.join(sorted(_STEPS))}")
     if kind == "Replace" and len(part["pattern"].get("String", "")) != 1:
-        raise Unsupported("decoder Replace can be streamed for a pattern of one character only")
+        raise ValueError("decoder Replace can be streamed for a pattern of one character only")
     if kind == "Strip" and not (fused and part["start"] <= 1 and part["stop"] == 0):
-        raise Unsupported("decoder Strip can be streamed after Fuse, for at most one character at the start only")
+        raise ValueError("decoder Strip can be streamed after Fuse, for at most one character at the start only")
 
 
 def _join_with_spaces(piece: str | bytes) -> str | bytes:
