@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from weir_executor.guided.guide import CompiledGuide
+
 
 class FinishReason(Enum):
     """Why one output of a request ended. The names are those of `weir.inference.v1.FinishReason`."""
@@ -110,6 +112,7 @@ class GenerationRequest:
     stored_prefix: StoredPrefix | None = None
     cache_scope: bytes = b""  # seeds the hashes of blocks that generated tokens fill; see weir.kvstore.v1.block_hash
     pooling: Pooling | None = None
+    guide: CompiledGuide | None = None  # what each output must be
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,8 @@ class TokenOutput:
     """What one step added to one output. `token_ids` are new tokens only, never the ones before.
 
     `first_token_index` counts from 0 at the output's first generated token, resumed ones included. An EOS or stop token
-    that ended the output is part of `token_ids`; `stop_token_id` names it.
+    that ended the output is part of `token_ids`; `stop_token_id` names it. An output whose guide leaves nothing to add
+    ends with STOP and no such token.
     """
 
     key: int
@@ -212,6 +216,7 @@ class EngineInfo:
     kv_layout: str  # names the order of axes inside a block's payload; part of the store's namespace
     transfers_blocks: bool  # takes `stored_prefix` and emits `full_blocks`
     embedding_size: int = 0  # values of a pooled vector; 0: the engine does not pool
+    takes_guides: bool = False
 
 
 class WaitingReason(Enum):

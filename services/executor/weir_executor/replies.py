@@ -34,6 +34,7 @@ def to_finished(handle: int, output: TokenOutput, stop_token_ids: Collection[int
         output_index=output.output_index,
         finish_reason=_FINISH_REASONS[output.finish_reason],
         stop_token_id=output.stop_token_id if named else None,
+        guide_complete=output.finish_reason is FinishReason.STOP and output.stop_token_id is None,
     )
 
 

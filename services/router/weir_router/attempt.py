@@ -107,7 +107,8 @@ class Attempt:
             return  # a stop string ended it, and the executor confirms
         if row.HasField("stop_token_id"):
             self._stop_token_ids[row.output_index] = row.stop_token_id
-        self.lane.finish(self.handle, row.output_index, row.finish_reason)
+        stopped = row.finish_reason == FinishReason.FINISH_REASON_STOP and not row.guide_complete
+        self.lane.finish(self.handle, row.output_index, row.finish_reason, ends_with_stop_token=stopped)
 
     def on_ended(self, end: RequestEnd) -> None:
         self.progress.end = end

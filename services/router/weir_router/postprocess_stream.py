@@ -95,12 +95,18 @@ class PostprocessStream:
         if len(self._unsent.tokens.token_ids) > _MAX_UNSENT_TOKENS and self._call is not None:
             self._call.cancel()
 
-    def finish(self, handle: int, output_index: int, reason: FinishReason.ValueType) -> None:
-        """No more tokens will come for this output. One that ended with STOP here ended with a token of its own."""
+    def finish(
+        self, handle: int, output_index: int, reason: FinishReason.ValueType, *, ends_with_stop_token: bool
+    ) -> None:
+        """No more tokens will come for this output."""
         if handle not in self._sinks:
             return
-        stopped = reason == FinishReason.FINISH_REASON_STOP
-        row = Finish(handle=handle, output_index=output_index, finish_reason=reason, ends_with_stop_token=stopped)
+        row = Finish(
+            handle=handle,
+            output_index=output_index,
+            finish_reason=reason,
+            ends_with_stop_token=ends_with_stop_token,
+        )
         self._unsent.finishes.append(row)
         self._finishing[handle, output_index] = self._clock.monotonic()
         self._wake()

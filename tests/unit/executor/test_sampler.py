@@ -10,7 +10,8 @@ import torch
 from transformers.generation import logits_process as oracle
 
 from weir_executor.engine import Sampling
-from weir_executor.paged.sampler import SampleRow, penalise, sample, thresholds
+from weir_executor.paged.logits import SampleRow, process
+from weir_executor.paged.sampler import sample, thresholds
 
 _VOCAB = 500
 _PROMPT = [3, 7, 7, 11, 499, 42]
@@ -29,52 +30,6 @@ def _row(sampling: Sampling, **fields: Any) -> SampleRow:
 
 def _input_ids(rows: int = 4) -> torch.Tensor:
     return torch.tensor([_PROMPT + _GENERATED] * rows)
-
-
-@pytest.mark.parametrize("penalty", [0.7, 1.3, 2.0])
-def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
-    wanted = oracle.RepetitionPenaltyLogitsProcessor(penalty)(_input_ids(), _logits())
-    found = _logits()
-    penalise(found, [_row(Sampling(repetition_penalty=penalty))] * 4)
-    torch.testing.assert_close(found, wanted)
-
-
-def test_logit_bias_is_that_of_transformers() -> None:
-    wanted = oracle.SequenceBiasLogitsProcessor([[[9], 2.5], [[7], -100.0]])(_input_ids(), _logits())
-    found = _logits()
-    penalise(found, [_row(Sampling(logit_bias={9: 2.5, 7: -100.0}))] * 4)
-    torch.testing.assert_close(found, wanted)
-
-
-def test_min_tokens_is_that_of_transformers() -> None:
-    processor = oracle.MinNewTokensLengthLogitsProcessor(len(_PROMPT), 6, [2, 17], device="cpu")
-    found = _logits()
-    penalise(found, [_row(_GREEDY, forbidden=frozenset({2, 17}))] * 4)
-    torch.testing.assert_close(found, processor(_input_ids(), _logits()))
-
-
-def test_presence_and_frequency_count_generated_tokens_only() -> None:
-    found, wanted = _logits(), _logits()
-    penalise(found, [_row(Sampling(presence_penalty=0.5, frequency_penalty=0.25))] * 4)
-    for token_id in set(_GENERATED):
-        wanted[:, token_id] -= 0.5 + 0.25 * _GENERATED.count(token_id)
-    torch.testing.assert_close(found, wanted)
-
-
-def test_penalties_touch_their_own_row_only() -> None:
-    rows = [
-        _row(_GREEDY),
-        _row(Sampling(repetition_penalty=1.5, logit_bias={1: 1.0})),
-        _row(Sampling(presence_penalty=1.0), token_ids=[3, 9], num_prompt=1),
-        _row(_GREEDY, forbidden=frozenset({4})),
-    ]
-    together = _logits()
-    penalise(together, rows)
-    for index, row in enumerate(rows):
-        alone = _logits()[index : index + 1]
-        penalise(alone, [row])
-        assert torch.equal(together[index], alone[0])
-    assert torch.equal(together[0], _logits()[0])
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
@@ -157,7 +112,7 @@ def test_logprobs_are_of_the_distribution_before_the_filters() -> None:
     sampling = Sampling(0.5, top_k=3, repetition_penalty=1.4, logit_bias={8: 1.0}, seed=9, top_logprobs=4)
     (draw,) = sample(_logits(1), [_row(sampling)])
     logits = _logits(1)
-    penalise(logits, [_row(sampling)])
+    process(logits, [_row(sampling)])
     wanted = (logits[0] / 0.5).log_softmax(dim=-1)
     assert draw.logprobs is not None
     assert draw.logprobs.logprob == pytest.approx(wanted[draw.token_id].item(), abs=1e-5)

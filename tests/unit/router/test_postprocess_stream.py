@@ -79,8 +79,8 @@ async def test_one_turn_is_one_message_in_the_order_of_the_contract() -> None:
         on.stream.add_tokens(tokens(1))
         on.open(2)
         on.stream.add_tokens(tokens(2))
-        on.stream.finish(1, 0, STOP)
-        on.stream.finish(2, 0, LENGTH)
+        on.stream.finish(1, 0, STOP, ends_with_stop_token=True)
+        on.stream.finish(2, 0, LENGTH, ends_with_stop_token=False)
         on.stream.close(2)
         await settle()
         (message,) = on.call.written
@@ -126,7 +126,7 @@ async def test_a_request_that_was_closed_hears_nothing_more() -> None:
         sink = on.open(1)
         on.stream.close(1)
         on.stream.close(1)
-        on.stream.finish(1, 0, STOP)
+        on.stream.finish(1, 0, STOP, ends_with_stop_token=True)
         await on.respond(handles=[1], deltas=[Delta(text="late")])
         assert sink.heard == []
         assert [list(message.closed_handles) for message in on.call.written] == [[1]]
@@ -161,9 +161,9 @@ async def test_silence_is_counted_from_the_oldest_finish_that_is_owed_an_answer(
         on.open(2)
         await on.clock.advance(100.0)
         assert on.stream.silent_seconds(on.clock.monotonic()) == 0.0, "tokens may be held back for ever"
-        on.stream.finish(1, 0, STOP)
+        on.stream.finish(1, 0, STOP, ends_with_stop_token=True)
         await on.clock.advance(5.0)
-        on.stream.finish(2, 0, STOP)
+        on.stream.finish(2, 0, STOP, ends_with_stop_token=True)
         await on.clock.advance(5.0)
         assert on.stream.silent_seconds(on.clock.monotonic()) == 10.0
         await on.respond(finished=[PostprocessOutputFinished(handle=1)])

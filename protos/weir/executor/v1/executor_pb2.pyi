@@ -289,11 +289,14 @@ class ExecutorOutputFinished(_message.Message):
     OUTPUT_INDEX_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    GUIDE_COMPLETE_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     output_index: _builtins.int
     finish_reason: _output_pb2.FinishReason.ValueType
     stop_token_id: _builtins.int
     """The stop token that ended it, when the request named it."""
+    guide_complete: _builtins.bool
+    """It stopped because its guide leaves nothing to add: its last token is no stop or end-of-sequence token."""
     def __init__(
         self,
         *,
@@ -301,10 +304,11 @@ class ExecutorOutputFinished(_message.Message):
         output_index: _builtins.int = ...,
         finish_reason: _output_pb2.FinishReason.ValueType = ...,
         stop_token_id: _builtins.int | None = ...,
+        guide_complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "finish_reason", b"finish_reason", "handle", b"handle", "output_index", b"output_index", "stop_token_id", b"stop_token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "finish_reason", b"finish_reason", "guide_complete", b"guide_complete", "handle", b"handle", "output_index", b"output_index", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015

@@ -1,4 +1,4 @@
-"""Guide → compiled grammar, by xgrammar. What this process does with a bad one is of no matter: see `compile_process`."""
+"""Guide → compiled grammar, by xgrammar. A bad one may take down the process that does it: see `compile_process`."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from weir_executor.guided.compile import GuideError
 from weir_executor.guided.compile_process import COMPILED, LENGTH_BYTES, CompileLimits, encode_request
 from weir_executor.guided.guide import Guide
 
+_PROGRAM = "weir_executor.guided.compile_process"
 # Python starts in tenths of a second and a large vocabulary is read in two; a machine that swaps takes longer.
 _START_SECONDS = 60.0
 
@@ -23,13 +24,7 @@ class CompileProcess:
     """One child, which compiles one guide at a time. Used from one event loop."""
 
     def __init__(self, tokenizer_json: Path, vocab_size: int, limits: CompileLimits) -> None:
-        self._argv = [
-            "-m",
-            "weir_executor.guided.compile_process",
-            str(tokenizer_json),
-            str(vocab_size),
-            *limits.argv(),
-        ]
+        self._argv = ["-m", _PROGRAM, str(tokenizer_json), str(vocab_size), *limits.argv()]
         self._max_seconds = limits.max_seconds
         self._process: Process | None = None
 

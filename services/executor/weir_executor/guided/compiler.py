@@ -81,7 +81,8 @@ class GuideCompiler:
     def _load(self, guide: Guide, serialised: bytes) -> XgrammarGuide:
         compiled = bindings().CompiledGrammar.deserialize_json(serialised.decode(), self._tokens.info)
         loaded = XgrammarGuide(guide, compiled, self._tokens)
-        if loaded.start().is_stuck:
+        state = loaded.start()
+        if not (state.allows_end or state.allows_text):
             raise GuideError("allows nothing that this model's tokens can spell")
         return loaded
 

@@ -1,16 +1,17 @@
-"""What an output must be, and what a guide is once it is compiled. Pure: the waist and the scheduler know no more of it.
+"""What an output must be, and what a guide is once it is compiled. Pure: waist and scheduler know no more of it.
 
     Guide ──compile──▶ CompiledGuide ──start──▶ GuideState       one per output; it follows the output's tokens
-    (text)             (one per text, shared)    advance, rollback, fill_mask
+    (text)             (one per text, shared)    advance, rollback, allowed
 
-A guide decides where its output may end. Where it allows an end and nothing else, the output is over at once, without an
-end-of-sequence token; elsewhere such a token, and every stop token, may be drawn only where the guide allows an end.
+A guide decides where its output may end. Where it allows an end and nothing else, the output is over at once, without
+an end-of-sequence token. Elsewhere such a token, and every stop token, may be drawn only where the guide allows an end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from enum import Enum
 from typing import Any, Protocol
 
@@ -28,10 +29,10 @@ class GuideKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """`text` is the schema, expression, grammar or tag; of a choice the grammar that `choice_grammar` makes; else empty."""
+    """`text` is the schema, expression, grammar or tag; of a choice the grammar of its options; else empty."""
 
     kind: GuideKind
-    text: str = field(default="", repr=False)  # a request's content belongs in no log
+    text: str = dataclass_field(default="", repr=False)  # a request's content belongs in no log
 
     @property
     def field(self) -> str:
@@ -40,35 +41,31 @@ class Guide:
 
 
 class GuideState(Protocol):
-    """Where one output stands in its guide. Used on the engine's thread, after its `start`."""
+    """Where one output stands in its guide. Used by one thread at a time."""
 
     @property
     def allows_end(self) -> bool:
         """Whether the output may end here."""
 
     @property
-    def is_complete(self) -> bool:
-        """Whether the output can only end here."""
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether the output can neither go on nor end: what the guide wants next, no token spells."""
+    def allows_text(self) -> bool:
+        """Whether the output may go on. Where it may neither end nor go on, the guide is a dead end."""
 
     @property
     def is_slow(self) -> bool:
         """Whether a token has taken so long that the other sequences of the batch suffer for it."""
 
     def advance(self, token_id: int) -> bool:
-        """Take a token that does not end the output. False, and nothing is changed, when the guide does not allow it."""
+        """Take a token as text. False, and nothing is changed, when the guide does not allow it."""
 
     def rollback(self, num_tokens: int) -> None:
         """Forget the last tokens that were taken."""
 
-    def fill_mask(self, words: Any, stop_token_ids: Collection[int]) -> None:
-        """Write what may be drawn next: bit `id % 32` of word `id // 32`.
+    def allowed(self, stop_token_ids: Collection[int], *, may_end: bool) -> Any:
+        """What may be drawn next, as a set of `bitmask.py`, the caller's own.
 
-        `words` is an int32 array of ⌈vocabulary / 32⌉ in the CPU's memory. Of `stop_token_ids`, with which the output
-        ends, those are allowed that leave what the guide accepts as a whole.
+        Of `stop_token_ids`, with which the output ends, those are in it that leave what the guide accepts as a whole;
+        unless it may not end yet, then none.
         """
 
 
@@ -81,16 +78,12 @@ class CompiledGuide(Protocol):
     def start(self) -> GuideState: ...
 
 
-def choice_grammar(options: Collection[str]) -> str:
-    """The grammar, as `Guide.ebnf` takes one, whose outputs are these texts."""
-    return "root ::= " + " | ".join(f'"{_escaped(option)}"' for option in options)
+def choice_guide(options: Collection[str]) -> Guide:
+    """The output is one of these texts."""
+    grammar = "root ::= " + " | ".join(f'"{_escaped(option)}"' for option in options)
+    return Guide(GuideKind.CHOICE, grammar)
 
 
 def _escaped(text: str) -> str:
-    """The inside of a literal: what is not plain ASCII is written by its code point."""
-    plain = (
-        character if character.isascii() and (character.isalnum() or character == " ") else None for character in text
-    )
-    return "".join(
-        kept if kept is not None else f"\\U{ord(character):08X}" for kept, character in zip(plain, text, strict=True)
-    )
+    """The inside of a literal: whatever might have a meaning there is written by its code point."""
+    return "".join(c if c.isascii() and c.isalnum() else f"\\U{ord(c):08X}" for c in text)

@@ -6,14 +6,11 @@ from collections.abc import Callable, Collection
 from time import thread_time
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from weir_executor.guided.bindings import bindings
+from weir_executor.guided.bitmask import Words, has, no_tokens, put
 from weir_executor.guided.compile import Tokens
 from weir_executor.guided.guide import Guide
 
-Words = NDArray[np.int32]
 # A matcher takes microseconds per token, and milliseconds for the worst of sensible schemas. An ambiguous grammar takes
 # time with the square of the output's length, all of it on the step's thread; its own time, not that of a busy machine.
 _SLOW_SECONDS = 0.1
@@ -47,7 +44,7 @@ class XgrammarState:
 
     def __init__(self, guide: XgrammarGuide, matcher: Any) -> None:
         self._guide, self._matcher = guide, matcher
-        self._words: Words = np.zeros(-(-len(guide.tokens.token_bytes) // 32), dtype=np.int32)
+        self._words = no_tokens(len(guide.tokens.token_bytes))
         self._is_filled = False
         self._is_slow = False
 
@@ -56,12 +53,8 @@ class XgrammarState:
         return bool(self._matcher.is_terminated())
 
     @property
-    def is_complete(self) -> bool:
-        return self.allows_end and not self._text_words().any()
-
-    @property
-    def is_stuck(self) -> bool:
-        return not self.allows_end and not self._text_words().any()
+    def allows_text(self) -> bool:
+        return bool(self._text_words().any())
 
     @property
     def is_slow(self) -> bool:
@@ -81,18 +74,15 @@ class XgrammarState:
             self._matcher.rollback(num_tokens)
             self._is_filled = False
 
-    def fill_mask(self, words: Words, stop_token_ids: Collection[int]) -> None:
-        words[:] = self._text_words()
+    def allowed(self, stop_token_ids: Collection[int], *, may_end: bool) -> Words:
+        words = self._text_words().copy()
         for token_id in stop_token_ids:
-            bit = np.int32(np.uint32(1 << token_id % 32).astype(np.int32))
-            if self.allows_end or self._ends_with(token_id):
-                words[token_id // 32] |= bit
-            else:
-                words[token_id // 32] &= ~bit
+            put(words, token_id, present=may_end and (self.allows_end or self._ends_with(token_id)))
+        return words
 
     def _ends_with(self, token_id: int) -> bool:
         """Whether the token is text after which an end is allowed."""
-        if not self._text_words()[token_id // 32] >> (token_id % 32) & 1:
+        if not has(self._text_words(), token_id):
             return False
         accepted = self._matcher.accept_token(token_id, False)
         assert accepted, "the mask allows what the matcher does not"

@@ -147,4 +147,5 @@ def _info(config: PagedEngineConfig, workload: Workload) -> EngineInfo:
         kv_layout=KV_LAYOUT + model.kv_variant(workload.max_model_len),
         transfers_blocks=True,
         embedding_size=model.hidden_size,
+        takes_guides=True,
     )

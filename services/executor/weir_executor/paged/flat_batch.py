@@ -66,7 +66,7 @@ def flatten(scheduled: Sequence[Scheduled]) -> FlatBatch:
 
 
 def _takes_the_best(sequence: LiveSequence) -> bool:
-    return sequence.sampling.is_plain_greedy and not sequence.forbidden_token_ids()
+    return sequence.sampling.is_plain_greedy and sequence.guide is None and not sequence.forbidden_token_ids()
 
 
 def in_row_order(scheduled: Sequence[Scheduled]) -> list[Scheduled]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from weir_executor.engine import FinishReason, RequestEnd, TokenLogprobs, TokenOutput
+from weir_executor.engine import RequestEnd, TokenLogprobs, TokenOutput
 from weir_executor.paged.scheduler import NewBlock
 from weir_executor.paged.sequence import LiveRequest
 from weir_executor.paged.sequence import Sequence as LiveSequence
@@ -30,7 +30,7 @@ def token_output(sequence: LiveSequence, first_token_index: int, logprobs: Seque
         token_ids=tuple(sequence.token_ids[sequence.num_prompt + first_token_index :]),
         logprobs=logprobs,
         finish_reason=reason,
-        stop_token_id=sequence.token_ids[-1] if reason is FinishReason.STOP else None,
+        stop_token_id=sequence.stop_token_id,
     )
 
 

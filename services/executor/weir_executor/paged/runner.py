@@ -5,17 +5,20 @@ write stored blocks → lay the tokens side by side, once per step → decode �
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 
 import torch
 
 from weir_chassis.errors import Internal
 from weir_executor.engine import StoredPrefix
+from weir_executor.guided.bitmask import Words
 from weir_executor.paged.decoder import Decoded, Decoder, DeviceLostError, KvBlocks
 from weir_executor.paged.flat_batch import FlatBatch, flatten
+from weir_executor.paged.guides import allowed_by_guides
+from weir_executor.paged.logits import SampleRow
 from weir_executor.paged.pooling import pool
-from weir_executor.paged.sampler import SampleRow, sample
+from weir_executor.paged.sampler import sample
 from weir_executor.paged.scheduler import Batch, Scheduled
 from weir_executor.paged.speculation.verify import accept
 from weir_executor.paged.worker import Draw, Result
@@ -78,16 +81,18 @@ def use_threads(num_threads: int | None) -> None:
 
 
 def _results(batch: FlatBatch, decoded: Decoded) -> Iterable[Result]:
-    """The draws of each row that samples, a vector for each that has pooled, an error where numbers are no numbers."""
-    draws, sound = _draw(batch, decoded)
+    """The draws of each row that samples, a vector for each that has pooled, an error where there can be neither."""
+    allowed, dead_ends = allowed_by_guides(batch.rows)
+    draws, sound = _draw(batch, decoded, allowed)
     vectors = {} if decoded.hidden is None else pool(batch.rows, decoded.hidden)
+    instead: Mapping[int, Result] = {**vectors, **dead_ends}
     left = iter(draws)
     for index, row in enumerate(batch.rows):
         kept = accept(list(islice(left, row.num_wanted)), row.draft_token_ids)
-        yield vectors.get(index, kept) if sound[index] else Internal(_NOT_FINITE)
+        yield instead.get(index, kept) if sound[index] else Internal(_NOT_FINITE)
 
 
-def _draw(batch: FlatBatch, decoded: Decoded) -> tuple[list[Draw], list[bool]]:
+def _draw(batch: FlatBatch, decoded: Decoded, allowed: Mapping[int, Sequence[Words]]) -> tuple[list[Draw], list[bool]]:
     """What is drawn at each wanted place, and which rows are sound, their logits included."""
     sound = list(decoded.sound)
     if decoded.best is not None:
@@ -101,12 +106,17 @@ def _draw(batch: FlatBatch, decoded: Decoded) -> tuple[list[Draw], list[bool]]:
     places = [(index, ahead) for index, row in enumerate(batch.rows) for ahead in range(row.num_wanted)]
     for (index, _), is_sound in zip(places, sound_logits.tolist(), strict=True):
         sound[index] &= is_sound
-    return sample(logits, [sample_row(batch.rows[index], ahead) for index, ahead in places]), sound
+    return sample(logits, [_sample_row(batch.rows[i], ahead, allowed.get(i, ())) for i, ahead in places]), sound
 
 
-def sample_row(row: Scheduled, ahead: int) -> SampleRow:
+def _sample_row(row: Scheduled, ahead: int, allowed: Sequence[Words]) -> SampleRow:
     """The place after the row's own tokens and so many of its drafts."""
     sequence, drafts = row.sequence, row.draft_token_ids[:ahead]
-    token_ids = [*sequence.token_ids, *drafts] if drafts else sequence.token_ids
-    forbidden = sequence.forbidden_token_ids(ahead)
-    return SampleRow(sequence.sampling, sequence.output_index, token_ids, sequence.num_prompt, forbidden)
+    return SampleRow(
+        sequence.sampling,
+        sequence.output_index,
+        token_ids=[*sequence.token_ids, *drafts] if drafts else sequence.token_ids,
+        num_prompt=sequence.num_prompt,
+        forbidden=sequence.forbidden_token_ids(ahead),
+        allowed=allowed[ahead] if ahead < len(allowed) else None,
+    )

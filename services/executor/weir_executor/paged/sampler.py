@@ -1,26 +1,26 @@
 """Logits → token ids, all rows at once. What a row draws depends on that row alone.
 
-In this order, each only where asked for:
+In this order, each only where asked for (1 to 5 are in `logits.py`):
 
     1. repetition penalty    over prompt and generated tokens: positive logits divided by it, negative ones multiplied
     2. presence, frequency   subtracted once per, and per occurrence of, a generated token
     3. logit bias            added
     4. forbidden tokens      minus infinity (those that would end an output before `min_tokens`)
-    5. temperature           logits divided by it; 0 takes the highest logit (the lowest id among equals) and skips 6, 7
+    5. guide                 minus infinity for every token that it does not allow here
+    6. temperature           logits divided by it; 0 takes the highest logit (the lowest id among equals) and skips 7, 8
        ── log-probabilities are of this distribution (of temperature 1, where the temperature is 0) ──
-    6. top-k, top-p, min-p   top-p is of the mass that top-k keeps; tokens as likely as the last one kept are kept too
-    7. draw                  inverse CDF over the kept tokens in the order of their ids, by one uniform number per token
+    7. top-k, top-p, min-p   top-p is of the mass that top-k keeps; tokens as likely as the last one kept are kept too
+    8. draw                  inverse CDF over the kept tokens in the order of their ids, by one uniform number per token
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain, repeat
+from collections.abc import Callable, Sequence
 
 import torch
 
 from weir_executor.engine import Sampling, TokenLogprobs
+from weir_executor.paged.logits import SampleRow, process
 from weir_executor.paged.philox import uniforms
 from weir_executor.paged.worker import Draw
 
@@ -28,20 +28,9 @@ from weir_executor.paged.worker import Draw
 _FEW = 256
 
 
-@dataclass(frozen=True, slots=True)
-class SampleRow:
-    """What the sampler must know of the place that a token is drawn for."""
-
-    sampling: Sampling
-    output_index: int
-    token_ids: Sequence[int]  # all before the place, drafts included
-    num_prompt: int
-    forbidden: frozenset[int] = frozenset()
-
-
 def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Draw]:
     """One token for each row of `logits`, [rows, vocabulary] in float32, which is changed in place."""
-    penalise(logits, rows)
+    process(logits, rows)
     token_ids = logits.argmax(dim=-1)
     drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
     described = [index for index, row in enumerate(rows) if row.sampling.top_logprobs is not None]
@@ -51,44 +40,6 @@ def sample(logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Draw]:
         token_ids[where] = _draw(logits[where], [rows[index] for index in drawn])
     logprobs = _logprobs(logits, token_ids, described, rows) if described else {}
     return [Draw(token_id, logprobs.get(index)) for index, token_id in enumerate(token_ids.tolist())]
-
-
-def penalise(logits: torch.Tensor, rows: Sequence[SampleRow]) -> None:
-    """Steps 1 to 4, in place."""
-    _penalise_repetition(logits, rows)
-    _penalise_occurrence(logits, rows)
-    biased = [(index, row) for index, row in enumerate(rows) if row.sampling.logit_bias]
-    if biased:
-        places = _places(logits, ((index, row.sampling.logit_bias) for index, row in biased))
-        biases = list(chain.from_iterable(row.sampling.logit_bias.values() for _, row in biased))
-        logits.view(-1).index_add_(0, places, torch.tensor(biases, dtype=logits.dtype, device=logits.device))
-    forbidden = [(index, row.forbidden) for index, row in enumerate(rows) if row.forbidden]
-    if forbidden:
-        logits.view(-1).index_fill_(0, _places(logits, forbidden), -torch.inf)
-
-
-def _penalise_repetition(logits: torch.Tensor, rows: Sequence[SampleRow]) -> None:
-    chosen = [(index, row.token_ids) for index, row in enumerate(rows) if row.sampling.repetition_penalty != 1.0]
-    if not chosen:
-        return
-    places: torch.Tensor = torch.unique(_places(logits, chosen))
-    penalty = _per_place(logits, places, [row.sampling.repetition_penalty for row in rows])
-    found = logits.view(-1)[places]
-    logits.view(-1)[places] = torch.where(found > 0, found / penalty, found * penalty)
-
-
-def _penalise_occurrence(logits: torch.Tensor, rows: Sequence[SampleRow]) -> None:
-    chosen = [
-        (index, row.token_ids[row.num_prompt :])
-        for index, row in enumerate(rows)
-        if row.sampling.presence_penalty or row.sampling.frequency_penalty
-    ]
-    if not chosen:
-        return
-    places, counts = torch.unique(_places(logits, chosen), return_counts=True)
-    presence = _per_place(logits, places, [row.sampling.presence_penalty for row in rows])
-    frequency = _per_place(logits, places, [row.sampling.frequency_penalty for row in rows])
-    logits.view(-1)[places] -= presence + frequency * counts
 
 
 def _divide(logits: torch.Tensor, temperatures: list[float]) -> None:
@@ -186,19 +137,6 @@ def _logprobs(
             described, drawn, best.indices.tolist(), best.values.tolist(), counts, strict=True
         )
     }
-
-
-def _places(logits: torch.Tensor, chosen: Iterable[tuple[int, Iterable[int]]]) -> torch.Tensor:
-    """Where (row, token ids) pairs stand in the flattened logits; an id named twice stands there twice."""
-    pairs = [(list(token_ids), index * logits.shape[1]) for index, token_ids in chosen]
-    token_ids = torch.tensor(list(chain.from_iterable(ids for ids, _ in pairs)), dtype=torch.int64)
-    starts = torch.tensor(list(chain.from_iterable(repeat(start, len(ids)) for ids, start in pairs)), dtype=torch.int64)
-    return (token_ids + starts).to(logits.device)
-
-
-def _per_place(logits: torch.Tensor, places: torch.Tensor, values: list[float]) -> torch.Tensor:
-    """Each place's row's value."""
-    return torch.tensor(values, dtype=logits.dtype, device=logits.device)[places // logits.shape[1]]
 
 
 def _indices(values: Sequence[int], like: torch.Tensor) -> torch.Tensor:

@@ -181,7 +181,7 @@ class Scheduler:
         drafts and is not needed goes back. Returns the blocks that became full and findable.
         """
         sequence = scheduled.sequence
-        sequence.token_ids += new_token_ids
+        sequence.extend(new_token_ids)
         self._share.charge(sequence.tenant, generated=len(new_token_ids))
         sequence.hash_full_blocks(self.limits.block_size)
         sequence.num_computed += scheduled.num_own + max(0, len(new_token_ids) - 1)

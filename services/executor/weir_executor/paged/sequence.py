@@ -17,6 +17,7 @@ from enum import Enum
 
 from weir.kvstore.v1.block_hash import block_hash
 from weir_executor.engine import FinishReason, GenerationRequest, Pooling, Sampling
+from weir_executor.guided.guide import GuideState
 
 
 class Status(Enum):
@@ -33,6 +34,7 @@ class Sequence:
     output_index: int
     token_ids: list[int] = field(repr=False)  # a prompt belongs in no log
     block_hashes: list[bytes] = field(repr=False)
+    guide: GuideState | None = field(default=None, repr=False)  # has taken the generated tokens
     status: Status = Status.WAITING
     num_computed: int = 0
     num_cached: int = 0  # of the computed, those not computed by this sequence since it was last admitted
@@ -91,19 +93,47 @@ class Sequence:
     def pooling(self) -> Pooling | None:
         return self.live.request.pooling
 
+    @property
+    def stop_token_id(self) -> int | None:
+        """The generated token that has ended it."""
+        return self.token_ids[-1] if self.num_generated and self.token_ids[-1] in self.live.stop_token_ids else None
+
+    def extend(self, token_ids: Items[int]) -> None:
+        """New tokens, none of them beyond its end."""
+        self.token_ids += token_ids
+        if self.guide is not None:
+            for token_id in token_ids:
+                allowed = token_id in self.live.stop_token_ids or self.guide.advance(token_id)
+                assert allowed, "a token was drawn that the guide does not allow"
+
     def finish_reason(self) -> FinishReason | None:
-        """Why this output is over, if it is. Only generated tokens stop it; a vector has no reason."""
+        """Why this output is over, if it is: its guide may be complete before there is any token.
+
+        Only generated tokens stop it; a vector has no reason.
+        """
         if self.pooling is not None:
             return None
-        if self.num_generated and self.token_ids[-1] in self.live.stop_token_ids:
+        if self.stop_token_id is not None:
             return FinishReason.STOP
+        if self.guide is not None and self.guide.allows_end and not self.guide.allows_text:
+            return FinishReason.STOP  # the guide leaves nothing to add
         return FinishReason.LENGTH if self.num_generated >= self.live.request.max_tokens else None
 
     def count_until_end(self, new_token_ids: Items[int]) -> int:
         """How many of these tokens it takes until it is over, or all of them."""
         left = self.live.request.max_tokens - self.num_generated
         stops = (i for i, token_id in enumerate(new_token_ids, 1) if token_id in self.live.stop_token_ids)
-        return min(left, next(stops, len(new_token_ids)))
+        return min(left, next(stops, len(new_token_ids)), self._count_until_guide_ends(new_token_ids))
+
+    def _count_until_guide_ends(self, new_token_ids: Items[int]) -> int:
+        if self.guide is None or len(new_token_ids) < 2:
+            return len(new_token_ids)
+        taken = 0
+        while taken < len(new_token_ids) and self.guide.allows_text and self.guide.advance(new_token_ids[taken]):
+            taken += 1
+        has_ended = not self.guide.allows_text
+        self.guide.rollback(taken)
+        return taken if has_ended else len(new_token_ids)
 
     def hash_full_blocks(self, block_size: int) -> None:
         """Extend `block_hashes` to all full blocks of `token_ids`, for a request that shares its blocks."""
@@ -140,6 +170,7 @@ class LiveRequest:
     submitted_at: float
     stored_blocks: list[bytes | memoryview] = field(default_factory=list, repr=False)
     first_stored_block: int = 0
+    guides: list[GuideState] = field(default_factory=list, repr=False)  # of each output, unless it follows none
     sequences: list[Sequence] = field(default_factory=list)  # those still live
     started: bool = False  # a sequence of it has run
     scheduled_at: float | None = None
@@ -163,7 +194,8 @@ def new_sequences(live: LiveRequest, block_size: int) -> list[Sequence]:
         resumed: Items[int] = request.resumed.get(output_index, ())
         token_ids = [*request.token_ids, *resumed]
         block_hashes = list(request.block_hashes) if live.shares_blocks else []
-        sequence = Sequence(live, output_index, token_ids, block_hashes, num_given=len(token_ids))
+        guide = live.guides[output_index] if live.guides else None
+        sequence = Sequence(live, output_index, token_ids, block_hashes, guide, num_given=len(token_ids))
         sequence.hash_full_blocks(block_size)
         sequences.append(sequence)
     return sequences

@@ -30,7 +30,9 @@ from weir_executor.engine import (
     StepOutput,
     StoredPrefix,
 )
+from weir_executor.guided.guide import GuideState
 from weir_executor.paged.block_pool import BlockPool
+from weir_executor.paged.guides import start_guides
 from weir_executor.paged.report import Report, request_end, token_output
 from weir_executor.paged.scheduler import Batch, NewBlock, Scheduled, Scheduler, SchedulerLimits
 from weir_executor.paged.self_test import run_self_test
@@ -105,6 +107,8 @@ class StepLoop:
     def submit(self, request: GenerationRequest) -> None:
         check_request(request, self._info)
         check_quota(request, self._limits.tenants.of(request.tenant), self._info)
+        stop_token_ids = self._stop_token_ids(request)
+        guides = start_guides(request, stop_token_ids)
         with self._wake:
             self._check_open()
             if request.key in self._live:
@@ -112,7 +116,7 @@ class StepLoop:
             if self._queued + self._load.waiting_requests >= self._options.max_waiting:
                 raise Overloaded(f"{self._options.max_waiting} requests are waiting already")
             self._arrivals += 1
-            live = self._new_live(request)
+            live = self._new_live(request, stop_token_ids, guides)
             self._live[request.key] = live
             self._queued += 1
             self._inbox.append(live)
@@ -150,8 +154,12 @@ class StepLoop:
         if self._closing:
             raise Draining("the engine is closed")
 
-    def _new_live(self, request: GenerationRequest) -> LiveRequest:
-        eos = frozenset() if request.ignore_eos else self._info.eos_token_ids
+    def _stop_token_ids(self, request: GenerationRequest) -> frozenset[int]:
+        return request.stop_token_ids | (frozenset() if request.ignore_eos else self._info.eos_token_ids)
+
+    def _new_live(
+        self, request: GenerationRequest, stop_token_ids: frozenset[int], guides: list[GuideState]
+    ) -> LiveRequest:
         has_root = bool(request.block_hashes) or (
             len(request.token_ids) < self._info.block_size and bool(request.cache_scope)
         )
@@ -160,11 +168,12 @@ class StepLoop:
         return LiveRequest(
             request=replace(request, stored_prefix=None),  # payloads are large: they go once they are in the pool
             arrival=self._arrivals,
-            stop_token_ids=request.stop_token_ids | eos,
+            stop_token_ids=stop_token_ids,
             shares_blocks=has_root and takes_blocks and self._options.prefix_cache,
             submitted_at=self._options.clock(),
             stored_blocks=list(stored.blocks) if stored else [],
             first_stored_block=stored.first_block if stored else 0,
+            guides=guides,
         )
 
     # ── the step thread ───────────────────────────────────────────────────────────────────────────────────────────────
