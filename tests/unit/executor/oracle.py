@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,12 @@ import transformers
 from contract.engine_contract import Listener, request
 from models_fixture import FAMILIES, tiny_model
 from weir_executor.engine import GenerationRequest, RequestEnd
+from weir_executor.paged.attention import TorchAttention
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.paged.kv_cache import KvCache
+from weir_executor.paged.model.registry import load_config, load_model
+from weir_executor.paged.scheduler import Scheduled
+from weir_executor.paged.sequence import LiveRequest, Sequence
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -52,6 +58,25 @@ def reference_greedy(family: str, token_ids: list[int], max_tokens: int) -> list
     return list(_greedy(family, tuple(token_ids), max_tokens))
 
 
+def paged_logits(model_dir: Path, token_ids: list[int], chunks: list[int], dtype: str = "float32") -> torch.Tensor:
+    """All logits of a sequence, computed chunk by chunk over scattered blocks."""
+    config, kind, device = load_config(model_dir), getattr(torch, dtype), torch.device("cpu")
+    blocks = [31, 7, 30, 2, 15, 9, 22]
+    assert sum(chunks) == len(token_ids) <= 16 * len(blocks)
+    with torch.inference_mode():
+        model = load_model(model_dir, config, 512, kind, device)
+        attention = TorchAttention(KvCache(config, 40, 16, kind, device), config.attention)
+        live = LiveRequest(request(0, token_ids), 0, frozenset(), shares_blocks=False, submitted_at=0.0)
+        sequence = Sequence(live, 0, list(token_ids), [], blocks=blocks)
+        parts, first = [], 0
+        for count in chunks:
+            attention.plan([Scheduled(sequence, first, count)])
+            ids, positions = torch.tensor(token_ids[first : first + count]), torch.arange(first, first + count)
+            parts.append(model.logits(model.forward(ids, positions, attention.attend)))
+            first += count
+    return torch.cat(parts)
+
+
 def run_paged(
     family: str, requests: list[GenerationRequest], kernels: str = "torch", **options: Any
 ) -> tuple[dict[int, list[int]], dict[int, RequestEnd]]:
@@ -69,4 +94,4 @@ def run_paged(
         engine.close()
 
 
-__all__ = ["RUNS", "reference", "reference_greedy", "reference_logits", "request", "run_paged"]
+__all__ = ["RUNS", "paged_logits", "reference", "reference_greedy", "reference_logits", "request", "run_paged"]

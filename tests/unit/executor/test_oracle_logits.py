@@ -5,50 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contract.engine_contract import prompt, request
+from contract.engine_contract import prompt
 from models_fixture import FAMILIES, tiny_model
-from unit.executor.oracle import reference_logits
-from weir_executor.paged.attention import TorchAttention
-from weir_executor.paged.kv_cache import KvCache
-from weir_executor.paged.model.registry import load_config, load_model
-from weir_executor.paged.scheduler import Scheduled
-from weir_executor.paged.sequence import LiveRequest, Sequence
+from unit.executor.oracle import paged_logits, reference_logits
 
-_CPU = torch.device("cpu")
 _TOKENS = prompt(100)
 
 
-def paged_logits(family: str, chunks: list[int], dtype: str) -> torch.Tensor:
-    """All logits of `_TOKENS`, computed chunk by chunk over scattered blocks."""
-    config = load_config(tiny_model(family, dtype))
-    kind = getattr(torch, dtype)
-    with torch.inference_mode():
-        model = load_model(tiny_model(family, dtype), config, 512, kind, _CPU)
-        cache = KvCache(config, 40, 16, kind, _CPU)
-        attention = TorchAttention(cache, config.attention)
-        live = LiveRequest(request(0, _TOKENS), 0, frozenset(), shares_blocks=False, submitted_at=0.0)
-        sequence = Sequence(live, 0, list(_TOKENS), [], blocks=[31, 7, 30, 2, 15, 9, 22])
-        parts, first = [], 0
-        for count in chunks:
-            attention.plan([Scheduled(sequence, first, count)])
-            ids, positions = torch.tensor(_TOKENS[first : first + count]), torch.arange(first, first + count)
-            parts.append(model.logits(model.forward(ids, positions, attention.attend)))
-            first += count
-    return torch.cat(parts)
+def _ours(family: str, chunks: list[int], dtype: str) -> torch.Tensor:
+    return paged_logits(tiny_model(family, dtype), _TOKENS, chunks, dtype)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("chunks", [[100], [37, 1, 1, 20, 41]], ids=["whole", "chunked"])
 def test_float32(family: str, chunks: list[int]) -> None:
     torch.testing.assert_close(
-        paged_logits(family, chunks, "float32"), reference_logits(family, _TOKENS), rtol=1e-4, atol=1e-4
+        _ours(family, chunks, "float32"), reference_logits(family, _TOKENS), rtol=1e-4, atol=1e-4
     )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_is_as_near_to_float32_as_transformers_is(family: str) -> None:
     """Both round, at different places. Ours may be no farther from the exact logits, and no farther from theirs."""
-    ours = paged_logits(family, [64, 1, 35], "bfloat16")
+    ours = _ours(family, [64, 1, 35], "bfloat16")
     theirs = reference_logits(family, _TOKENS, "bfloat16")
     exact = _exact_of_bfloat16_weights(family)
     their_error = (theirs - exact).square().mean().sqrt()

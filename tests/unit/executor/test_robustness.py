@@ -142,7 +142,7 @@ def test_a_damaged_index_is_named(model_dir: Path, text: str) -> None:
         ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type 'spiral'.*known: default, dynamic, linear"),
         ({"partial_rotary_factor": 0.5}, "partial rotary"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'llama3' needs 'low_freq_factor'"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantized"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "'bitsandbytes' is not known here; known: awq, "),
         ({"layer_types": ["full_attention"]}, "layer_types does not name 3 layers"),
         ({"layer_types": ["linear_attention"] * 3}, "'linear_attention' is not known here; known: full_attention"),
         ({"hidden_size": "wide"}, "'hidden_size' is 'wide', not a whole number"),

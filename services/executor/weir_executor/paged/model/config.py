@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from weir_executor.paged.model.quantization.scheme import WeightScheme
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"  # the words of `layer_types`
 _ROPE_TYPES = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
@@ -74,6 +77,7 @@ class ModelConfig:
     tie_word_embeddings: bool
     dtype: str
     eos_token_ids: frozenset[int] = frozenset()
+    quantization: WeightScheme | None = None  # how the checkpoint keeps its weights narrow
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -123,6 +127,18 @@ class Fields:
         if value not in known:
             raise ModelConfigError(f"{name} {value!r} is not known here; known: {', '.join(known)}")
         return str(value)
+
+    def patterns(self, name: str) -> tuple[str, ...]:
+        """A list of names of modules, each of which may be a regular expression, marked as one or not."""
+        given = self.get(name, [])
+        if not isinstance(given, list) or not all(isinstance(pattern, str) for pattern in given):
+            raise ModelConfigError(f"{name!r} is {given!r}, not a list of names")
+        for pattern in given:
+            try:
+                re.compile(pattern.removeprefix("re:"))
+            except re.error as error:
+                raise ModelConfigError(f"{name!r}: {pattern!r}: {error}") from error
+        return tuple(given)
 
     def _needed(self, name: str, default: Any) -> Any:
         value = self.get(name, default)

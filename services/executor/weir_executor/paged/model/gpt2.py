@@ -98,5 +98,5 @@ def _load_layer(config: Gpt2Config, checkpoint: Checkpoint, base: str) -> Layer:
 
 def _load_transposed(checkpoint: Checkpoint, name: str, rows: int, columns: int) -> Linear:
     """A projection to `rows` outputs from `columns` inputs, kept as [columns, rows]."""
-    weight = checkpoint.tensor(f"{name}.weight", (columns, rows)).T.contiguous()
+    weight = checkpoint.weight(name, rows, columns, transposed=True)
     return linear(weight, checkpoint.tensor(f"{name}.bias", (rows,)))

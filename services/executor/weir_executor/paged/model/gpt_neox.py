@@ -118,6 +118,6 @@ def _load_qkv(config: GptNeoxConfig, checkpoint: Checkpoint, name: str) -> Linea
         parts = rows.view(config.num_heads, 3, config.head_dim, -1).transpose(0, 1)
         return parts.reshape(rows.shape)
 
-    weight = by_part(checkpoint.tensor(f"{name}.weight", (3 * hidden, hidden)))
+    weight = by_part(checkpoint.weight(name, 3 * hidden, hidden))
     bias = by_part(checkpoint.tensor(f"{name}.bias", (3 * hidden,))) if config.attention_bias else None
     return linear(weight, bias)

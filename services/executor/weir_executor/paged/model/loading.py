@@ -20,9 +20,8 @@ def load_linear(
     checkpoint: Checkpoint, names: Sequence[str], rows: Sequence[int], columns: int, *, bias: bool
 ) -> Linear:
     """One projection, or several of the same input fused into one."""
-    weight = checkpoint.concatenated([f"{name}.weight" for name in names], rows, (columns,))
-    biases = checkpoint.concatenated([f"{name}.bias" for name in names], rows) if bias else None
-    return checkpoint.make_linear(weight, biases)
+    weight = checkpoint.weights(names, rows, columns)
+    return checkpoint.make_linear(weight, checkpoint.biases(names, rows) if bias else None)
 
 
 def load_summed_linear(checkpoint: Checkpoint, name: str, rows: int, columns: int, *, bias: bool) -> Linear:

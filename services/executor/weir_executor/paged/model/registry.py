@@ -18,6 +18,7 @@ from weir_executor.paged.model.layers import MakeLinear, linear
 from weir_executor.paged.model.llama import load_llama, parse_llama, parse_qwen2, parse_qwen3
 from weir_executor.paged.model.mixtral import load_mixtral, parse_mixtral
 from weir_executor.paged.model.phi3 import load_phi3, parse_phi3
+from weir_executor.paged.model.quantization.schemes import parse_scheme
 from weir_executor.paged.model.qwen3_moe import load_qwen3_moe, parse_qwen3_moe
 from weir_executor.paged.model.shard import WHOLE, Shard
 from weir_executor.paged.model.weights import Checkpoint
@@ -59,9 +60,9 @@ def parse_config(fields: Fields) -> ModelConfig:
     architecture = (fields.get("architectures") or ["(none)"])[0]
     if architecture not in FAMILIES:
         raise ModelConfigError(f"architecture {architecture!r} is not known here; known: {', '.join(sorted(FAMILIES))}")
-    if fields.get("quantization_config"):
-        raise ModelConfigError("quantized checkpoints are not supported")
-    return FAMILIES[architecture].parse(architecture, fields)
+    config = FAMILIES[architecture].parse(architecture, fields)
+    quantization = fields.get("quantization_config")
+    return replace(config, quantization=parse_scheme(Fields(quantization))) if quantization else config
 
 
 def load_model(
@@ -76,5 +77,7 @@ def load_model(
 ) -> DecoderModel:
     """Read the weights; with a shard, those of the part that `config` describes. Raises `ModelLoadError` naming the
     file and tensor that are wrong."""
-    with Checkpoint(model_dir, dtype, device, shard, make_linear) as checkpoint:
+    with Checkpoint(
+        model_dir, dtype, device, scheme=config.quantization, shard=shard, make_linear=make_linear
+    ) as checkpoint:
         return FAMILIES[config.architecture].load(config, checkpoint, max_model_len)

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weir_executor.paged.model.layers import MakeLinear, linear
+from weir_executor.paged.model.quantization.scheme import WeightScheme
 from weir_executor.paged.model.shard import WHOLE, Shard
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -30,12 +31,14 @@ class Checkpoint:
         model_dir: Path,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        scheme: WeightScheme | None = None,
         shard: Shard = WHOLE,
         make_linear: MakeLinear = linear,
     ) -> None:
         self.dtype, self.device, self.shard = dtype, device, shard
         self.make_linear = make_linear  # how whoever computes wants its projections kept
-        self._dir = model_dir
+        self._dir, self._scheme = model_dir, scheme
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         self._file_of = _locate(model_dir)
@@ -53,26 +56,61 @@ class Checkpoint:
     def tensor(self, name: str, shape: Sequence[int]) -> torch.Tensor:
         """One tensor of exactly this shape, or the shard's part of one, in the engine's dtype and on its device."""
         name = self.shard.stored_name(name)
+        part = self._part(name, self.stored(name), tuple(shape))
+        if not part.is_floating_point() or part.dtype.itemsize < 2:
+            raise self.wrong(name, f"is {part.dtype}, expected floating point of two bytes or more")
+        # A copy keeps the weights independent of what happens to the file later.
+        return part.to(device=self.device, dtype=self.dtype, copy=True)
+
+    def weight(self, module: str, rows: int, columns: int, *, transposed: bool = False) -> torch.Tensor:
+        """A linear layer's, [rows, columns], dequantized where it is kept narrow; else like `tensor`.
+
+        `transposed`: the checkpoint keeps those that are not narrow as [columns, rows].
+        """
+        stored_module = self.shard.stored_name(module)
+        holder = self._scheme.holder(self, stored_module) if self._scheme else None
+        if self._scheme and holder:
+            whole = self._scheme.dequantize(self, stored_module)
+            return self._part(holder, whole, (rows, columns)).to(self.dtype).contiguous()
+        if transposed:
+            return self.tensor(f"{module}.weight", (columns, rows)).T.contiguous()
+        return self.tensor(f"{module}.weight", (rows, columns))
+
+    def weights(self, modules: Sequence[str], rows: Sequence[int], columns: int) -> torch.Tensor:
+        """Stacked along their rows: projections of one input, fused into one."""
+        return torch.cat([self.weight(name, count, columns) for name, count in zip(modules, rows, strict=True)])
+
+    def biases(self, modules: Sequence[str], rows: Sequence[int]) -> torch.Tensor:
+        return torch.cat([self.tensor(f"{name}.bias", (count,)) for name, count in zip(modules, rows, strict=True)])
+
+    def stored(
+        self, name: str, *, dtypes: Sequence[torch.dtype] = (), shapes: Sequence[tuple[int, ...]] = ()
+    ) -> torch.Tensor:
+        """One tensor as it is in the file, of one of these types and shapes where any are given. Not to be kept or
+        changed: it is the mapped file itself."""
         file_name = self._file_of.get(name) or self._file_of.get("*")
         if file_name is None:
             raise ModelLoadError(f"{self._dir / _INDEX}: no file is named for tensor {name!r}")
-        path = self._dir / file_name
         try:
             tensor: torch.Tensor = self._open(file_name).get_tensor(name)
         except SafetensorError as error:
-            raise ModelLoadError(f"{path}: tensor {name!r}: {error}") from error
-        part = self.shard.part_of(tensor, tuple(shape))
-        if part is None:
-            raise ModelLoadError(f"{path}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
-        if not part.is_floating_point():
-            raise ModelLoadError(f"{path}: tensor {name!r} is {tensor.dtype}, expected floating point")
-        # Files are mapped: a copy keeps the weights independent of what happens to the file later.
-        return part.to(device=self.device, dtype=self.dtype, copy=True)
+            raise self.wrong(name, str(error)) from error
+        if dtypes and tensor.dtype not in dtypes:
+            raise self.wrong(name, f"is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+        if shapes and tuple(tensor.shape) not in shapes:
+            raise self.wrong(name, f"has shape {tuple(tensor.shape)}, expected {' or '.join(map(str, shapes))}")
+        return tensor
 
-    def concatenated(self, names: Sequence[str], rows: Sequence[int], columns: Sequence[int] = ()) -> torch.Tensor:
-        """Tensors stacked along their first axis: projections of one input, fused into one."""
-        parts = [self.tensor(name, (count, *columns)) for name, count in zip(names, rows, strict=True)]
-        return torch.cat(parts)
+    def wrong(self, name: str, problem: str) -> ModelLoadError:
+        """The error that names a tensor and its file."""
+        path = self._dir / (self._file_of.get(name) or self._file_of["*"])
+        return ModelLoadError(f"{path}: tensor {name!r}: {problem}")
+
+    def _part(self, name: str, whole: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        part = self.shard.part_of(whole, shape)
+        if part is None:
+            raise self.wrong(name, f"has shape {tuple(whole.shape)}, expected {shape}")
+        return part
 
     def _open(self, file_name: str) -> Any:
         if file_name not in self._files:
