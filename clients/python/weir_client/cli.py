@@ -162,15 +162,17 @@ async def models(as_json: bool, router: str | None) -> None:
 
 @main.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per service.")
+@click.option("--requests", "with_requests", is_flag=True, help="List what lives in each executor, and why it waits.")
+@click.option("--executor", metavar="HOST:PORT", help="Ask this executor, and no stack.")
 @run_async
-async def status_command(as_json: bool) -> None:
-    """Health and load of the services that 'weir up' started on this machine.
+async def status_command(as_json: bool, with_requests: bool, executor: str | None) -> None:
+    """Health and load of the services that 'weir up' started on this machine, or of one executor anywhere.
 
     \b
     Example:
-      weir status
+      weir status --requests
     """
-    reports = await status.ask_all()
+    reports = await status.ask_all(executor, with_requests=with_requests)
     for report in reports:
         click.echo(report.to_json() if as_json else report.to_line())
     if not all(report.serving for report in reports):
