@@ -17,7 +17,7 @@ from weir.inference.v1.embedding_pb2 import Pooling
 from weir_chassis.errors import WeirError
 from weir_client import printing, status
 from weir_client.client import Client, system, user
-from weir_client.options import MODEL, ROUTER, TIMEOUT, Asked, sampling_options
+from weir_client.options import MODEL, ROUTER, TENANT, TIMEOUT, Asked, sampling_options
 from weir_client.stack import router_address
 
 
@@ -95,9 +95,7 @@ async def chat(text: str | None, system_text: str | None, **options: Any) -> Non
     async with Client(router_address(asked.router)) as client:
         for line in [text] if text is not None else _typed_lines():
             history.append(user(line))
-            events = client.chat(
-                history, model=asked.model, sampling=asked.sampling(), stopping=asked.stopping(), timeout=asked.timeout
-            )
+            events = client.chat(history, sampling=asked.sampling(), stopping=asked.stopping(), **asked.call())
             history.append(printing.assistant(await printing.stream(events, as_json=asked.as_json)))
 
 
@@ -114,9 +112,7 @@ async def generate(prompt: str, **options: Any) -> None:
     """
     asked = Asked(**options)
     async with Client(router_address(asked.router)) as client:
-        events = client.generate(
-            prompt, model=asked.model, sampling=asked.sampling(), stopping=asked.stopping(), timeout=asked.timeout
-        )
+        events = client.generate(prompt, sampling=asked.sampling(), stopping=asked.stopping(), **asked.call())
         await printing.stream(events, as_json=asked.as_json)
 
 
@@ -125,6 +121,7 @@ async def generate(prompt: str, **options: Any) -> None:
 @click.option("--pooling", type=click.Choice(["mean", "last"]), default="last", show_default=True)
 @click.option("--normalize/--raw", default=True, help="Scale each vector to length 1, or leave it as it is.")
 @MODEL
+@TENANT
 @TIMEOUT
 @ROUTER
 @run_async
@@ -138,7 +135,12 @@ async def embed(texts: Sequence[str], pooling: str, normalize: bool, **where: An
     async with Client(router_address(where["router"])) as client:
         kind = Pooling.Value(f"POOLING_{pooling.upper()}")
         answer = await client.embed(
-            texts, model=where["model"], pooling=kind, normalize=normalize, timeout=where["timeout"]
+            texts,
+            model=where["model"],
+            pooling=kind,
+            normalize=normalize,
+            timeout=where["timeout"],
+            tenant=where["tenant"],
         )
     for text, embedding in zip(texts, answer.embeddings, strict=True):
         click.echo(printing.embedding_json(text, embedding))
