@@ -67,8 +67,10 @@ def test_rows_that_pool_want_hidden_states_and_no_logits() -> None:
 def test_the_best_is_enough_only_when_all_rows_are_plainly_greedy(sampling: Sampling) -> None:
     plain, other = Scheduled(_sequence(1, [10]), 0, 1), Scheduled(_sequence(2, [10], sampling), 0, 1)
     assert flatten([plain]).best_only
-    assert not flatten([plain, other]).best_only
+    both = flatten([plain, other])
+    assert not both.best_only
+    assert both.plain == sampling.is_plain
 
 
 def test_a_row_that_may_not_stop_yet_needs_all_its_logits() -> None:
-    assert not flatten([Scheduled(_sequence(1, [10], min_tokens=1), 0, 1)]).best_only
+    assert not flatten([Scheduled(_sequence(1, [10], min_tokens=1), 0, 1)]).plain

@@ -33,8 +33,7 @@ class RouterServiceStub(object):
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
     """
 
     def __init__(self, channel):
@@ -78,8 +77,7 @@ class RouterServiceServicer(object):
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
     """
 
     def Generate(self, request, context):
@@ -161,8 +159,7 @@ class RouterService(object):
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
     """
 
     @staticmethod

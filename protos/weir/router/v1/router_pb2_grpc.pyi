@@ -34,8 +34,7 @@ class RouterServiceStub:
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
     """
 
     @_typing.overload
@@ -62,8 +61,7 @@ class RouterServiceAsyncStub(RouterServiceStub):
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -86,8 +84,7 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
     """
 
     @_abc_1.abstractmethod

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from weir_executor.paged.attention import TorchAttention
+from weir_executor.paged.cuda.load import load_cuda
 from weir_executor.paged.decoder import Decoder, KvBlocks, TorchDecoder
 from weir_executor.paged.kv_cache import KvCache
 from weir_executor.paged.model.registry import FAMILIES, load_model
@@ -47,6 +48,9 @@ def build_compute(workload: Workload, placement: Placement, resources: ExitStack
     if placement.layout.num_ranks > 1:
         return _over_ranks(workload, placement, resources)
     device = torch.device(placement.device)
+    if device.type == "cuda":
+        cuda = load_cuda(workload, device)
+        return Compute(cuda.decoder, cuda.blocks, check=lambda: None)
     native = load_native(workload, device, placement.kernels)
     if native is not None:
         resources.callback(native.close)

@@ -31,11 +31,12 @@ class Wanted(Protocol):
 
 @dataclass(slots=True)
 class Decoded:
-    """What a step came to. `best` may stand in for `logits` when the batch asks for no more."""
+    """What a step came to. `best` or `drawn` may stand in for `logits` when the batch asks for no more."""
 
-    sound: Sequence[bool]  # per row: its last token's hidden state is finite; with `best`, its logits too
+    sound: Sequence[bool]  # per row: its last token's hidden state is finite; with `best` or `drawn`, its logits too
     logits: torch.Tensor | None  # [wanted, vocabulary] in float32; the receiver may change it
     best: torch.Tensor | None = None  # [wanted] in int64: the highest logit's token, the lowest id among equals
+    drawn: Sequence[int] | None = None  # [wanted]: what the sampler would draw, if the batch is plain; -1: not sound
     hidden: torch.Tensor | None = None  # [pooled, hidden_size] in float32, after the last norm; None when none pools
 
 

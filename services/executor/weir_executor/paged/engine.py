@@ -49,7 +49,6 @@ class PagedEngineConfig:
     kernels: str = "auto"  # on a CPU, see `native.load.KERNELS`; "auto": the native ones where they can be had
     prefix_cache: bool = True
     emit_full_blocks: bool = False
-    itl_target_seconds: float | None = None  # inter-token latency to keep to by smaller chunks
     tenants: Tenants = field(default_factory=Tenants)
     warm_up: bool = True  # a small request before any other
     check_integrity: bool = False  # after every step: for tests
@@ -92,7 +91,16 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
     if num_blocks < 1:
         raise ModelConfigError(f"kv_cache_bytes: {config.kv_cache_bytes} is less than one block")
     max_model_len = _max_model_len(config, model_config, num_blocks)
-    workload = Workload(config.model_dir, model_config, dtype, max_model_len, config.block_size, num_blocks)
+    workload = Workload(
+        model_dir=config.model_dir,
+        model=model_config,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        block_size=config.block_size,
+        num_blocks=num_blocks,
+        max_num_seqs=config.max_num_seqs,
+        max_batched_tokens=config.max_batched_tokens,
+    )
     with ExitStack() as resources:
         compute = build_compute(workload, _placement(config), resources)
         return PagedEngine(
@@ -103,7 +111,6 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
                 max_waiting=config.max_waiting,
                 emit_full_blocks=config.emit_full_blocks,
                 prefix_cache=config.prefix_cache,
-                itl_target_seconds=config.itl_target_seconds,
                 warm_up=config.warm_up,
                 check_integrity=config.check_integrity,
             ),

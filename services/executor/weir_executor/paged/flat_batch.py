@@ -45,11 +45,16 @@ class FlatBatch:
     wanted: list[int]  # where logits are wanted
     best_only: bool  # of the logits, nobody needs more than which is highest
     pooled: list[int]  # where hidden states are wanted
+    plain: bool = False  # nobody needs the logits but to draw from them as they come
 
 
 def flatten(scheduled: Sequence[Scheduled]) -> FlatBatch:
     """The batch in row order."""
-    rows = in_row_order(scheduled)
+    return side_by_side(in_row_order(scheduled))
+
+
+def side_by_side(rows: Sequence[Scheduled]) -> FlatBatch:
+    """The batch in the order of `rows`, single tokens first."""
     token_ids: list[int] = []
     positions: list[int] = []
     ends: list[int] = []
@@ -61,12 +66,14 @@ def flatten(scheduled: Sequence[Scheduled]) -> FlatBatch:
         ends.append(len(token_ids) - 1)
         wanted += range(len(token_ids) - row.num_wanted, len(token_ids))
         pooled += range(len(token_ids) - row.num_pooled, len(token_ids))
-    best_only = all(_takes_the_best(row.sequence) for row in rows if row.samples)
-    return FlatBatch(rows, token_ids, positions, ends, wanted, best_only, pooled)
+    sampling = [row.sequence for row in rows if row.samples]
+    plain = all(map(_is_plain, sampling))
+    best_only = plain and all(sequence.sampling.temperature == 0.0 for sequence in sampling)
+    return FlatBatch(rows, token_ids, positions, ends, wanted, best_only, pooled, plain)
 
 
-def _takes_the_best(sequence: LiveSequence) -> bool:
-    return sequence.sampling.is_plain_greedy and sequence.guide is None and not sequence.forbidden_token_ids()
+def _is_plain(sequence: LiveSequence) -> bool:
+    return sequence.sampling.is_plain and sequence.guide is None and not sequence.forbidden_token_ids()
 
 
 def in_row_order(scheduled: Sequence[Scheduled]) -> list[Scheduled]:

@@ -86,22 +86,32 @@ class KvCache:
         torch.index_select(pieces, 0, plan.pieces, out=found)
         return found.view(plan.num_sequences, self.num_kv_heads, -1, self.head_dim)
 
+    def gather_blocks(self, block_ids: Sequence[int]) -> torch.Tensor:
+        """The payloads of these blocks on the device, [blocks, layers, 2, kv_heads, block_size, head_dim], copied."""
+        where = torch.tensor(block_ids, dtype=torch.int64).to(self.device, non_blocking=True)
+        return self._blocks.movedim(2, 0).index_select(0, where)
+
     def read_blocks(self, block_ids: Sequence[int]) -> list[bytes]:
         """The payloads of these blocks, copied out."""
         return [_to_bytes(self._blocks[:, :, block_id]) for block_id in block_ids]
 
     def write_block(self, block_id: int, payload: bytes | memoryview) -> None:
-        self._blocks[:, :, block_id].copy_(self._from_bytes(payload))
+        self.put_block(block_id, self.from_bytes(payload))
+
+    def put_block(self, block_id: int, payload: torch.Tensor) -> None:
+        """[layers, 2, kv_heads, block_size, head_dim]. From pinned memory, the caller does not wait for it."""
+        self._blocks[:, :, block_id].copy_(payload, non_blocking=True)
 
     def is_sound(self, payload: bytes | memoryview) -> bool:
         """Whether a payload may be written: of the right length, and all finite."""
-        return len(payload) == self.block_bytes and bool(self._from_bytes(payload).isfinite().all())
+        return len(payload) == self.block_bytes and bool(self.from_bytes(payload).isfinite().all())
 
     def clear_blocks(self, block_ids: Sequence[int]) -> None:
         for block_id in block_ids:
             self._blocks[:, :, block_id].zero_()
 
-    def _from_bytes(self, payload: bytes | memoryview) -> torch.Tensor:
+    def from_bytes(self, payload: bytes | memoryview) -> torch.Tensor:
+        """A payload in host memory, [layers, 2, kv_heads, block_size, head_dim]."""
         # A bytearray, because PyTorch warns about memory that it may not write to.
         return torch.frombuffer(bytearray(payload), dtype=self.dtype).view(self._block_shape)
 

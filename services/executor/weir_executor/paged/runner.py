@@ -95,6 +95,8 @@ def _results(batch: FlatBatch, decoded: Decoded) -> Iterable[Result]:
 def _draw(batch: FlatBatch, decoded: Decoded, allowed: Mapping[int, Sequence[Words]]) -> tuple[list[Draw], list[bool]]:
     """What is drawn at each wanted place, and which rows are sound, their logits included."""
     sound = list(decoded.sound)
+    if decoded.drawn is not None:
+        return [Draw(token_id) for token_id in decoded.drawn], sound
     if decoded.best is not None:
         return [Draw(token_id) for token_id in decoded.best.tolist()], sound
     if decoded.logits is None:

@@ -20,3 +20,5 @@ class Workload:
     max_model_len: int
     block_size: int
     num_blocks: int
+    max_num_seqs: int = 32
+    max_batched_tokens: int = 512

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Shared memory that one program may have, by compute capability (CUDA C++ Programming Guide, technical specifications).
 _SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 
 
+@pytest.mark.slow
 def test_every_launch_compiles_and_fits_its_device(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, environment.get("PYTHONPATH", "")]))
@@ -26,4 +29,4 @@ def test_every_launch_compiles_and_fits_its_device(tmp_path: Path) -> None:
         if report["kernel"] == "attend":
             assert report["pipelined"], report
     attends = [r for r in reports if r["kernel"] == "attend"]
-    assert len(attends) >= 12
+    assert len(attends) == 9  # of three models: decodes in splits, decodes in one, chunks

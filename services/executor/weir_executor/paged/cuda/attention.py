@@ -23,7 +23,7 @@ _LOG2_E = 1.4426950408889634
 # Two programs for each multiprocessor of the device keep its memory busy; more splits only make more to combine.
 _PROGRAMS_PER_PROCESSOR = 2
 _MOST_SPLITS = 32
-_INTERPRETED_PROGRAMS = 8  # the interpreter runs programs one after the other: few, but more than one split
+_INTERPRETED_PROGRAMS = 4  # the interpreter runs programs one after the other: few, but more than one split
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class TritonAttention(AttentionBackend):
     """`max_numbers`: the longest step's tables, see `max_numbers`. Sums in float32; products in the cache's dtype."""
 
     def __init__(self, cache: KvCache, num_heads: int, layers: Sequence[LayerAttention], max_numbers: int) -> None:
-        self._cache, self._num_heads, self._layers = cache, num_heads, layers
+        self.cache, self._num_heads, self._layers = cache, num_heads, layers
         self._group = num_heads // cache.num_kv_heads
         self._few = _few_tiling(cache, self._group)
         self._many = _many_tiling(cache, self._group)
@@ -60,6 +60,12 @@ class TritonAttention(AttentionBackend):
         self._programs = _programs(cache.device)
         self._staging = Staging(max_numbers, cache.device)
         self._tables: DeviceTables | None = None
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """Where the step's tokens are written, [tokens] int32."""
+        assert self._tables is not None, "plan first"
+        return self._tables.slots
 
     @property
     def few_queries(self) -> int:
@@ -70,7 +76,7 @@ class TritonAttention(AttentionBackend):
         return self._many.tile_m // self._group
 
     def plan(self, rows: Sequence[Row]) -> None:
-        told = tables(rows, self._cache.block_size, self.few_queries, self.many_queries)
+        told = tables(rows, self.cache.block_size, self.few_queries, self.many_queries)
         parts = [told.slots, told.rows, told.few, told.many, told.block_ids]
         slots, starts, few, many, block_ids = self._staging.upload(parts)
         self.use(DeviceTables(slots, starts, few, many, block_ids, told.few_tokens))
@@ -81,20 +87,20 @@ class TritonAttention(AttentionBackend):
 
     def attend(self, layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         assert self._tables is not None, "plan first"
-        assert all(t.stride()[1:] == (self._cache.head_dim, 1) for t in (queries, keys, values)), "heads lie in a row"
-        cached_keys, cached_values = self._cache.layer_blocks(layer)
-        fused.write_kv[(keys.shape[0], self._cache.num_kv_heads)](
+        assert all(t.stride()[1:] == (self.cache.head_dim, 1) for t in (queries, keys, values)), "heads lie in a row"
+        cached_keys, cached_values = self.cache.layer_blocks(layer)
+        fused.write_kv[(keys.shape[0], self.cache.num_kv_heads)](
             keys, values, self._tables.slots, cached_keys, cached_values,
             keys.stride(0), values.stride(0), cached_keys.stride(0),
-            HEAD_DIM=self._cache.head_dim, PADDED_DIM=triton.next_power_of_2(self._cache.head_dim),
-            BLOCK_SIZE=self._cache.block_size, num_warps=1,
+            HEAD_DIM=self.cache.head_dim, PADDED_DIM=triton.next_power_of_2(self.cache.head_dim),
+            BLOCK_SIZE=self.cache.block_size, num_warps=1,
         )  # fmt: skip
         return self.attend_written(layer, queries)
 
     def attend_written(self, layer: int, queries: torch.Tensor) -> torch.Tensor:
         """Attend to what the cache holds, this step's keys and values included. [tokens, heads, head_dim]."""
         assert self._tables is not None, "plan first"
-        out = queries.new_empty((queries.shape[0], self._num_heads, self._cache.head_dim))
+        out = queries.new_empty((queries.shape[0], self._num_heads, self.cache.head_dim))
         if len(self._tables.few):
             self._attend_few(layer, queries, out, self._tables)
         if len(self._tables.many):
@@ -102,18 +108,18 @@ class TritonAttention(AttentionBackend):
         return out
 
     def _attend_few(self, layer: int, queries: torch.Tensor, out: torch.Tensor, tables: DeviceTables) -> None:
-        splits = num_splits(len(tables.few) // 2 * self._cache.num_kv_heads, self._programs)
+        splits = num_splits(len(tables.few) // 2 * self.cache.num_kv_heads, self._programs)
         if splits == 1:
             self._launch(layer, queries, out, tables, tiles=tables.few, tiling=self._few)
             return
         size = (splits, tables.few_tokens, self._num_heads)
-        found = torch.empty((*size, self._cache.head_dim), dtype=torch.float32, device=out.device)
+        found = torch.empty((*size, self.cache.head_dim), dtype=torch.float32, device=out.device)
         lse = torch.empty(size, dtype=torch.float32, device=out.device)
         self._launch(layer, queries, out, tables, tiles=tables.few, tiling=self._few, partial=(found, lse))
         kernels.combine[(tables.few_tokens, self._num_heads)](
             found, lse, out, tables.few_tokens, out.stride(0),
-            HEADS=self._num_heads, HEAD_DIM=self._cache.head_dim,
-            PADDED_DIM=triton.next_power_of_2(self._cache.head_dim), SPLITS=splits, num_warps=4,
+            HEADS=self._num_heads, HEAD_DIM=self.cache.head_dim,
+            PADDED_DIM=triton.next_power_of_2(self.cache.head_dim), SPLITS=splits, num_warps=4,
         )  # fmt: skip
 
     def _launch(
@@ -128,7 +134,7 @@ class TritonAttention(AttentionBackend):
         partial: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         """`partial`: where the splits' results go, [splits, tokens, heads, head_dim] and [splits, tokens, heads]."""
-        cache, scoring = self._cache, self._layers[layer]
+        cache, scoring = self.cache, self._layers[layer]
         keys, values = cache.layer_blocks(layer)
         found, lse = partial or (out, out)
         splits = len(found) if partial else 1

@@ -28,6 +28,11 @@ class Staging:
         """Where parts of so many numbers lie on the device."""
         return [self.numbers[begin : begin + length] for begin, length in zip(_begins(lengths), lengths, strict=True)]
 
+    def views_and_rest(self, lengths: Sequence[int]) -> list[torch.Tensor]:
+        """Like `views`, and last a part that takes all the room there is after them."""
+        begin = _begins([*lengths, 0])[-1]
+        return [*self.views(lengths), self.numbers[begin:]]
+
     def upload(self, parts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """The parts on the device, valid until the next upload. Work already queued there sees the parts before."""
         lengths = [len(part) for part in parts]

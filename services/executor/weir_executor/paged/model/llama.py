@@ -77,13 +77,13 @@ class LlamaModel(DecoderModel):
         self.layers = [load_layer(config, checkpoint, index) for index in range(config.num_layers)]
         self.norm = load_rms_norm(checkpoint, "model.norm", config.hidden_size, config.rms_norm_eps)
         self.lm_head = load_lm_head(config, checkpoint, "lm_head", self.embedding)
-        self._rope = rope_table(config.rope, max_model_len, checkpoint.device)
+        self.rope = rope_table(config.rope, max_model_len, checkpoint.device)  # [positions, 2, rope.dim / 2] float32
 
     def embed(self, token_ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return self.embedding.index_select(0, token_ids)
 
     def run_layers(self, hidden: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        rotation = Rotation.at(positions, self._rope, self.embedding.dtype)
+        rotation = Rotation.at(positions, self.rope, self.embedding.dtype)
         for index, layer in enumerate(self.layers):
             hidden = hidden + layer.attend(index, self.config, layer.attention_norm(hidden), rotation, attend)
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
