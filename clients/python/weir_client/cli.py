@@ -17,7 +17,7 @@ from weir.inference.v1.embedding_pb2 import Pooling
 from weir_chassis.errors import WeirError
 from weir_client import printing, status
 from weir_client.client import Client, system, user
-from weir_client.options import MODEL, ROUTER, TIMEOUT, Asked, sampling_options
+from weir_client.options import MODEL, ROUTER, TENANT, TIMEOUT, Asked, sampling_options
 from weir_client.stack import router_address
 
 
@@ -95,9 +95,7 @@ async def chat(text: str | None, system_text: str | None, **options: Any) -> Non
     async with Client(router_address(asked.router)) as client:
         for line in [text] if text is not None else _typed_lines():
             history.append(user(line))
-            events = client.chat(
-                history, model=asked.model, sampling=asked.sampling(), stopping=asked.stopping(), timeout=asked.timeout
-            )
+            events = client.chat(history, sampling=asked.sampling(), stopping=asked.stopping(), **asked.call())
             history.append(printing.assistant(await printing.stream(events, as_json=asked.as_json)))
 
 
@@ -114,9 +112,7 @@ async def generate(prompt: str, **options: Any) -> None:
     """
     asked = Asked(**options)
     async with Client(router_address(asked.router)) as client:
-        events = client.generate(
-            prompt, model=asked.model, sampling=asked.sampling(), stopping=asked.stopping(), timeout=asked.timeout
-        )
+        events = client.generate(prompt, sampling=asked.sampling(), stopping=asked.stopping(), **asked.call())
         await printing.stream(events, as_json=asked.as_json)
 
 
@@ -125,6 +121,7 @@ async def generate(prompt: str, **options: Any) -> None:
 @click.option("--pooling", type=click.Choice(["mean", "last"]), default="last", show_default=True)
 @click.option("--normalize/--raw", default=True, help="Scale each vector to length 1, or leave it as it is.")
 @MODEL
+@TENANT
 @TIMEOUT
 @ROUTER
 @run_async
@@ -138,7 +135,12 @@ async def embed(texts: Sequence[str], pooling: str, normalize: bool, **where: An
     async with Client(router_address(where["router"])) as client:
         kind = Pooling.Value(f"POOLING_{pooling.upper()}")
         answer = await client.embed(
-            texts, model=where["model"], pooling=kind, normalize=normalize, timeout=where["timeout"]
+            texts,
+            model=where["model"],
+            pooling=kind,
+            normalize=normalize,
+            timeout=where["timeout"],
+            tenant=where["tenant"],
         )
     for text, embedding in zip(texts, answer.embeddings, strict=True):
         click.echo(printing.embedding_json(text, embedding))
@@ -162,15 +164,17 @@ async def models(as_json: bool, router: str | None) -> None:
 
 @main.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per service.")
+@click.option("--requests", "with_requests", is_flag=True, help="List what lives in each executor, and why it waits.")
+@click.option("--executor", metavar="HOST:PORT", help="Ask this executor, and no stack.")
 @run_async
-async def status_command(as_json: bool) -> None:
-    """Health and load of the services that 'weir up' started on this machine.
+async def status_command(as_json: bool, with_requests: bool, executor: str | None) -> None:
+    """Health and load of the services that 'weir up' started on this machine, or of one executor anywhere.
 
     \b
     Example:
-      weir status
+      weir status --requests
     """
-    reports = await status.ask_all()
+    reports = await status.ask_all(executor, with_requests=with_requests)
     for report in reports:
         click.echo(report.to_json() if as_json else report.to_line())
     if not all(report.serving for report in reports):

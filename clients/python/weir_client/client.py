@@ -37,6 +37,8 @@ from weir.router.v1.router_pb2 import (
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir_chassis.channel import cancelling, open_channel
 from weir_chassis.errors import from_rpc_error
+from weir_chassis.telemetry import REQUEST_ID_KEY
+from weir_chassis.tenant import tenant_metadata
 
 Event = ChatResponse | GenerateResponse
 _Request = TypeVar("_Request", ChatRequest, GenerateRequest)
@@ -83,11 +85,15 @@ class Client:
         priority: int = 0,
         timeout: float | None = None,
         request_id: str = "",
+        tenant: str = "",
     ) -> AsyncIterator[ChatResponse]:
-        """Answer `messages`. `timeout` in seconds is the deadline of the whole; leaving the iterator cancels it."""
+        """Answer `messages`. `timeout` in seconds is the deadline of the whole; leaving the iterator cancels it.
+
+        `tenant`: whose share and quotas apply. Raises InvalidArgument for one that is no name.
+        """
         prompt = messages if isinstance(messages, ChatPrompt) else ChatPrompt(messages=messages)
         request = ChatRequest(model=model, prompt=prompt, sampling=sampling, stopping=stopping, priority=priority)
-        return _events(self._stub.Chat(request, timeout=timeout, metadata=_metadata(request_id)))
+        return _events(self._stub.Chat(request, timeout=timeout, metadata=_metadata(request_id, tenant)))
 
     def generate(
         self,
@@ -99,6 +105,7 @@ class Client:
         priority: int = 0,
         timeout: float | None = None,
         request_id: str = "",
+        tenant: str = "",
     ) -> AsyncIterator[GenerateResponse]:
         """Go on from a prompt of text or of token ids."""
         request = GenerateRequest(model=model, sampling=sampling, stopping=stopping, priority=priority)
@@ -106,7 +113,7 @@ class Client:
             request.text = prompt
         else:
             request.token_ids.CopyFrom(TokenPrompt(token_ids=prompt))
-        return _events(self._stub.Generate(request, timeout=timeout, metadata=_metadata(request_id)))
+        return _events(self._stub.Generate(request, timeout=timeout, metadata=_metadata(request_id, tenant)))
 
     async def embed(
         self,
@@ -118,6 +125,7 @@ class Client:
         priority: int = 0,
         timeout: float | None = None,
         request_id: str = "",
+        tenant: str = "",
     ) -> EmbedResponse:
         """One vector for each text or list of token ids. Unspecified pooling takes the last token's."""
         request = EmbedRequest(
@@ -128,7 +136,7 @@ class Client:
             priority=priority,
         )
         try:
-            return await self._stub.Embed(request, timeout=timeout, metadata=_metadata(request_id))
+            return await self._stub.Embed(request, timeout=timeout, metadata=_metadata(request_id, tenant))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
@@ -199,5 +207,6 @@ async def _events(call: grpc.aio.UnaryStreamCall[_Request, _Response]) -> AsyncI
             raise from_rpc_error(error) from error
 
 
-def _metadata(request_id: str) -> tuple[tuple[str, str], ...]:
-    return (("weir-request-id", request_id),) if request_id else ()
+def _metadata(request_id: str, tenant: str) -> tuple[tuple[str, str], ...]:
+    named = ((REQUEST_ID_KEY, request_id),) if request_id else ()
+    return (*named, *tenant_metadata(tenant))

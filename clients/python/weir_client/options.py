@@ -20,8 +20,10 @@ ROUTER = click.option(
 )
 MODEL = click.option("--model", "-m", default="", help="Model to ask. Default: the only one there is.")
 TIMEOUT = click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for the whole answer.")
+TENANT = click.option("--tenant", envvar="WEIR_TENANT", default="", help="Whose share and quotas apply.")
 _SAMPLING = [
     MODEL,
+    TENANT,
     click.option("--max-tokens", type=int, help="Tokens to generate at most."),
     click.option("--temperature", "-t", type=float, help="0 is greedy."),
     click.option("--top-p", type=float, help="Keep the most likely tokens up to this total probability."),
@@ -46,6 +48,7 @@ class Asked:
     """The values of `sampling_options`."""
 
     model: str
+    tenant: str
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -56,6 +59,10 @@ class Asked:
     timeout: float
     as_json: bool
     router: str | None
+
+    def call(self) -> dict[str, Any]:
+        """What any call to the router takes besides what it asks: keyword arguments of the client's methods."""
+        return {"model": self.model, "timeout": self.timeout, "tenant": self.tenant}
 
     def sampling(self) -> SamplingParameters:
         """Raises click.BadParameter for what the wire type cannot hold; the router checks the rest."""

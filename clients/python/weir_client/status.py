@@ -1,10 +1,10 @@
-"""Health and load of each service of the local stack."""
+"""Health and load of each service of the local stack, or of one executor; and what lives in executors."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import click
@@ -13,7 +13,13 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from weir.executor.v1.executor_pb2 import GetLoadRequest, GetLoadResponse
+from weir.executor.v1.executor_pb2 import (
+    GetLoadRequest,
+    GetLoadResponse,
+    ListRequestsRequest,
+    RequestState,
+    WaitingReason,
+)
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from weir.kvstore.v1.kvstore_pb2 import GetStatsRequest, GetStatsResponse
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
@@ -30,6 +36,7 @@ class Report:
     service: RunningService
     health: str
     load: Message | None = None
+    requests: Sequence[RequestState] = ()
 
     @property
     def serving(self) -> bool:
@@ -37,31 +44,42 @@ class Report:
 
     def to_json(self) -> str:
         load = MessageToDict(self.load, preserving_proto_field_name=True) if self.load else {}
-        return json.dumps(
-            {"service": self.service.service, "address": self.service.address, "health": self.health, "load": load}
-        )
+        report = {"service": self.service.service, "address": self.service.address, "health": self.health, "load": load}
+        requests = [MessageToDict(state, preserving_proto_field_name=True) for state in self.requests]
+        return json.dumps({**report, "requests": requests} if requests else report)
 
     def to_line(self) -> str:
+        """The service, and a line for each of its requests below it."""
         health = click.style(f"{self.health:<12}", fg="green" if self.serving else "red")
-        return f"{self.service.service:<12} {self.service.address:<22} {health} {_summary(self.load)}".rstrip()
+        line = f"{self.service.service:<12} {self.service.address:<22} {health} {_summary(self.load)}".rstrip()
+        return "\n".join([line, *map(_request_line, self.requests)])
 
 
-async def ask_all() -> list[Report]:
-    """One report for each service. Raises click.ClickException when no stack runs here."""
-    services = read_stack(state_directory())
+async def ask_all(executor: str | None = None, *, with_requests: bool = False) -> list[Report]:
+    """One report for each service that runs here, or for the executor at this address.
+
+    Raises click.ClickException when no stack runs here.
+    """
+    services = [RunningService("executor", executor, 0)] if executor else read_stack(state_directory())
     if not services:
         raise click.ClickException("nothing runs here: start it with 'weir up'")
-    return list(await asyncio.gather(*(_ask(service) for service in services)))
+    return list(await asyncio.gather(*(_ask(service, with_requests=with_requests) for service in services)))
 
 
-async def _ask(service: RunningService) -> Report:
+async def _ask(service: RunningService, *, with_requests: bool) -> Report:
     async with open_channel(service.address) as channel:
         try:
             health = await _health(channel)
             load = await _LOADS[service.service](channel) if service.service in _LOADS else None
+            requests = await _requests(channel) if with_requests and service.service == "executor" else ()
         except grpc.RpcError as error:
             return Report(service, error.code().name)
-    return Report(service, health, load)
+    return Report(service, health, load, requests)
+
+
+async def _requests(channel: grpc.aio.Channel) -> Sequence[RequestState]:
+    response = await ExecutorServiceStub(channel).ListRequests(ListRequestsRequest(), timeout=_TIMEOUT_SECONDS)
+    return list(response.requests)
 
 
 async def _health(channel: grpc.aio.Channel) -> str:
@@ -84,13 +102,25 @@ _LOADS: dict[str, Callable[[grpc.aio.Channel], Awaitable[Message]]] = {
 }
 
 
+def _request_line(state: RequestState) -> str:
+    """`  r-17  acme  priority 0  12.4 s  1 running, 1 waiting (no_slot)  200 prompt + 31 tokens  14 blocks`."""
+    reason = WaitingReason.Name(state.waiting_reason).removeprefix("WAITING_REASON_").lower()
+    waiting = f", {state.waiting_sequences} waiting ({reason})" if state.waiting_sequences else ""
+    age = state.age.ToMilliseconds() / 1e3
+    return (
+        f"  {state.request_id}  {state.tenant or '-'}  priority {state.priority}  {age:.1f} s  "
+        f"{state.running_sequences} running{waiting}  "
+        f"{state.prompt_tokens} prompt + {state.completion_tokens} tokens  {state.blocks} blocks"
+    )
+
+
 def _summary(load: Message | None) -> str:
     match load:
         case GetLoadResponse():
             used = load.total_blocks - load.free_blocks
             return (
                 f"{load.running_sequences} running, {load.waiting_requests} waiting, "
-                f"{used}/{load.total_blocks} blocks in use, step {load.step}"
+                f"{used}/{load.total_blocks} blocks in use, step {load.step}{_batch(load)}"
             )
         case GetStatsResponse():
             return ", ".join(
@@ -98,3 +128,14 @@ def _summary(load: Message | None) -> str:
                 for t in load.tiers
             )
     return ""
+
+
+def _batch(load: GetLoadResponse) -> str:
+    """The newest batch: `, last batch 8 sequences, 512 + 7 tokens in 31 ms`, of prompts and of decodes."""
+    if not load.HasField("last_batch"):
+        return ""
+    last = load.last_batch
+    return (
+        f", last batch {last.sequences} sequences, {last.prefill_tokens} + {last.decode_tokens} tokens "
+        f"in {last.duration.ToMilliseconds()} ms"
+    )

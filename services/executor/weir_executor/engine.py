@@ -233,6 +233,35 @@ class WaitingReason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class RequestState:
+    """One live request now. `waiting_reason` is that of the first sequence that waits; None: none does."""
+
+    key: int
+    tenant: str
+    priority: int
+    running_sequences: int
+    waiting_sequences: int
+    waiting_reason: WaitingReason | None
+    age_seconds: float  # since it was submitted
+    prompt_tokens: int
+    computed_tokens: int  # of the sequence that is furthest
+    completion_tokens: int  # over all outputs
+    blocks: int
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One step's batch."""
+
+    sequences: int
+    prefill_tokens: int
+    decode_tokens: int  # one for each decode, and its drafts
+    draft_tokens: int  # of the decode tokens, those that were guesses
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
     """The engine's state after its newest step. `step` counts steps since start, so that an observer sees progress."""
 
@@ -246,6 +275,12 @@ class EngineLoad:
     preemptions: int  # since start
     last_step_seconds: float
     progress: int = 0  # grows with each token computed for the first time and each output that ends; steps alone do not
+    last_batch: StepStats | None = None  # of the newest step that computed anything
+    prefill_tokens: int = 0  # computed since start, as are the next two
+    decode_tokens: int = 0
+    draft_tokens: int = 0
+    busy_seconds: float = 0.0  # in steps, since start
+    chunk_tokens: int = 0  # of prompts that a step computes at most beside its decodes
 
 
 Deliver = Callable[[StepOutput], None]
@@ -282,6 +317,9 @@ class Engine(Protocol):
 
     def load(self) -> EngineLoad:
         """The newest load. Thread-safe and cheap."""
+
+    def requests(self) -> Sequence[RequestState]:
+        """What each live request does now, or waits for. Thread-safe; tells it even while a step hangs."""
 
     def check_health(self) -> None:
         """Raise the error that stopped the step thread, if one did."""

@@ -48,6 +48,7 @@ class FakeEngineConfig:
     prefix_cache: bool = True
     emit_full_blocks: bool = False
     transfers_blocks: bool = True
+    itl_target_seconds: float | None = None
     tenants: Tenants = field(default_factory=Tenants)
     warm_up: bool = False  # off, so that the first step that a test spoils is one of its own requests'
     check_integrity: bool = False
@@ -68,6 +69,7 @@ class FakeEngine(StepLoop):
             max_waiting=config.max_waiting,
             emit_full_blocks=config.emit_full_blocks,
             prefix_cache=config.prefix_cache,
+            itl_target_seconds=config.itl_target_seconds,
             warm_up=config.warm_up,
             check_integrity=config.check_integrity,
         )

@@ -36,6 +36,7 @@ class LiveRequest:
 
     __slots__ = (
         "accepted",
+        "admitted_at",
         "early_aborts",
         "handle",
         "key",
@@ -44,12 +45,15 @@ class LiveRequest:
         "loading",
         "prompt_tokens",
         "release_prefix",
+        "request",
         "stop_token_ids",
         "told",
     )
 
     def __init__(self, request: GenerationRequest, handle: int, listener: Listener) -> None:
         self.key, self.handle, self.listener = request.key, handle, listener
+        self.request = request
+        self.admitted_at = 0.0  # monotonic seconds
         self.prompt_tokens = len(request.token_ids)
         self.stop_token_ids = request.stop_token_ids
         self.accepted = False  # the caller knows that its first token was computed
@@ -76,7 +80,11 @@ class LiveRequests:
     def add(self, live: LiveRequest, owner: str) -> None:
         assert live.key not in self._by_key, live.key
         live.lease = self._leases.acquire("slot", owner)
+        live.admitted_at = self._leases.clock.monotonic()
         self._by_key[live.key] = live
+
+    def age_seconds(self, live: LiveRequest) -> float:
+        return self._leases.clock.monotonic() - live.admitted_at
 
     def get(self, key: int) -> LiveRequest | None:
         return self._by_key.get(key)

@@ -17,7 +17,13 @@ _LOAD_FIELDS = (
     "cached_blocks",
     "outstanding_tokens",
     "preemptions",
+    "prefill_tokens",
+    "decode_tokens",
+    "draft_tokens",
+    "busy_seconds",
+    "chunk_tokens",
 )
+_BATCH_FIELDS = ("sequences", "prefill_tokens", "decode_tokens", "draft_tokens", "seconds")
 
 
 class ExecutorMetrics:
@@ -30,6 +36,7 @@ class ExecutorMetrics:
         self._ends = metrics.counter("requests_ended", "Requests that the engine ended", ("reason",))
         self._phases = metrics.histogram("phase_seconds", "Time of ended requests", ("phase",), _PHASE_SECONDS)
         self._load = {name: metrics.gauge(name, f"EngineLoad.{name}") for name in _LOAD_FIELDS}
+        self._batch = {name: metrics.gauge(f"batch_{name}", f"Of the newest batch: {name}") for name in _BATCH_FIELDS}
         self.loads = metrics.counter("kv_loads", "Prefixes asked of the kvstore", ("outcome",))
         self.load_bytes = metrics.counter("kv_load_bytes", "Bytes of KV blocks received from the kvstore")
         self.load_seconds = metrics.histogram("kv_load_seconds", "From asking to having", (), _LOAD_SECONDS)
@@ -59,6 +66,8 @@ class ExecutorMetrics:
     def note_load(self, load: EngineLoad) -> None:
         for name, gauge in self._load.items():
             gauge.set(getattr(load, name))
+        for name, gauge in self._batch.items():
+            gauge.set(getattr(load.last_batch, name, 0))
 
 
 def _reason(error: Exception | None) -> str:

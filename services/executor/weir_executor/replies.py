@@ -14,7 +14,18 @@ from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir.kvstore.v1.block_hash import join_hashes
 from weir_chassis.errors import Internal, WeirError, to_failure
-from weir_executor.engine import BlockRemoved, BlockStored, EngineLoad, FinishReason, KvEvent, RequestEnd, TokenOutput
+from weir_executor.engine import (
+    BlockRemoved,
+    BlockStored,
+    EngineLoad,
+    FinishReason,
+    GenerationRequest,
+    KvEvent,
+    RequestEnd,
+    RequestState,
+    StepStats,
+    TokenOutput,
+)
 from weir_executor.kv_events import KvBatch
 from weir_executor.mapping import MAX_LOGPROBS, MAX_N, Served
 
@@ -115,6 +126,52 @@ def to_load(load: EngineLoad, *, epoch: int, live_streams: int, live_requests: i
         last_step=to_duration(load.last_step_seconds),
         live_streams=live_streams,
         live_requests=live_requests,
+        last_batch=_to_step_stats(load.last_batch) if load.last_batch else None,
+        prefill_tokens=load.prefill_tokens,
+        decode_tokens=load.decode_tokens,
+        chunk_tokens=load.chunk_tokens,
+    )
+
+
+def _to_step_stats(stats: StepStats) -> pb.StepStats:
+    return pb.StepStats(
+        sequences=stats.sequences,
+        prefill_tokens=stats.prefill_tokens,
+        decode_tokens=stats.decode_tokens,
+        draft_tokens=stats.draft_tokens,
+        duration=to_duration(stats.seconds),
+    )
+
+
+def to_request_state(request_id: str, state: RequestState) -> pb.RequestState:
+    reason = state.waiting_reason
+    waiting_reason = pb.WaitingReason.Value(f"WAITING_REASON_{reason.name}") if reason else None
+    return pb.RequestState(
+        request_id=request_id,
+        tenant=state.tenant,
+        priority=state.priority,
+        running_sequences=state.running_sequences,
+        waiting_sequences=state.waiting_sequences,
+        waiting_reason=waiting_reason or pb.WAITING_REASON_UNSPECIFIED,
+        age=to_duration(state.age_seconds),
+        prompt_tokens=state.prompt_tokens,
+        computed_tokens=state.computed_tokens,
+        completion_tokens=state.completion_tokens,
+        blocks=state.blocks,
+        preemptions=state.preemptions,
+    )
+
+
+def to_unknown_state(request_id: str, request: GenerationRequest, age_seconds: float) -> pb.RequestState:
+    """Of a request that the engine does not know yet, or no longer."""
+    return pb.RequestState(
+        request_id=request_id,
+        tenant=request.tenant,
+        priority=request.priority,
+        waiting_sequences=request.n,
+        waiting_reason=pb.WAITING_REASON_STORED_PREFIX,
+        age=to_duration(age_seconds),
+        prompt_tokens=len(request.token_ids),
     )
 
 

@@ -145,6 +145,7 @@ def _load_paged(settings: ExecutorSettings) -> Engine:
         num_threads=settings.num_threads,
         kernels=settings.kernels,
         prefix_cache=settings.prefix_cache,
+        itl_target_seconds=_itl_target(settings),
         tenants=_tenants(settings),
         emit_full_blocks=bool(settings.kvstore_address),
     )
@@ -170,6 +171,7 @@ def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:
             max_waiting=settings.max_waiting,
             step_seconds=settings.fake_step_seconds,
             prefix_cache=settings.prefix_cache,
+            itl_target_seconds=_itl_target(settings),
             tenants=_tenants(settings),
             emit_full_blocks=bool(settings.kvstore_address),
             warm_up=True,
@@ -179,6 +181,10 @@ def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:
 
 def _tenants(settings: ExecutorSettings) -> Tenants:
     return Tenants({name: TenantLimits(**tenant.model_dump()) for name, tenant in settings.tenants.items()})
+
+
+def _itl_target(settings: ExecutorSettings) -> float | None:
+    return None if settings.itl_target_ms is None else settings.itl_target_ms / 1e3
 
 
 def _epoch(chassis: Chassis) -> int:

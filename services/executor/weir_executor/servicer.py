@@ -15,11 +15,18 @@ from weir_chassis.telemetry import current_request
 from weir_executor.admission import Admission
 from weir_executor.caller_stream import CallerStream
 from weir_executor.embed_call import EmbedCall
-from weir_executor.engine import Engine
+from weir_executor.engine import Engine, RequestState
 from weir_executor.kv_events import KvEventLog
-from weir_executor.live_requests import LiveRequests
+from weir_executor.live_requests import LiveRequest, LiveRequests
 from weir_executor.mapping import Served, to_pooling_requests
-from weir_executor.replies import to_embed_response, to_kv_events, to_load, to_model_info
+from weir_executor.replies import (
+    to_embed_response,
+    to_kv_events,
+    to_load,
+    to_model_info,
+    to_request_state,
+    to_unknown_state,
+)
 
 
 class ExecutorServicer(ExecutorServiceServicer):
@@ -80,7 +87,15 @@ class ExecutorServicer(ExecutorServiceServicer):
         return to_embed_response(await EmbedCall(self._admission).run(requests, request.request_id))
 
     async def ListRequests(self, _: pb.ListRequestsRequest, __: Any) -> pb.ListRequestsResponse:
-        raise Unsupported("this engine does not tell its requests apart")
+        states = {state.key: state for state in self._engine.requests()}
+        return pb.ListRequestsResponse(requests=[self._state(live, states.get(live.key)) for live in self._requests])
+
+    def _state(self, live: LiveRequest, state: RequestState | None) -> pb.RequestState:
+        """One that the engine does not know is on its way in: its prefix is being loaded."""
+        assert live.lease is not None, live.key
+        if state is None:
+            return to_unknown_state(live.lease.owner, live.request, self._requests.age_seconds(live))
+        return to_request_state(live.lease.owner, state)
 
     async def LoadAdapter(self, _: pb.LoadAdapterRequest, __: Any) -> AsyncIterator[pb.LoadAdapterResponse]:
         raise Unsupported("this engine has no adapters")

@@ -66,6 +66,12 @@ class ExecutorSettings(ServiceSettings):
     max_model_len: int | None = Field(
         default=None, ge=2, description="prompt and generated tokens; unset: the model's own"
     )
+    itl_target_ms: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=60_000.0,
+        description="inter-token latency to keep to by prefilling in smaller chunks; unset: none",
+    )
     prefix_cache: bool = Field(default=True, description="keep full blocks for later prompts that begin alike")
     num_threads: int | None = Field(default=None, ge=1, le=1024, description="on a CPU; unset: PyTorch's choice")
     kernels: Literal["auto", "torch", "plain", "avx2", "avx512", "avx512bf16"] = Field(

@@ -38,6 +38,7 @@ class Call:
 
     request: EmbedRequest
     request_id: str
+    tenant: str
     turn: int
     clock: Clock
     expires_at: float | None
@@ -61,10 +62,12 @@ class Embedder:
         self._clock, self._leases, self._metrics = clock, leases, metrics
         self._turns = count()
 
-    async def run(self, request: EmbedRequest, request_id: str, left_seconds: float | None) -> EmbedResponse:
+    async def run(
+        self, request: EmbedRequest, request_id: str, tenant: str, left_seconds: float | None
+    ) -> EmbedResponse:
         """Raises a WeirError: refused, or failed. The request is valid."""
         expires_at = None if left_seconds is None else self._clock.monotonic() + left_seconds
-        call = Call(request, request_id, next(self._turns), self._clock, expires_at)
+        call = Call(request, request_id, tenant, next(self._turns), self._clock, expires_at)
         try:
             async with time_limit(left_seconds):
                 model = self._fleet.snapshot().resolve_model(request.model)
@@ -128,6 +131,7 @@ class Embedder:
             pooling=call.request.pooling,
             normalize=call.request.normalize if call.request.HasField("normalize") else None,
             priority=call.request.priority,
+            tenant=call.tenant,
         )
         timeout = hop_timeout(call.left_seconds())
         try:

@@ -30,14 +30,14 @@ _FIELDS: dict[type[Event], str] = {
 }
 
 
-def from_generate(request: GenerateRequest, request_id: str, seed: int) -> ClientRequest:
+def from_generate(request: GenerateRequest, request_id: str, seed: int, tenant: str = "") -> ClientRequest:
     """`seed` is for a request that names none. The request must be valid."""
-    return _request(request, request_id, seed, _prompt(request))
+    return _request(request, request_id, seed, tenant, _prompt(request))
 
 
-def from_chat(request: ChatRequest, request_id: str, seed: int) -> ClientRequest:
+def from_chat(request: ChatRequest, request_id: str, seed: int, tenant: str = "") -> ClientRequest:
     """As `from_generate`."""
-    return _request(request, request_id, seed, request.prompt)
+    return _request(request, request_id, seed, tenant, request.prompt)
 
 
 def generate_response(event: Event) -> GenerateResponse:
@@ -69,7 +69,9 @@ def _model(version: Version, executors: list[ExecutorView], snapshot: FleetSnaps
     )
 
 
-def _request(request: GenerateRequest | ChatRequest, request_id: str, seed: int, prompt: Prompt) -> ClientRequest:
+def _request(
+    request: GenerateRequest | ChatRequest, request_id: str, seed: int, tenant: str, prompt: Prompt
+) -> ClientRequest:
     return ClientRequest(
         request_id=request_id,
         model=request.model,
@@ -77,6 +79,7 @@ def _request(request: GenerateRequest | ChatRequest, request_id: str, seed: int,
         sampling=_complete(request.sampling, seed),
         stopping=request.stopping,
         priority=request.priority,
+        tenant=tenant,
         skip_special_tokens=request.skip_special_tokens if request.HasField("skip_special_tokens") else None,
     )
 

@@ -155,6 +155,7 @@ class Pipeline:
             sampling=request.sampling,
             stopping=_without_strings(request.stopping),
             priority=request.priority,
+            tenant=request.tenant,
             time_left=None if left is None else duration(left),
         )
         attempt.start(submit, _opening(attempt.handle, request, prompt))

@@ -37,6 +37,8 @@ class ClientRequest:
     stopping: StoppingConditions
     # Higher goes first.
     priority: int
+    # Whose share and quotas apply at the executor; empty: nobody's in particular.
+    tenant: str
     # None: postprocess's own default.
     skip_special_tokens: bool | None
 

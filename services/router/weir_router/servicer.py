@@ -23,6 +23,7 @@ from weir.router.v1.router_pb2_grpc import RouterServiceServicer
 from weir_chassis.deadline import time_left
 from weir_chassis.errors import Unsupported
 from weir_chassis.telemetry import current_request
+from weir_chassis.tenant import tenant_from
 from weir_router import mapping, validation
 from weir_router.delivery import Event
 from weir_router.embedder import Embedder
@@ -43,7 +44,8 @@ class RouterServicer(RouterServiceServicer):
             await context.write(mapping.generate_response(event))
 
         validation.check_generate(request)
-        wanted = mapping.from_generate(request, _request_id(), self._random.getrandbits(64))
+        tenant = tenant_from(context.invocation_metadata())
+        wanted = mapping.from_generate(request, _request_id(), self._random.getrandbits(64), tenant)
         await self._pipeline.run(wanted, write, time_left(context))
 
     async def Chat(  # type: ignore[override]  # as above
@@ -53,14 +55,16 @@ class RouterServicer(RouterServiceServicer):
             await context.write(mapping.chat_response(event))
 
         validation.check_chat(request)
-        wanted = mapping.from_chat(request, _request_id(), self._random.getrandbits(64))
+        tenant = tenant_from(context.invocation_metadata())
+        wanted = mapping.from_chat(request, _request_id(), self._random.getrandbits(64), tenant)
         await self._pipeline.run(wanted, write, time_left(context))
 
     async def Embed(
         self, request: EmbedRequest, context: ServicerContext[EmbedRequest, EmbedResponse]
     ) -> EmbedResponse:
         validation.check_embed(request)
-        return await self._embedder.run(request, _request_id(), time_left(context))
+        tenant = tenant_from(context.invocation_metadata())
+        return await self._embedder.run(request, _request_id(), tenant, time_left(context))
 
     async def DetectWatermark(self, _: DetectWatermarkRequest, __: Any) -> DetectWatermarkResponse:
         raise Unsupported("no executor here has a watermark key")

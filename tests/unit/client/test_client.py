@@ -85,7 +85,9 @@ async def test_a_chat_is_collected_output_by_output() -> None:
     router = ScriptedRouter()
     async with serve_in_memory(Registration(add_RouterServiceServicer_to_server, router, NAME)) as channel:
         client = Client("", channel=channel)
-        answer = await collect(client.chat([system("s"), user("u")], model="m", request_id="mine", priority=3))
+        answer = await collect(
+            client.chat([system("s"), user("u")], model="m", request_id="mine", priority=3, tenant="acme")
+        )
     assert answer.text == "hey"
     assert answer.outputs[0].token_ids == [5, 6, 8]
     assert answer.outputs[1].text == "x"
@@ -95,7 +97,7 @@ async def test_a_chat_is_collected_output_by_output() -> None:
     assert isinstance(asked, ChatRequest)
     assert [m.role for m in asked.prompt.messages] == ["system", "user"]
     assert (asked.model, asked.priority) == ("m", 3)
-    assert router.metadata["weir-request-id"] == "mine"
+    assert (router.metadata["weir-request-id"], router.metadata["weir-tenant"]) == ("mine", "acme")
 
 
 async def test_a_refusal_is_the_typed_error_that_the_router_meant() -> None:

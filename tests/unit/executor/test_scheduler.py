@@ -341,6 +341,17 @@ def test_a_long_prompt_never_stalls_those_that_decode() -> None:
         assert [(s.sequence.live.key, s.count) for s in batch.scheduled] == [(0, 1), (1, 7)]
 
 
+def test_beside_decodes_prompts_advance_by_the_chunk_and_alone_by_the_budget() -> None:
+    toy = Toy(max_batched_tokens=16)
+    toy.add(request(0, prompt(30), 30))
+    assert toy.scheduler.schedule(4).num_tokens == 16
+    toy = Toy(max_batched_tokens=16)
+    toy.add(request(0, prompt(3), 30))
+    toy.step()
+    toy.add(request(1, prompt(40), 2))
+    assert [s.count for s in toy.scheduler.schedule(4).scheduled] == [1, 4]
+
+
 def test_waiting_go_by_priority_then_arrival() -> None:
     toy = Toy(max_num_seqs=1)
     for key, priority in enumerate((0, 5, 0, 5)):

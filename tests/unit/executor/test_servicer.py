@@ -22,6 +22,7 @@ from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loo
 from weir_executor.engine import RequestEnd, Sampling, StepOutput
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.model_files import ModelFiles
+from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.service import SERVICE_NAME, serving
 from weir_executor.settings import ExecutorSettings
 
@@ -103,6 +104,54 @@ async def test_refusals_count_against_the_buffer_too() -> None:
                 await caller.send(bad)
         error = await caller.error()
         assert reason_name(error.reason) == "SLOW_CONSUMER"
+
+
+# ── who waits, and for what ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_requests_are_listed_with_why_they_wait_even_while_the_engine_hangs() -> None:
+    async with house(max_num_seqs=1, step_seconds=0.002) as home, calling(home.stub) as caller:
+        await caller.submit(1, request_id="first", tenant="acme", priority=3, max_tokens=900)
+        await caller.until_tokens(1, 2)
+        home.engine.hang()
+        await caller.submit(2, request_id="second", sampling=SamplingParameters(n=2))
+        await until(lambda: len(home.engine.requests()) == 2)
+        first, second = (await home.stub.ListRequests(pb.ListRequestsRequest())).requests
+        assert (first.request_id, first.tenant, first.priority) == ("first", "acme", 3)
+        assert (first.running_sequences, first.waiting_sequences, first.waiting_reason) == (1, 0, 0)
+        assert first.prompt_tokens == 10
+        assert 11 <= first.computed_tokens <= 16 * first.blocks
+        assert first.completion_tokens >= 2
+        assert first.age.nanos
+        assert (second.request_id, second.tenant, second.waiting_sequences) == ("second", "", 2)
+        # The step that hangs may be the one that has just taken it in.
+        assert second.waiting_reason in (pb.WAITING_REASON_NEW, pb.WAITING_REASON_NO_SLOT)
+        home.engine.resume()
+        await caller.until_tokens(1, 50)
+        *_, second = (await home.stub.ListRequests(pb.ListRequestsRequest())).requests
+        assert second.waiting_reason == pb.WAITING_REASON_NO_SLOT
+        await caller.until_told(1, 2)
+        assert not (await home.stub.ListRequests(pb.ListRequestsRequest())).requests
+
+
+async def test_the_load_tells_of_the_newest_batch_and_of_all_before() -> None:
+    async with house(max_batched_tokens=64) as home, calling(home.stub) as caller:
+        await caller.submit(1, prompt_of(100), max_tokens=5)
+        await caller.until_told(1)
+        load = await until_idle(home.stub)
+        assert (load.prefill_tokens, load.decode_tokens, load.chunk_tokens) == (100, 4, 64)
+        batch = load.last_batch
+        assert (batch.sequences, batch.prefill_tokens, batch.decode_tokens, batch.draft_tokens) == (1, 0, 1, 0)
+        assert batch.duration.nanos
+
+
+async def test_a_quota_that_could_never_hold_a_request_is_named() -> None:
+    tenants = Tenants({"*": TenantLimits(max_blocks=4)})
+    async with house(tenants=tenants) as home, calling(home.stub) as caller:
+        await caller.submit(1, tenant="acme", max_tokens=100)
+        await caller.until_told(1)
+        assert reason_name(caller.failed[1].reason) == "QUOTA_EXCEEDED"
+        assert "the limit is 4" in caller.failed[1].message
 
 
 # ── the engine says no ────────────────────────────────────────────────────────────────────────────────────────────────

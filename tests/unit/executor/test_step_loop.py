@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from dataclasses import replace
 
 import pytest
 
@@ -201,6 +202,34 @@ def test_what_could_never_fit_its_tenants_blocks_is_refused() -> None:
     heard = Listener()
     fake.start(heard)
     assert [end.completion_tokens for end in heard.wait_for_ends(1, 2)] == [5, 6]
+    fake.close()
+
+
+def test_chunks_shrink_until_decodes_come_at_the_rate_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that takes a millisecond for each token, by a clock of its own."""
+    now, slowest = [0.0], list[float]()
+    config = FakeEngineConfig(num_blocks=600, max_num_seqs=4, max_batched_tokens=128, itl_target_seconds=0.04)
+    fake = FakeEngine(config)
+    monkeypatch.setattr(fake, "_options", replace(fake._options, clock=lambda: now[0]))
+    compute = fake._fake.run
+
+    def run(batch: Batch) -> Items[Result]:
+        now[0] += 0.001 * batch.num_tokens
+        if any(scheduled.sequence.num_generated for scheduled in batch.scheduled):
+            slowest.append(0.001 * batch.num_tokens)
+        return compute(batch)
+
+    monkeypatch.setattr(fake._fake, "run", run)
+    heard = Listener()
+    fake.submit(request(0, prompt(4), 200))
+    for key in range(1, 4):
+        fake.submit(request(key, prompt(1500, start=key), 2))
+    fake.start(heard)
+    heard.wait_for_ends(*range(4))
+    _until(lambda: is_idle(fake.load()))
+    assert max(slowest[:3]) > 0.1, "it begins with large steps"
+    assert max(slowest[5:]) < 0.045
+    assert 16 <= fake.load().chunk_tokens <= 44
     fake.close()
 
 

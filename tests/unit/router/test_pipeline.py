@@ -83,6 +83,27 @@ async def test_a_chat_is_answered_through_the_template() -> None:
         assert answer.texts == {0: "systemuser"}
 
 
+async def test_the_tenant_reaches_the_executor_by_every_door() -> None:
+    metadata = (("weir-tenant", "acme"),)
+    chat = pb.ChatRequest(prompt=ChatPrompt(messages=[ChatMessage(role="user", content=[ContentPart(text="x")])]))
+    async with suite() as running:
+        await collect(running.router.Generate(request("hello"), metadata=metadata))
+        await collect(running.router.Chat(chat, metadata=metadata))
+        await collect(running.router.Generate(request("hello")))
+        assert [submit.tenant for submit in running.executor.submits] == ["acme", "acme", ""]
+        await running.router.Embed(pb.EmbedRequest(inputs=[pb.EmbedInput(text="x")]), metadata=metadata)
+        assert [embed.tenant for embed in running.executor.embeds] == ["acme"]
+
+
+async def test_a_tenant_that_is_no_name_is_refused() -> None:
+    async with suite() as running:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await collect(running.router.Generate(request("hello"), metadata=(("weir-tenant", "x" * 129),)))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "weir-tenant" in str(caught.value.details())
+        assert not running.executor.submits
+
+
 async def test_what_the_executor_is_given() -> None:
     message = request("hello", max_tokens=9, stop=["x"], stop_token_ids=[7], include_stop_in_output=True)
     message.sampling.CopyFrom(SamplingParameters(temperature=0.5, seed=11))

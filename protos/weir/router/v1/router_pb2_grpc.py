@@ -33,7 +33,8 @@ class RouterServiceStub(object):
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
+    128 bytes; whose share and quotas apply).
     """
 
     def __init__(self, channel):
@@ -77,7 +78,8 @@ class RouterServiceServicer(object):
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
+    128 bytes; whose share and quotas apply).
     """
 
     def Generate(self, request, context):
@@ -159,7 +161,8 @@ class RouterService(object):
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
+    128 bytes; whose share and quotas apply).
     """
 
     @staticmethod

@@ -34,7 +34,8 @@ class RouterServiceStub:
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
+    128 bytes; whose share and quotas apply).
     """
 
     @_typing.overload
@@ -61,7 +62,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
+    128 bytes; whose share and quotas apply).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -84,7 +86,8 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
-    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C).
+    Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
+    128 bytes; whose share and quotas apply).
     """
 
     @_abc_1.abstractmethod

@@ -49,6 +49,7 @@ class PagedEngineConfig:
     kernels: str = "auto"  # on a CPU, see `native.load.KERNELS`; "auto": the native ones where they can be had
     prefix_cache: bool = True
     emit_full_blocks: bool = False
+    itl_target_seconds: float | None = None  # inter-token latency to keep to by smaller chunks
     tenants: Tenants = field(default_factory=Tenants)
     warm_up: bool = True  # a small request before any other
     check_integrity: bool = False  # after every step: for tests
@@ -111,6 +112,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
                 max_waiting=config.max_waiting,
                 emit_full_blocks=config.emit_full_blocks,
                 prefix_cache=config.prefix_cache,
+                itl_target_seconds=config.itl_target_seconds,
                 warm_up=config.warm_up,
                 check_integrity=config.check_integrity,
             ),

@@ -119,6 +119,12 @@ class Batch:
     scheduled: list[Scheduled] = field(default_factory=list)
     loads: list[BlockLoad] = field(default_factory=list)
     num_tokens: int = 0
+    most_tokens: int = 0
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be added."""
+        return max(0, self.most_tokens - self.num_tokens)
 
     def add(self, sequence: Sequence, count: int) -> None:
         assert 0 < count <= sequence.num_uncomputed, (count, sequence)
@@ -162,13 +168,18 @@ class Scheduler:
         for sequence in live.sequences:
             self._waiting.add(sequence)
 
-    def schedule(self) -> Batch:
-        """The next step. Changes who runs and who owns which block; computes nothing."""
-        batch, self._admissions = Batch(), Admissions()
+    def schedule(self, chunk_tokens: int | None = None) -> Batch:
+        """The next step. Changes who runs and who owns which block; computes nothing.
+
+        `chunk_tokens`: of prompts, at most so many beside decodes. A step without decodes keeps nobody waiting.
+        """
+        batch, self._admissions = Batch(most_tokens=self.limits.max_batched_tokens), Admissions()
         self._running.sort(key=self._order)
         decoding = self._make_room_for_decodes()
         self._make_way()
         self._schedule_decodes(batch, decoding)
+        if chunk_tokens is not None and batch.num_tokens:
+            batch.most_tokens = min(batch.most_tokens, batch.num_tokens + chunk_tokens)
         self._schedule_prefills(batch)
         self._admit(batch)
         assert batch.scheduled or not self.live, "there is work and nothing can be scheduled"
@@ -346,8 +357,8 @@ class Scheduler:
                 continue
             if (self._waiting.highest_priority or 0) > sequence.priority:
                 self._admit(batch, above=sequence.priority)
-            if left := self.limits.max_batched_tokens - batch.num_tokens:
-                self._compute(batch, sequence, min(sequence.num_uncomputed, left))
+            if batch.num_left:
+                self._compute(batch, sequence, min(sequence.num_uncomputed, batch.num_left))
 
     # ── admissions ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -361,8 +372,7 @@ class Scheduler:
                 admissions.note(sequence, self._start_or_say_why_not(sequence, batch))
 
     def _start_or_say_why_not(self, sequence: Sequence, batch: Batch) -> WaitingReason | None:
-        left = self.limits.max_batched_tokens - batch.num_tokens
-        if not left:
+        if not batch.num_left:
             return WaitingReason.NO_TOKENS
         if self.num_running == self.limits.max_num_seqs:
             return WaitingReason.NO_SLOT
@@ -373,7 +383,7 @@ class Scheduler:
         reason = self._room().shortage(sequence, prefix, self._blocks_for(len(sequence.token_ids)))
         if reason is None:
             self._start(sequence, prefix, batch)
-            self._compute(batch, sequence, min(sequence.num_uncomputed, left))
+            self._compute(batch, sequence, min(sequence.num_uncomputed, batch.num_left))
         return reason
 
     def _room(self) -> Room:

@@ -27,17 +27,22 @@ from weir_executor.engine import (
     FullBlock,
     GenerationRequest,
     PoolingKind,
+    RequestState,
     StepOutput,
+    StepStats,
     StoredPrefix,
 )
 from weir_executor.guided.guide import GuideState
 from weir_executor.paged.block_pool import BlockPool
+from weir_executor.paged.census import request_state
+from weir_executor.paged.chunk_size import ChunkSize
 from weir_executor.paged.guides import start_guides
 from weir_executor.paged.report import Report, request_end, token_output
 from weir_executor.paged.scheduler import Batch, NewBlock, Scheduled, Scheduler, SchedulerLimits
 from weir_executor.paged.self_test import run_self_test
 from weir_executor.paged.sequence import LiveRequest, Status
 from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.paged.step_meter import StepMeter, count
 from weir_executor.paged.validation import check_quota, check_request
 from weir_executor.paged.worker import Draw, Result, Vector, Worker
 
@@ -56,6 +61,7 @@ class LoopOptions:
     max_waiting: int  # requests; beyond it a queue only turns load into latency
     emit_full_blocks: bool = False
     prefix_cache: bool = True
+    itl_target_seconds: float | None = None  # of a step that decodes; None: steps as large as they may be
     warm_up: bool = False  # run a small request before any other
     check_integrity: bool = False  # after every step: for tests
     clock: Callable[[], float] = time.monotonic
@@ -86,7 +92,9 @@ class StepLoop:
         self._ready = threading.Event()  # the first request can be served, or never will be
         self._start_error: BaseException | None = None
         self._failures, self._unproven = 0, False  # steps that failed in a row; one has, and no self-test since
-        self._steps, self._last_step_seconds = 0, 0.0
+        self._steps, self._last_step_seconds, self._meter = 0, 0.0, StepMeter()
+        least = min(info.block_size, limits.max_batched_tokens)  # less than a block at a time is no prefill
+        self._chunk = ChunkSize(options.itl_target_seconds, least=least, most=limits.max_batched_tokens)
         self._load = self._measure()
         self._thread = threading.Thread(target=self._run, name=f"{info.engine}-steps", daemon=True)
 
@@ -134,6 +142,12 @@ class StepLoop:
     def load(self) -> EngineLoad:
         with self._wake:
             return replace(self._load, waiting_requests=self._load.waiting_requests + self._queued)
+
+    def requests(self) -> Sequence[RequestState]:
+        with self._wake:
+            lives = list(self._live.values())
+        now = self._options.clock()
+        return [request_state(live, self._scheduler, now) for live in lives]
 
     def check_health(self) -> None:
         if self._error is not None:
@@ -217,16 +231,24 @@ class StepLoop:
     def _step(self) -> None:
         started, report = self._options.clock(), Report()
         self._take_in(report)
-        batch = self._scheduler.schedule()
+        batch = self._scheduler.schedule(self._chunk.tokens)
+        stats = count(batch)
         self._note_scheduled(batch, started)
         self._emit(batch, self._results(batch), report)
         if self._options.check_integrity:
             self._scheduler.check_integrity()
         self._steps += 1
         self._last_step_seconds = self._options.clock() - started
+        if batch.scheduled:
+            self._note_step(stats)
         self._say(report)
         if self._unproven:
             self._prove_worker()
+
+    def _note_step(self, stats: StepStats) -> None:
+        seconds = self._last_step_seconds
+        self._meter.note(stats, seconds)
+        self._chunk.observe(seconds, prefill_tokens=stats.prefill_tokens, decode_tokens=stats.decode_tokens)
 
     def _take_in(self, report: Report) -> None:
         with self._wake:
@@ -366,7 +388,7 @@ class StepLoop:
         ]
 
     def _measure(self) -> EngineLoad:
-        scheduler, pool = self._scheduler, self._pool
+        scheduler, pool, meter = self._scheduler, self._pool, self._meter
         return EngineLoad(
             step=self._steps,
             waiting_requests=scheduler.num_waiting_requests,
@@ -378,6 +400,12 @@ class StepLoop:
             preemptions=scheduler.preemptions,
             progress=scheduler.progress,
             last_step_seconds=self._last_step_seconds,
+            last_batch=meter.last,
+            prefill_tokens=meter.prefill_tokens,
+            decode_tokens=meter.decode_tokens,
+            draft_tokens=meter.draft_tokens,
+            busy_seconds=meter.busy_seconds,
+            chunk_tokens=self._chunk.tokens,
         )
 
     def _end_all(self, error: WeirError) -> None:
