@@ -17,8 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
+from weir_executor.adapters.config import AdapterConfig
 from weir_executor.guided.guide import CompiledGuide
 
 
@@ -112,6 +114,7 @@ class GenerationRequest:
     cache_scope: bytes = b""  # seeds the hashes of blocks that generated tokens fill; see weir.kvstore.v1.block_hash
     pooling: Pooling | None = None
     guide: CompiledGuide | None = None  # what each output must be
+    adapter: str = ""  # the name of one that is loaded; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +219,8 @@ class EngineInfo:
     transfers_blocks: bool  # takes `stored_prefix` and emits `full_blocks`
     embedding_size: int = 0  # values of a pooled vector; 0: the engine does not pool
     takes_guides: bool = False
+    max_adapters: int = 0  # that fit at once; 0: the engine has none
+    max_adapter_rank: int = 0
 
 
 class WaitingReason(Enum):
@@ -283,6 +288,16 @@ class EngineLoad:
     chunk_tokens: int = 0  # of prompts that a step computes at most beside its decodes
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """An adapter that is loaded."""
+
+    name: str
+    rank: int
+    fingerprint: str  # of its files, 32 hex characters: what must agree before two requests may share a block
+    num_bytes: int  # of memory
+
+
 Deliver = Callable[[StepOutput], None]
 
 
@@ -302,8 +317,8 @@ class Engine(Protocol):
         """Queue a request. Returns at once.
 
         Raises a `WeirError` when the request can never run here (too long for the context or the pool, a token id
-        outside the vocabulary, `n` over the limit) or the waiting queue is full. What was submitted ends in exactly one
-        `RequestEnd`.
+        outside the vocabulary, `n` over the limit, no such adapter) or the waiting queue is full. What was submitted
+        ends in exactly one `RequestEnd`.
         """
 
     def abort(self, key: int, output_index: int | None = None) -> None:
@@ -314,6 +329,18 @@ class Engine(Protocol):
 
     def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
         """How many leading blocks the pool holds now: an estimate, for what not to load. Thread-safe; pins nothing."""
+
+    def load_adapter(
+        self, name: str, directory: Path, config: AdapterConfig, note: Callable[[int, int], None]
+    ) -> AdapterInfo:
+        """Read an adapter and make it ready: requests may name it from the return on. Takes its time; any thread.
+
+        `note` hears how many of how many bytes are read; what it raises ends the load and leaves nothing behind. Raises
+        InvalidArgument naming the file and the tensor, AlreadyExists, Unsupported.
+        """
+
+    def unload_adapter(self, name: str) -> None:
+        """Give its memory back. No live request may name it, nor may one be submitted meanwhile."""
 
     def load(self) -> EngineLoad:
         """The newest load. Thread-safe and cheap."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from weir_executor.paged.adapters import Adapters, NoAdapters
 from weir_executor.paged.attention import TorchAttention
 from weir_executor.paged.cuda.load import load_cuda
 from weir_executor.paged.decoder import Decoder, KvBlocks, TorchDecoder
 from weir_executor.paged.kv_cache import KvCache
+from weir_executor.paged.lora.decoder import AdapterDecoder, LoadedAdapters
+from weir_executor.paged.lora.layers import Sites
+from weir_executor.paged.model.config import ModelConfigError
 from weir_executor.paged.model.registry import FAMILIES, load_model
 from weir_executor.paged.native.load import load_native
 from weir_executor.paged.parallel.command import RankConfig
@@ -20,6 +25,7 @@ from weir_executor.paged.parallel.group import Meeting
 from weir_executor.paged.parallel.layout import Layout, check_layout
 from weir_executor.paged.workload import Workload
 
+_log = logging.getLogger(__name__)
 # Ranks of one engine are processes of one host. Between hosts TensorRT-LLM's own runtime is what to use.
 _HOST = "127.0.0.1"
 
@@ -40,11 +46,14 @@ class Compute:
     decoder: Decoder
     blocks: KvBlocks
     check: Callable[[], None]  # from any thread; raises what has made the decoder useless
+    adapters: Adapters = field(default_factory=NoAdapters)
 
 
 def build_compute(workload: Workload, placement: Placement, resources: ExitStack) -> Compute:
     """Load the weights and allocate the cache; what must be ended goes on `resources`. Raises `ModelConfigError`,
     `ModelLoadError`, `RankLostError`."""
+    if workload.max_adapter_rank:
+        return _with_adapters(workload, placement)
     if placement.layout.num_ranks > 1:
         return _over_ranks(workload, placement, resources)
     device = torch.device(placement.device)
@@ -63,6 +72,23 @@ def _in_torch(workload: Workload, device: torch.device) -> Compute:
     cache = KvCache(workload.model, workload.num_blocks, workload.block_size, workload.dtype, device)
     decoder = TorchDecoder(model, TorchAttention(cache, workload.model.attention), device)
     return Compute(decoder, cache, check=lambda: None)
+
+
+def _with_adapters(workload: Workload, placement: Placement) -> Compute:
+    """PyTorch's operations, one after the other: whatever computes a step in one piece knows no adapters."""
+    if placement.layout.num_ranks > 1:
+        raise ModelConfigError("max_adapters: adapters are not supported over several ranks")
+    sites, device = Sites(), torch.device(placement.device)
+    model = load_model(
+        workload.model_dir, workload.model, workload.max_model_len, workload.dtype, device, wrap=sites.wrap
+    )
+    if not sites.sites:
+        raise ModelConfigError(f"max_adapters: no layer of a {workload.model.architecture} takes adapters here")
+    _log.info("room for adapters: every step is computed by PyTorch, operation by operation")
+    cache = KvCache(workload.model, workload.num_blocks, workload.block_size, workload.dtype, device)
+    decoder = TorchDecoder(model, TorchAttention(cache, workload.model.attention), device)
+    adapters = LoadedAdapters(sites, workload.max_adapter_rank, workload.dtype, device)
+    return Compute(AdapterDecoder(decoder, adapters, sites), cache, lambda: None, adapters)
 
 
 def _over_ranks(workload: Workload, placement: Placement, resources: ExitStack) -> Compute:

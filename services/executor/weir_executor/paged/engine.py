@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from weir_executor.engine import EngineInfo
+from weir_executor.paged.adapters import Adapters
 from weir_executor.paged.compute import Placement, build_compute
 from weir_executor.paged.kv_cache import KV_LAYOUT, block_bytes
 from weir_executor.paged.model.config import ModelConfig, ModelConfigError
@@ -47,6 +48,8 @@ class PagedEngineConfig:
     max_top_logprobs: int = 20
     num_threads: int | None = None  # on a CPU; None: PyTorch's choice
     kernels: str = "auto"  # on a CPU, see `native.load.KERNELS`; "auto": the native ones where they can be had
+    max_adapters: int = 0  # loaded at once
+    max_adapter_rank: int = 64
     prefix_cache: bool = True
     emit_full_blocks: bool = False
     itl_target_seconds: float | None = None  # inter-token latency to keep to by smaller chunks
@@ -59,9 +62,16 @@ class PagedEngine(StepLoop):
     """See `Engine`. Made by `load_engine`, with all that it holds besides memory."""
 
     def __init__(
-        self, info: EngineInfo, limits: SchedulerLimits, worker: ModelRunner, options: LoopOptions, resources: ExitStack
+        self,
+        info: EngineInfo,
+        limits: SchedulerLimits,
+        worker: ModelRunner,
+        options: LoopOptions,
+        *,
+        adapters: Adapters,
+        resources: ExitStack,
     ) -> None:
-        super().__init__(info, limits, worker, options)
+        super().__init__(info, limits, worker, options, adapters)
         self._runner, self._resources = worker, resources
 
     def check_health(self) -> None:
@@ -101,6 +111,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
         num_blocks=num_blocks,
         max_num_seqs=config.max_num_seqs,
         max_batched_tokens=config.max_batched_tokens,
+        max_adapter_rank=config.max_adapter_rank if config.max_adapters else 0,
     )
     with ExitStack() as resources:
         compute = build_compute(workload, _placement(config), resources)
@@ -116,7 +127,8 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
                 warm_up=config.warm_up,
                 check_integrity=config.check_integrity,
             ),
-            resources.pop_all(),
+            adapters=compute.adapters,
+            resources=resources.pop_all(),
         )
 
 
@@ -159,4 +171,6 @@ def _info(config: PagedEngineConfig, workload: Workload) -> EngineInfo:
         transfers_blocks=True,
         embedding_size=model.hidden_size,
         takes_guides=True,
+        max_adapters=config.max_adapters,
+        max_adapter_rank=workload.max_adapter_rank,
     )

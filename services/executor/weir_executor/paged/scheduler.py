@@ -82,6 +82,10 @@ class Scheduled:
         return 1 + len(self.draft_token_ids) if self.samples else 0
 
     @property
+    def adapter(self) -> str:
+        return self.sequence.live.request.adapter
+
+    @property
     def num_pooled(self) -> int:
         """The last so many tokens' hidden states are wanted, for the sequence's vector."""
         pooling = self.sequence.pooling

@@ -18,9 +18,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from weir_chassis.errors import AlreadyExists, Draining, Internal, Overloaded, WeirError, WorkerLost
+from weir_chassis.errors import AlreadyExists, Draining, Internal, NotFound, Overloaded, WeirError, WorkerLost
+from weir_executor.adapters.config import AdapterConfig
 from weir_executor.engine import (
+    AdapterInfo,
     Deliver,
     EngineInfo,
     EngineLoad,
@@ -33,6 +36,7 @@ from weir_executor.engine import (
     StoredPrefix,
 )
 from weir_executor.guided.guide import GuideState
+from weir_executor.paged.adapters import Adapters, NoAdapters
 from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.census import request_state
 from weir_executor.paged.chunk_size import ChunkSize
@@ -76,8 +80,16 @@ class _Abort:
 class StepLoop:
     """An `Engine` around a `Worker`."""
 
-    def __init__(self, info: EngineInfo, limits: SchedulerLimits, worker: Worker, options: LoopOptions) -> None:
+    def __init__(
+        self,
+        info: EngineInfo,
+        limits: SchedulerLimits,
+        worker: Worker,
+        options: LoopOptions,
+        adapters: Adapters | None = None,
+    ) -> None:
         self._info, self._worker, self._options = info, worker, options
+        self._adapters: Adapters = adapters or NoAdapters()
         self._pool = BlockPool(info.num_blocks, prefix_cache=options.prefix_cache)
         self._limits, self._scheduler = limits, Scheduler(self._pool, limits)
         self._deliver: Deliver = _drop
@@ -117,6 +129,8 @@ class StepLoop:
         check_quota(request, self._limits.tenants.of(request.tenant), self._info)
         stop_token_ids = self._stop_token_ids(request)
         guides = start_guides(request, stop_token_ids)
+        if request.adapter and request.adapter not in self._adapters:
+            raise NotFound(request.adapter, f"adapter {request.adapter!r} is not loaded here")
         with self._wake:
             self._check_open()
             if request.key in self._live:
@@ -138,6 +152,17 @@ class StepLoop:
 
     def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
         return len(self._pool.match(block_hashes))
+
+    def load_adapter(
+        self, name: str, directory: Path, config: AdapterConfig, note: Callable[[int, int], None]
+    ) -> AdapterInfo:
+        return self._adapters.load(name, directory, config, note)
+
+    def unload_adapter(self, name: str) -> None:
+        with self._wake:
+            users = [live.key for live in self._live.values() if live.request.adapter == name]
+        assert not users, f"adapter {name!r} is used by requests {users}"
+        self._adapters.unload(name)
 
     def load(self) -> EngineLoad:
         with self._wake:

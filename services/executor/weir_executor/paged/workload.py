@@ -22,3 +22,4 @@ class Workload:
     num_blocks: int
     max_num_seqs: int = 32
     max_batched_tokens: int = 512
+    max_adapter_rank: int = 0  # 0: no adapters

@@ -21,7 +21,8 @@ def load_linear(
 ) -> Linear:
     """One projection, or several of the same input fused into one."""
     weight = checkpoint.weights(names, rows, columns)
-    return checkpoint.make_linear(weight, checkpoint.biases(names, rows) if bias else None)
+    whole = checkpoint.make_linear(weight, checkpoint.biases(names, rows) if bias else None)
+    return checkpoint.wrap(whole, names, rows, columns)
 
 
 def load_summed_linear(checkpoint: Checkpoint, name: str, rows: int, columns: int, *, bias: bool) -> Linear:

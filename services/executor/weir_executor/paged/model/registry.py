@@ -21,7 +21,7 @@ from weir_executor.paged.model.phi3 import load_phi3, parse_phi3
 from weir_executor.paged.model.quantization.schemes import parse_scheme
 from weir_executor.paged.model.qwen3_moe import load_qwen3_moe, parse_qwen3_moe
 from weir_executor.paged.model.shard import WHOLE, Shard
-from weir_executor.paged.model.weights import Checkpoint
+from weir_executor.paged.model.weights import Checkpoint, Wrap, as_it_is
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,11 @@ def load_model(
     *,
     shard: Shard = WHOLE,
     make_linear: MakeLinear = linear,
+    wrap: Wrap = as_it_is,
 ) -> DecoderModel:
-    """Read the weights; with a shard, those of the part that `config` describes. Raises `ModelLoadError` naming the
-    file and tensor that are wrong."""
+    """Read the weights; with a shard, those of the part that `config` describes. `make_linear`, `wrap`: see
+    `Checkpoint`. Raises `ModelLoadError` naming the file and tensor that are wrong."""
     with Checkpoint(
-        model_dir, dtype, device, scheme=config.quantization, shard=shard, make_linear=make_linear
+        model_dir, dtype, device, scheme=config.quantization, shard=shard, make_linear=make_linear, wrap=wrap
     ) as checkpoint:
         return FAMILIES[config.architecture].load(config, checkpoint, max_model_len)

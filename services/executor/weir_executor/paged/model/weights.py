@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -11,11 +11,18 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError, safe_open
 
-from weir_executor.paged.model.layers import MakeLinear, linear
+from weir_executor.paged.model.layers import Linear, MakeLinear, linear
 from weir_executor.paged.model.quantization.scheme import WeightScheme
 from weir_executor.paged.model.shard import WHOLE, Shard
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+Wrap = Callable[[Linear, Sequence[str], Sequence[int], int], Linear]
+
+
+def as_it_is(linear: Linear, *_: object) -> Linear:
+    return linear
 
 
 class ModelLoadError(Exception):
@@ -35,9 +42,12 @@ class Checkpoint:
         scheme: WeightScheme | None = None,
         shard: Shard = WHOLE,
         make_linear: MakeLinear = linear,
+        wrap: Wrap = as_it_is,
     ) -> None:
+        """`make_linear`: how whoever computes wants its projections kept. `wrap` is given each of a layer's, with the
+        names of the modules that are stacked in it, the rows of each and their columns."""
         self.dtype, self.device, self.shard = dtype, device, shard
-        self.make_linear = make_linear  # how whoever computes wants its projections kept
+        self.make_linear, self.wrap = make_linear, wrap
         self._dir, self._scheme = model_dir, scheme
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
