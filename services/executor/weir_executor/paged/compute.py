@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,6 +18,7 @@ from weir_executor.paged.lora.decoder import AdapterDecoder, LoadedAdapters
 from weir_executor.paged.lora.layers import Sites
 from weir_executor.paged.model.config import ModelConfigError
 from weir_executor.paged.model.registry import FAMILIES, load_model
+from weir_executor.paged.model.weights import Wrap, as_it_is
 from weir_executor.paged.native.load import load_native
 from weir_executor.paged.parallel.command import RankConfig
 from weir_executor.paged.parallel.decoder import load_parallel
@@ -67,8 +68,8 @@ def build_compute(workload: Workload, placement: Placement, resources: ExitStack
     return _in_torch(workload, device)
 
 
-def _in_torch(workload: Workload, device: torch.device) -> Compute:
-    model = load_model(workload.model_dir, workload.model, workload.max_model_len, workload.dtype, device)
+def _in_torch(workload: Workload, device: torch.device, wrap: Wrap = as_it_is) -> Compute:
+    model = load_model(workload.model_dir, workload.model, workload.max_model_len, workload.dtype, device, wrap=wrap)
     cache = KvCache(workload.model, workload.num_blocks, workload.block_size, workload.dtype, device)
     decoder = TorchDecoder(model, TorchAttention(cache, workload.model.attention), device)
     return Compute(decoder, cache, check=lambda: None)
@@ -79,16 +80,12 @@ def _with_adapters(workload: Workload, placement: Placement) -> Compute:
     if placement.layout.num_ranks > 1:
         raise ModelConfigError("max_adapters: adapters are not supported over several ranks")
     sites, device = Sites(), torch.device(placement.device)
-    model = load_model(
-        workload.model_dir, workload.model, workload.max_model_len, workload.dtype, device, wrap=sites.wrap
-    )
+    compute = _in_torch(workload, device, sites.wrap)
     if not sites.sites:
         raise ModelConfigError(f"max_adapters: no layer of a {workload.model.architecture} takes adapters here")
     _log.info("room for adapters: every step is computed by PyTorch, operation by operation")
-    cache = KvCache(workload.model, workload.num_blocks, workload.block_size, workload.dtype, device)
-    decoder = TorchDecoder(model, TorchAttention(cache, workload.model.attention), device)
     adapters = LoadedAdapters(sites, workload.max_adapter_rank, workload.dtype, device)
-    return Compute(AdapterDecoder(decoder, adapters, sites), cache, lambda: None, adapters)
+    return replace(compute, decoder=AdapterDecoder(compute.decoder, adapters, sites), adapters=adapters)
 
 
 def _over_ranks(workload: Workload, placement: Placement, resources: ExitStack) -> Compute:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from safetensors import SafetensorError
@@ -66,19 +67,17 @@ def _pair(
     tensors: Mapping[str, torch.Tensor], config: AdapterConfig, site: Site, dtype: torch.dtype, device: torch.device
 ) -> Pair | None:
     """Of the stacked modules, those that the adapter changes: their A side by side, their B on a diagonal."""
-    downs: list[torch.Tensor] = []
-    ups: list[torch.Tensor] = []
-    for name, rows in zip(site.names, site.rows, strict=True):
-        base = _PREFIX + name
-        if base + _DOWN not in tensors and base + _UP not in tensors:
-            ups.append(torch.zeros(rows, 0))
-            continue
-        downs.append(_tensor(tensors, base + _DOWN, (config.rank, site.columns)))
-        ups.append(_tensor(tensors, base + _UP, (rows, config.rank)) * config.scale)
-    if not downs:
+    changed = [i for i, name in enumerate(site.names) if any(_PREFIX + name + kind in tensors for kind in (_DOWN, _UP))]
+    if not changed:
         return None
-    down, up = torch.cat(downs).to(dtype), torch.block_diag(*ups).to(dtype)
-    return Pair(_finite(down, site.names[0] + _DOWN).to(device), _finite(up, site.names[0] + _UP).to(device))
+    rank, ends = config.rank, list(accumulate(site.rows))
+    down, up = torch.zeros(len(changed) * rank, site.columns), torch.zeros(ends[-1], len(changed) * rank)
+    for place, index in enumerate(changed):
+        base, rows, own = _PREFIX + site.names[index], site.rows[index], slice(place * rank, (place + 1) * rank)
+        down[own] = _tensor(tensors, base + _DOWN, (rank, site.columns))
+        up[ends[index] - rows : ends[index], own] = _tensor(tensors, base + _UP, (rows, rank)) * config.scale
+    kept = [_finite(part.to(dtype), site.names[0]) for part in (down, up)]
+    return Pair(kept[0].to(device), kept[1].to(device))
 
 
 def _tensor(tensors: Mapping[str, torch.Tensor], name: str, shape: tuple[int, int]) -> torch.Tensor:
