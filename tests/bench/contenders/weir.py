@@ -14,7 +14,7 @@ from weir_executor.paged.engine import PagedEngineConfig, load_engine
 
 _GREEDY = Sampling(temperature=0.0)
 _ROOT = scope_root(HashScope("bench", "", ""))
-_STEP_SECONDS = 300.0  # no step of these workloads takes as long: the engine hangs
+_STEP_SECONDS = 60.0  # no step of these workloads takes as long: the engine hangs
 
 
 def answering(engine: Engine) -> Answer:
@@ -24,7 +24,10 @@ def answering(engine: Engine) -> Answer:
     def answer(work: Work) -> list[list[int]]:
         for key, (prompt, length) in enumerate(zip(work.prompts, work.lengths, strict=True)):
             engine.submit(_request(engine, key, prompt, length, work.cached))
-        return _collected(steps, len(work.prompts))
+        try:
+            return _collected(steps, len(work.prompts))
+        except queue.Empty:
+            raise TimeoutError(f"no step for {_STEP_SECONDS:.0f} s: {engine.load()}") from None
 
     return answer
 

@@ -35,7 +35,9 @@ void Barrier::wait() {
   const uint32_t round = round_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members_) {
     arrived_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
+    // Sequentially consistent, unlike the rest: `notify_all` looks whether anyone sleeps, and that look must not overtake
+    // the store, or a member that lies down between the two is never woken.
+    round_.store(round + 1);
     round_.notify_all();
   } else {
     wait_until_not(round_, round);
