@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +16,10 @@ from quantized_fixture import Packed, pack_awq, pack_fp8, pack_gptq, save_twin
 from weir_executor.paged.model.config import ModelConfigError
 from weir_executor.paged.model.quantization.scheme import is_named, spread, unpack
 from weir_executor.paged.model.registry import load_config, load_model
-from weir_executor.paged.model.weights import ModelLoadError
+from weir_executor.paged.model.weights import Checkpoint, ModelLoadError
+from weir_executor.paged.parallel.group import Ranks
+from weir_executor.paged.parallel.layout import Layout
+from weir_executor.paged.parallel.part import Part
 
 _CPU = torch.device("cpu")
 _TOKENS = prompt(40)
@@ -129,6 +132,21 @@ def test_a_wider_dtype_is_rounded_once(tmp_path: Path) -> None:
     models = [load_model(d, load_config(d), 512, torch.bfloat16, _CPU) for d in (packed_dir, plain_dir)]
     hidden = [m.forward(torch.tensor([3]), torch.tensor([0]), lambda _, q, k, v: q) for m in models]
     assert torch.equal(*hidden)
+
+
+@pytest.mark.parametrize("case", ["gptq4_act_order", "awq", "fp8_blocks"])
+def test_a_rank_has_its_part_of_a_dequantized_weight(case: str, tmp_path: Path) -> None:
+    packed_dir, plain_dir = save_twin("llama3", tmp_path, *_CASES[case])
+    plain, layout = load_file(plain_dir / "model.safetensors"), Layout(tensor=2, pipeline=1)
+    scheme = load_config(packed_dir).quantization
+    for rank in range(2):
+        shard = Part(layout, layout.place(rank, 3), cast("Ranks", None))  # it reads, and sums nothing
+        with Checkpoint(packed_dir, torch.float32, _CPU, scheme=scheme, shard=shard) as checkpoint:
+            up = checkpoint.weight("model.layers.1.mlp.up_proj", 48, 48)
+            down = checkpoint.weight("model.layers.1.mlp.down_proj", 48, 48)
+        own = slice(48 * rank, 48 * rank + 48)
+        assert torch.equal(up, plain["model.layers.1.mlp.up_proj.weight"][own])
+        assert torch.equal(down, plain["model.layers.1.mlp.down_proj.weight"][:, own])
 
 
 # ── what is wrong ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -34,7 +34,9 @@ def _parse(**raw: Any) -> ModelConfig:
 
 
 def test_every_architecture_has_a_tiny_model() -> None:
-    assert {config["architectures"][0] for config in FAMILIES.values()} == set(ARCHITECTURES)
+    """Gemma 3 with images is Gemma 3 without, by other names."""
+    alone = set(ARCHITECTURES) - {"Gemma3ForConditionalGeneration"}
+    assert {config["architectures"][0] for config in FAMILIES.values()} == alone
 
 
 @pytest.mark.parametrize("architecture", ["Gemma2ForCausalLM", "Gemma3ForCausalLM"])
@@ -96,7 +98,7 @@ def test_the_known_architectures_are_listed_in_order(tmp_path: Path) -> None:
     [
         ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not known here; known: gelu_pytorch"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
-        ("gpt2", {"activation_function": "swish2"}, "known: gelu, gelu_new, gelu_pytorch_tanh, relu, silu"),
+        ("gpt2", {"activation_function": "swish2"}, "known: gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, relu, silu"),
         ("gpt_neox", {"rotary_pct": 0.4}, "3 dimensions of a head are odd"),
     ],
 )
@@ -113,7 +115,27 @@ def test_gpt2_may_be_saved_without_its_prefix(tmp_path: Path) -> None:
     torch.testing.assert_close(_logits(model_dir), prefixed, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("base", ["language_model.model", "model.language_model"])
+def test_gemma3_with_images_is_served_as_its_text_model(base: str, tmp_path: Path) -> None:
+    model_dir = save_tiny_model("gemma3", tmp_path / "model")
+    alone = _logits(model_dir)
+    weights = load_file(model_dir / "model.safetensors")
+    renamed = {f"{base}.{name.removeprefix('model.')}": tensor for name, tensor in weights.items()}
+    save_file({**renamed, "vision_tower.x": torch.ones(1)}, model_dir / "model.safetensors")
+    inner = json.loads((model_dir / "config.json").read_text())
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "dtype": "bfloat16", "eos_token_id": [1, 106]}
+    del inner["dtype"]
+    (model_dir / "config.json").write_text(json.dumps({**outer, "text_config": inner, "vision_config": {}}))
+    (model_dir / "generation_config.json").unlink()
+    torch.testing.assert_close(_logits(model_dir), alone, rtol=0, atol=0)
+    assert load_config(model_dir).dtype == "bfloat16"
+    assert load_config(model_dir).eos_token_ids == {1, 106}
+
+
 def _logits(model_dir: Path) -> torch.Tensor:
     """Of a token that attends to itself alone."""
-    model = load_model(model_dir, load_config(model_dir), 512, torch.float32, torch.device("cpu"))
-    return model.logits(model.forward(torch.tensor([5]), torch.tensor([0]), lambda _, q, k, v: v))
+    config = load_config(model_dir)
+    model = load_model(model_dir, config, 512, torch.float32, torch.device("cpu"))
+    group = config.num_heads // config.num_kv_heads
+    hidden = model.forward(torch.tensor([5]), torch.tensor([0]), lambda _, q, k, v: v.repeat_interleave(group, dim=1))
+    return model.logits(hidden)

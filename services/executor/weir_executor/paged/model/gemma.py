@@ -35,6 +35,12 @@ from weir_executor.paged.model.rope import rope_table
 from weir_executor.paged.model.weights import Checkpoint
 
 _ACTIVATION = "gelu_pytorch_tanh"
+# What decoder and head are called: in a model that sees images too, before and since transformers 4.52, and alone.
+_NAMES = (
+    ("language_model.model", "language_model.lm_head"),
+    ("model.language_model", "lm_head"),
+    ("model", "lm_head"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +66,11 @@ class Layer(AttentionWeights):
 class GemmaModel(DecoderModel):
     def __init__(self, config: GemmaConfig, checkpoint: Checkpoint, max_model_len: int) -> None:
         self.config: GemmaConfig = config
-        self.embedding = load_embedding(config, checkpoint, "model.embed_tokens")
-        self.layers = [_load_layer(config, checkpoint, index) for index in range(config.num_layers)]
-        self.norm = _load_norm(config, checkpoint, "model.norm", config.hidden_size)
-        self.lm_head = load_lm_head(config, checkpoint, "lm_head", self.embedding)
+        base, head = _names(checkpoint)
+        self.embedding = load_embedding(config, checkpoint, f"{base}.embed_tokens")
+        self.layers = [_load_layer(config, checkpoint, f"{base}.layers.{index}") for index in range(config.num_layers)]
+        self.norm = _load_norm(config, checkpoint, f"{base}.norm", config.hidden_size)
+        self.lm_head = load_lm_head(config, checkpoint, head, self.embedding)
         self._embedding_scale = torch.tensor(config.hidden_size**0.5).to(self.embedding)  # rounded as they are
         self._windowed_rope, self._full_rope = (
             rope_table(rope, max_model_len, checkpoint.device) for rope in (config.windowed_rope, config.full_rope)
@@ -107,6 +114,12 @@ def parse_gemma3(architecture: str, fields: Fields) -> GemmaConfig:
         qk_norm=True,
         vocab_size=262_208,
     )
+
+
+def parse_gemma3_with_images(architecture: str, fields: Fields) -> GemmaConfig:
+    """The text model inside one that sees images too; it is served alone."""
+    inner = fields.get("text_config", {})
+    return parse_gemma3(architecture, Fields({"dtype": dtype_name(fields), **inner}))
 
 
 def load_gemma(config: GemmaConfig, checkpoint: Checkpoint, max_model_len: int) -> GemmaModel:
@@ -166,8 +179,13 @@ def _rope_options_by_kind(fields: Fields) -> tuple[Mapping[str, Any], Mapping[st
     return by_kind.get("sliding_attention") or {}, full
 
 
-def _load_layer(config: GemmaConfig, checkpoint: Checkpoint, index: int) -> Layer:
-    base, hidden, inner = f"model.layers.{index}", config.hidden_size, config.intermediate_size
+def _names(checkpoint: Checkpoint) -> tuple[str, str]:
+    """Those that are there; the last ones are asked for, and missed, where none are."""
+    return next((names for names in _NAMES if f"{names[0]}.embed_tokens.weight" in checkpoint), _NAMES[-1])
+
+
+def _load_layer(config: GemmaConfig, checkpoint: Checkpoint, base: str) -> Layer:
+    hidden, inner = config.hidden_size, config.intermediate_size
     return Layer(
         attention_norm=_load_norm(config, checkpoint, f"{base}.input_layernorm", hidden),
         qkv=load_qkv(config, checkpoint, f"{base}.self_attn", bias=config.qkv_bias),

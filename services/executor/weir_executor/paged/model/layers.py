@@ -21,9 +21,10 @@ Norm = Callable[[torch.Tensor], torch.Tensor]
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 # By their names in `config.json`. Hendrycks & Gimpel, "Gaussian Error Linear Units" (arXiv 1606.08415), and its
-# approximation by a hyperbolic tangent, which goes by two names.
+# approximation by a hyperbolic tangent, which goes by several names.
 ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": functional.gelu,
+    "gelu_fast": partial(functional.gelu, approximate="tanh"),
     "gelu_new": partial(functional.gelu, approximate="tanh"),
     "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,

@@ -11,7 +11,7 @@ import torch
 
 from weir_executor.paged.model.config import Fields, ModelConfig, ModelConfigError, read_eos_token_ids, read_fields
 from weir_executor.paged.model.decoder_model import DecoderModel
-from weir_executor.paged.model.gemma import load_gemma, parse_gemma2, parse_gemma3
+from weir_executor.paged.model.gemma import load_gemma, parse_gemma2, parse_gemma3, parse_gemma3_with_images
 from weir_executor.paged.model.gpt2 import load_gpt2, parse_gpt2
 from weir_executor.paged.model.gpt_neox import load_gpt_neox, parse_gpt_neox
 from weir_executor.paged.model.layers import MakeLinear, linear
@@ -34,6 +34,7 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "Gemma2ForCausalLM": Family(parse_gemma2, load_gemma, splits=True),
     "Gemma3ForCausalLM": Family(parse_gemma3, load_gemma, splits=True),
+    "Gemma3ForConditionalGeneration": Family(parse_gemma3_with_images, load_gemma, splits=True),
     "GPT2LMHeadModel": Family(parse_gpt2, load_gpt2),
     "GPTNeoXForCausalLM": Family(parse_gpt_neox, load_gpt_neox),
     "LlamaForCausalLM": Family(parse_llama, load_llama, splits=True),
