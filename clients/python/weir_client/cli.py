@@ -17,6 +17,7 @@ from weir.inference.v1.embedding_pb2 import Pooling
 from weir_chassis.errors import WeirError
 from weir_client import printing, status
 from weir_client.client import Client, system, user
+from weir_client.memory import memory
 from weir_client.options import MODEL, ROUTER, TENANT, TIMEOUT, Asked, sampling_options
 from weir_client.stack import router_address
 
@@ -179,6 +180,9 @@ async def status_command(as_json: bool, with_requests: bool, executor: str | Non
         click.echo(report.to_json() if as_json else report.to_line())
     if not all(report.serving for report in reports):
         sys.exit(1)
+
+
+main.add_command(memory)
 
 
 def _typed_lines() -> Iterator[str]:

@@ -15,13 +15,13 @@ import torch
 from weir_executor.engine import EngineInfo
 from weir_executor.paged.adapters import Adapters
 from weir_executor.paged.compute import Placement, build_compute
+from weir_executor.paged.fit import enough_memory
 from weir_executor.paged.kv_cache import KV_LAYOUT, block_bytes
 from weir_executor.paged.model.config import ModelConfig, ModelConfigError
 from weir_executor.paged.model.registry import load_config
 from weir_executor.paged.parallel.layout import Layout
 from weir_executor.paged.runner import ModelRunner, use_threads
 from weir_executor.paged.scheduler import SchedulerLimits
-from weir_executor.paged.speculation.drafter import Drafter, SpeculationOptions
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
 from weir_executor.paged.tenants import Tenants
 from weir_executor.paged.workload import Workload
@@ -55,7 +55,6 @@ class PagedEngineConfig:
     emit_full_blocks: bool = False
     itl_target_seconds: float | None = None  # inter-token latency to keep to by smaller chunks
     tenants: Tenants = field(default_factory=Tenants)
-    speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     warm_up: bool = True  # a small request before any other
     check_integrity: bool = False  # after every step: for tests
 
@@ -71,10 +70,9 @@ class PagedEngine(StepLoop):
         options: LoopOptions,
         *,
         adapters: Adapters,
-        drafter: Drafter,
         resources: ExitStack,
     ) -> None:
-        super().__init__(info, limits, worker, options, adapters=adapters, drafter=drafter)
+        super().__init__(info, limits, worker, options, adapters)
         self._runner, self._resources = worker, resources
 
     def check_health(self) -> None:
@@ -117,7 +115,9 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
         max_adapter_rank=config.max_adapter_rank if config.max_adapters else 0,
     )
     with ExitStack() as resources:
-        compute = build_compute(workload, _placement(config), resources)
+        placement = _placement(config)
+        with enough_memory(workload, torch.device(placement.device), placement.layout):
+            compute = build_compute(workload, placement, resources)
         return PagedEngine(
             _info(config, workload),
             SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size, config.tenants),
@@ -131,7 +131,6 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
                 check_integrity=config.check_integrity,
             ),
             adapters=compute.adapters,
-            drafter=Drafter(config.speculation),
             resources=resources.pop_all(),
         )
 

@@ -1,0 +1,1 @@
+"""What a model takes, from its `config.json` alone: no weights are read, and nothing here needs PyTorch."""
