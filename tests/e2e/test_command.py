@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -22,6 +23,24 @@ def test_generate_continues_a_text(stack: Stack) -> None:
     done = stack.weir("generate", "Once upon a time", "--max-tokens", "12", "--temperature", "0")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) >= 3
+
+
+def test_an_answer_follows_a_guide(stack: Stack) -> None:
+    """Random seeds and a high temperature: whatever is valid here, the guide made so."""
+    schema = (
+        '{"type": "object", "properties": {"n": {"enum": [1, 22]}, "ok": {"type": "boolean"}}, "required": ["n", "ok"]}'
+    )
+    for seed in ("1", "2"):
+        hot = ["--temperature", "2", "--seed", seed]
+        chosen = stack.weir("chat", "Is water wet?", "--choice", "surely", "--choice", "é, no", *hot)
+        assert chosen.stdout.strip() in {"surely", "é, no"}, chosen
+        done = stack.weir("generate", "JSON:", "--json-schema", schema, "--max-tokens", "200", *hot)
+        value = json.loads(done.stdout)
+        assert value["n"] in (1, 22), done
+        assert isinstance(value["ok"], bool), done
+    refused = stack.weir("chat", "hi", "--regex", "[a-z")
+    assert refused.returncode == 1
+    assert "sampling.guide.regex" in refused.stderr
 
 
 def test_json_prints_the_events_in_their_order(stack: Stack) -> None:

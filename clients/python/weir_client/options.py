@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from weir.inference.v1.guide_pb2 import Choice, Guide, JsonObject
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -31,6 +33,12 @@ _SAMPLING = [
     click.option("--seed", type=int, help="The same seed draws the same answer."),
     click.option("-n", "n", type=int, help="Outputs to draw."),
     click.option("--stop", multiple=True, help="End before this text. May be given several times."),
+    click.option("--json-object", is_flag=True, help="The answer is a JSON object."),
+    click.option("--json-schema", metavar="FILE|JSON", help="The answer is JSON that follows this schema."),
+    click.option("--regex", help="The whole answer matches this regular expression."),
+    click.option("--grammar", metavar="FILE|GBNF", help="The answer follows this grammar, from its rule 'root'."),
+    click.option("--choice", multiple=True, help="The answer is one of these texts. May be given several times."),
+    click.option("--structural-tag", metavar="FILE|JSON", help="Free text with tags that follow schemas."),
     TIMEOUT,
     click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON."),
     ROUTER,
@@ -56,6 +64,12 @@ class Asked:
     seed: int | None
     n: int | None
     stop: tuple[str, ...]
+    json_object: bool
+    json_schema: str | None
+    regex: str | None
+    grammar: str | None
+    choice: tuple[str, ...]
+    structural_tag: str | None
     timeout: float
     as_json: bool
     router: str | None
@@ -67,12 +81,37 @@ class Asked:
     def sampling(self) -> SamplingParameters:
         """Raises click.BadParameter for what the wire type cannot hold; the router checks the rest."""
         values = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k", "seed", "n")}
-        return _message(SamplingParameters, values)
+        sampling = _message(SamplingParameters, values)
+        if (guide := self._guide()) is not None:
+            sampling.guide.CopyFrom(guide)
+        return sampling
+
+    def _guide(self) -> Guide | None:
+        asked = {
+            "--json-object": self.json_object and Guide(json_object=JsonObject()),
+            "--json-schema": self.json_schema is not None and Guide(json_schema=_text_of(self.json_schema)),
+            "--regex": self.regex is not None and Guide(regex=self.regex),
+            "--grammar": self.grammar is not None and Guide(ebnf=_text_of(self.grammar)),
+            "--choice": bool(self.choice) and Guide(choice=Choice(options=self.choice)),
+            "--structural-tag": self.structural_tag is not None and Guide(structural_tag=_text_of(self.structural_tag)),
+        }
+        given = {option: guide for option, guide in asked.items() if isinstance(guide, Guide)}
+        if len(given) > 1:
+            raise click.UsageError(f"{' and '.join(given)}: an answer follows one guide")
+        return next(iter(given.values()), None)
 
     def stopping(self) -> StoppingConditions:
         stopping = _message(StoppingConditions, {"max_tokens": self.max_tokens})
         stopping.stop.extend(self.stop)
         return stopping
+
+
+def _text_of(value: str) -> str:
+    """What the file of this name holds; or the value itself, when there is none."""
+    try:
+        return Path(value).read_text(encoding="utf-8") if Path(value).is_file() else value
+    except (OSError, ValueError):
+        return value  # too long for a name, or no text: the router says what is wrong with it
 
 
 _Message = TypeVar("_Message", SamplingParameters, StoppingConditions)

@@ -1,8 +1,8 @@
 """From a `Submit` to the engine's queue, and out of it again.
 
-submit ─▶ check ─▶ ( load the stored prefix ) ─▶ engine.submit ─▶ … steps … ─▶ RequestEnd
-                          │ a task per request         │
-abort, deadline, ─────────┴── cancels it; told here ───┴── engine.abort; the engine's end follows
+submit ─▶ check ─▶ ( compile the guide, load the stored prefix ) ─▶ engine.submit ─▶ … steps … ─▶ RequestEnd
+                              │ a task per request                        │
+abort, deadline, ─────────────┴── cancels it; told here ──────────────────┴── engine.abort; the engine's end follows
 end of the stream
 """
 
@@ -19,9 +19,11 @@ from weir_chassis.errors import DeadlineExceeded, Draining, Overloaded, WeirErro
 from weir_chassis.telemetry import get_logger
 from weir_executor.deadlines import Deadlines
 from weir_executor.engine import Engine, GenerationRequest, RequestEnd
+from weir_executor.guided.compiler import GuideCompiler
+from weir_executor.guided.guide import CompiledGuide, Guide
 from weir_executor.kv_transfer import KvTransfer, LoadPlan
 from weir_executor.live_requests import Listener, LiveRequest, LiveRequests
-from weir_executor.mapping import Served, seconds_left, to_request
+from weir_executor.mapping import Served, seconds_left, to_request, to_submitted_guide
 
 
 class Admission:
@@ -36,14 +38,16 @@ class Admission:
         deadlines: Deadlines,
         drain_rate: DrainRate,
         transfer: KvTransfer | None,
+        guides: GuideCompiler | None,
         max_waiting: int,
         draw_seed: Callable[[], int],
     ) -> None:
-        """`max_waiting` is the engine's own bound: known here, so that no prefix is loaded for a request it refuses."""
+        """`max_waiting` is the engine's own bound: known here, so that nothing is prepared for what it refuses."""
         self._engine, self._served, self._requests = engine, served, requests
         self._deadlines, self._drain_rate = deadlines, drain_rate
-        self._transfer, self._max_waiting, self._draw_seed = transfer, max_waiting, draw_seed
-        self._loads: set[asyncio.Task[None]] = set()
+        self._transfer, self._guides = transfer, guides
+        self._max_waiting, self._draw_seed = max_waiting, draw_seed
+        self._preparing: set[asyncio.Task[None]] = set()
         self._keys = count(1)
         self._draining = False
 
@@ -52,14 +56,15 @@ class Admission:
         self._draining = True
 
     def submit(self, submit: pb.Submit, listener: Listener) -> LiveRequest:
-        """The request is queued, or its prefix is being loaded. Its listener hears of it from now on.
+        """The request is queued, or being prepared for it. Its listener hears of it from now on.
 
         Raises the WeirError with which it was refused; then nothing is held for it.
         """
         self._check_open()
         seconds = seconds_left(submit)
         request = to_request(submit, key=next(self._keys), served=self._served, draw_seed=self._draw_seed)
-        live = self._admit(request, LiveRequest(request, submit.handle, listener), submit.request_id)
+        guide = to_submitted_guide(submit, self._served)
+        live = self._admit(request, LiveRequest(request, submit.handle, listener), submit.request_id, guide)
         if seconds is not None:
             self._deadlines.add(live.key, seconds)
         return live
@@ -83,7 +88,7 @@ class Admission:
 
     def abort(self, live: LiveRequest, output_index: int | None = None) -> None:
         """What the caller asked for: it hears the request's end."""
-        if live.loading is None:
+        if live.preparing is None:
             self._engine.abort(live.key, output_index)
         elif output_index is None:
             self._forget(live)
@@ -96,7 +101,7 @@ class Admission:
         """Nobody wants to hear of it any more."""
         live.told = True
         self._deadlines.remove(live.key)
-        if live.loading is None:
+        if live.preparing is None:
             self._engine.abort(live.key)
         else:
             self._forget(live)
@@ -113,25 +118,33 @@ class Admission:
         if self._draining:
             raise Draining("the executor is shutting down and takes no new requests")
 
-    def _admit(self, request: GenerationRequest, live: LiveRequest, owner: str) -> LiveRequest:
+    def _admit(
+        self, request: GenerationRequest, live: LiveRequest, owner: str, guide: Guide | None = None
+    ) -> LiveRequest:
+        known = None if guide is None or self._guides is None else self._guides.known(guide)
+        if known is not None:
+            request, guide = replace(request, guide=known), None
+        if guide is not None or self._transfer is not None:
+            self._check_room()
         plan = self._plan(request)
         self._requests.add(live, owner)
-        if plan is None:
+        if guide is None and plan is None:
             self._enter(live, request)
         else:
-            live.loading = self._start_load(live, request, plan)
+            live.preparing = self._start_preparing(live, request, guide, plan)
         return live
 
-    def _plan(self, request: GenerationRequest) -> LoadPlan | None:
-        """What to load before the engine has the request, if anything. Raises Overloaded before any effort is made.
+    def _check_room(self) -> None:
+        """Raises Overloaded before any effort is made; the engine's own check comes after it.
 
-        Those whose prefix is being loaded wait as those in the engine's queue do; the engine's own check comes after.
+        Those who are being prepared wait as those in the engine's queue do.
         """
-        if self._transfer is None:
-            return None
-        if self._engine.load().waiting_requests + len(self._loads) >= self._max_waiting:
+        if self._engine.load().waiting_requests + len(self._preparing) >= self._max_waiting:
             raise self._overloaded(f"{self._max_waiting} requests are waiting already")
-        return self._transfer.plan(request)
+
+    def _plan(self, request: GenerationRequest) -> LoadPlan | None:
+        """What to load before the engine has the request, if anything."""
+        return None if self._transfer is None else self._transfer.plan(request)
 
     def _overloaded(self, message: str) -> Overloaded:
         return Overloaded(message, retry_after=self._drain_rate.refuse())
@@ -147,42 +160,60 @@ class Admission:
             self._forget(live)
             raise
 
-    def _start_load(self, live: LiveRequest, request: GenerationRequest, plan: LoadPlan) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._load(live, request, plan), name="load-prefix")
-        self._loads.add(task)
-        task.add_done_callback(self._loads.discard)
+    def _start_preparing(
+        self, live: LiveRequest, request: GenerationRequest, guide: Guide | None, plan: LoadPlan | None
+    ) -> asyncio.Task[None]:
+        live.waits_for_guide = guide is not None
+        task = asyncio.create_task(self._prepare(live, request, guide, plan), name="prepare-request")
+        self._preparing.add(task)
+        task.add_done_callback(self._preparing.discard)
         return task
 
-    async def _load(self, live: LiveRequest, request: GenerationRequest, plan: LoadPlan) -> None:
+    async def _prepare(
+        self, live: LiveRequest, request: GenerationRequest, guide: Guide | None, plan: LoadPlan | None
+    ) -> None:
         """What the kvstore does not give in time is computed. Whatever else goes wrong, the caller is told."""
         try:
-            await self._load_and_enter(live, request, plan)
+            if guide is not None:
+                request = replace(request, guide=await self._compile(guide))
+                live.waits_for_guide = False
+            if plan is not None:
+                request = await self._load(live, request, plan)
+            live.preparing = None
+            self._enter(live, request)
         except Exception as error:
             if not isinstance(error, WeirError):
-                get_logger().error("load_failed", exc_info=error)
-            live.loading = None
+                get_logger().error("preparing_failed", exc_info=error)
+            live.preparing = None
             self._forget(live)
             live.listener.hear_failure(live, error)
             live.listener.flush()
-
-    async def _load_and_enter(self, live: LiveRequest, request: GenerationRequest, plan: LoadPlan) -> None:
-        assert self._transfer is not None
-        held = await self._transfer.load(plan)
-        if held is not None:
-            request = replace(request, stored_prefix=held.prefix)
-            live.release_prefix = held.release
-        live.loading = None
-        self._enter(live, request)
+            return
         for output_index in live.early_aborts:
             self._engine.abort(live.key, output_index)
+
+    async def _compile(self, guide: Guide) -> CompiledGuide:
+        assert self._guides is not None, "a guide was let in that nobody can compile"
+        try:
+            return await self._guides.compile(guide)
+        except Overloaded as error:
+            raise self._overloaded(error.message) from error
+
+    async def _load(self, live: LiveRequest, request: GenerationRequest, plan: LoadPlan) -> GenerationRequest:
+        assert self._transfer is not None
+        held = await self._transfer.load(plan)
+        if held is None:
+            return request
+        live.release_prefix = held.release
+        return replace(request, stored_prefix=held.prefix)
 
     def _forget(self, live: LiveRequest) -> None:
         """Out of here without the engine's word, which does not have it."""
         self._deadlines.remove(live.key)
         self._requests.remove(live.key)
-        if live.loading is not None:
-            live.loading.cancel()
-            live.loading = None
+        if live.preparing is not None:
+            live.preparing.cancel()
+            live.preparing = None
 
 
 def _never_ran(live: LiveRequest) -> RequestEnd:

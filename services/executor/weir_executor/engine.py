@@ -61,6 +61,14 @@ class Sampling:
         )
 
 
+class SpeculationMode(Enum):
+    """Where guesses at the next tokens come from. An output's tokens are the same with any."""
+
+    OFF = "off"
+    NGRAM = "ngram"  # what followed the same tokens earlier in prompt and output
+    DRAFT_MODEL = "draft_model"  # a smaller model of the same vocabulary
+
+
 class PoolingKind(Enum):
     """How the hidden states of a prompt's tokens, after the last norm, become one vector."""
 
@@ -115,6 +123,8 @@ class GenerationRequest:
     pooling: Pooling | None = None
     guide: CompiledGuide | None = None  # what each output must be
     adapter: str = ""  # the name of one that is loaded; empty: none
+    speculation: SpeculationMode | None = None  # None: as the engine is set
+    max_draft_tokens: int | None = None  # per step; None: as the engine is set
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +167,8 @@ class RequestEnd:
     prefill_seconds: float = 0.0  # first scheduled → first token
     decode_seconds: float = 0.0  # first token → end
     preemptions: int = 0
+    draft_tokens: int = 0  # guesses that were checked
+    accepted_draft_tokens: int = 0  # of them, those that stood: they are among `completion_tokens`
     error: Exception | None = None
     embedding: Sequence[float] = ()  # `embedding_size` values, of a request that pooled and did not fail
 
@@ -221,6 +233,8 @@ class EngineInfo:
     takes_guides: bool = False
     max_adapters: int = 0  # that fit at once; 0: the engine has none
     max_adapter_rank: int = 0
+    speculation_modes: tuple[SpeculationMode, ...] = ()  # that a request may ask for, besides none
+    max_draft_tokens: int = 0  # that a request may ask for per step
 
 
 class WaitingReason(Enum):

@@ -17,6 +17,7 @@ from weir_chassis.errors import WeirError
 from weir_executor.engine import EngineInfo, Pooling, PoolingKind, StoredPrefix, TokenLogprobs
 from weir_executor.paged.scheduler import Batch, Scheduled, SchedulerLimits
 from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.paged.speculation.drafter import Drafter, SpeculationOptions
 from weir_executor.paged.speculation.verify import accept
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
 from weir_executor.paged.tenants import Tenants
@@ -50,6 +51,7 @@ class FakeEngineConfig:
     transfers_blocks: bool = True
     itl_target_seconds: float | None = None
     tenants: Tenants = field(default_factory=Tenants)
+    speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     warm_up: bool = False  # off, so that the first step that a test spoils is one of its own requests'
     check_integrity: bool = False
 
@@ -73,7 +75,7 @@ class FakeEngine(StepLoop):
             warm_up=config.warm_up,
             check_integrity=config.check_integrity,
         )
-        super().__init__(_info(config), limits, self._fake, options)
+        super().__init__(_info(config), limits, self._fake, options, drafter=Drafter(config.speculation))
 
     def fail_step(self, error: Exception | None = None) -> None:
         """The next step raises; the engine lives on."""

@@ -1,6 +1,6 @@
 """The requests that this process holds, from their `Submit` to the engine's last word on them.
 
-    LOADING   its prefix is on the way from the kvstore; the engine does not know it yet
+    PREPARING its guide is compiled, its prefix is on the way from the kvstore; the engine does not know it yet
     RUNNING   the engine has it, and owes it one `RequestEnd`
     gone      removed from here; its slot is free
 
@@ -42,12 +42,13 @@ class LiveRequest:
         "key",
         "lease",
         "listener",
-        "loading",
+        "preparing",
         "prompt_tokens",
         "release_prefix",
         "request",
         "stop_token_ids",
         "told",
+        "waits_for_guide",
     )
 
     def __init__(self, request: GenerationRequest, handle: int, listener: Listener) -> None:
@@ -59,8 +60,9 @@ class LiveRequest:
         self.accepted = False  # the caller knows that its first token was computed
         self.told = False
         self.lease: Lease | None = None
-        self.loading: asyncio.Task[None] | None = None
-        self.early_aborts: set[int] = set()  # outputs that were aborted while the prefix was loading
+        self.preparing: asyncio.Task[None] | None = None
+        self.early_aborts: set[int] = set()  # outputs that were aborted before the engine knew them
+        self.waits_for_guide = False
         self.release_prefix: Callable[[], None] | None = None  # gives back the memory of what the kvstore sent
 
 

@@ -24,6 +24,8 @@ from weir_chassis.errors import (
     Unsupported,
 )
 from weir_executor.engine import EngineInfo, GenerationRequest, Pooling, PoolingKind, Sampling
+from weir_executor.guided.guide import Guide
+from weir_executor.guided.mapping import to_guide
 
 MAX_N, MAX_LOGPROBS, MAX_LOGIT_BIAS, MAX_STOP_TOKENS, MAX_EMBED_INPUTS = 16, 20, 1024, 64, 256
 # Of request ids, model names and salts: long enough for any name, short enough for a log line.
@@ -70,6 +72,7 @@ class Served:
     version: ModelVersion
     info: EngineInfo
     default_sampling: Sampling  # the model's own; the parameters that a request leaves unset
+    takes_guides: bool = False
 
 
 def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callable[[], int]) -> GenerationRequest:
@@ -101,6 +104,15 @@ def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callab
         resumed=_resumed(submit.resumed_outputs, n, max_tokens, info),
         cache_scope=scope,
     )
+
+
+def to_submitted_guide(submit: pb.Submit, served: Served) -> Guide | None:
+    """The guide that outputs are to follow, still to be compiled. Raises Unsupported, InvalidArgument."""
+    if not submit.sampling.HasField("guide"):
+        return None
+    if not served.takes_guides:
+        raise Unsupported("sampling.guide: this executor follows no guides")
+    return to_guide(submit.sampling.guide)
 
 
 def to_pooling_requests(asked: pb.EmbedRequest, served: Served) -> list[GenerationRequest]:

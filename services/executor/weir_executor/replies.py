@@ -109,6 +109,7 @@ def to_model_info(served: Served) -> pb.GetModelInfoResponse:
             n=1,
         ),
         embedding_size=info.embedding_size,
+        guides=served.takes_guides,
     )
 
 

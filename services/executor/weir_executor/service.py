@@ -13,10 +13,13 @@ from weir.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_se
 from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import Internal
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
+from weir_chassis.telemetry import get_logger
 from weir_executor.admission import Admission
 from weir_executor.deadlines import Deadlines
 from weir_executor.engine import Engine
 from weir_executor.engine_watch import EngineWatch
+from weir_executor.guided.compile_process import CompileLimits
+from weir_executor.guided.compiler import GuideCompiler, GuideLimits, load_compiler
 from weir_executor.kv_events import KvEventLog
 from weir_executor.kv_transfer import KvTransfer, LoaderLimits, TransferLimits, WriterLimits
 from weir_executor.live_requests import LiveRequests
@@ -56,12 +59,13 @@ async def serving(
     engine: Engine, files: ModelFiles, settings: ExecutorSettings, chassis: Chassis
 ) -> AsyncIterator[Servicers]:
     """Everything around an engine. Starts it, and closes it at the end."""
-    served = Served(files.version, engine.info, files.default_sampling)
     metrics, drain_rate = ExecutorMetrics(chassis.metrics), DrainRate(chassis.clock)
     requests = LiveRequests(chassis.leases)
     kv_events = KvEventLog(_epoch(chassis), settings.kv_event_log)
     deadlines = Deadlines(chassis.clock)
     async with AsyncExitStack() as stack:
+        guides = await _start_guides(stack, engine, settings)
+        served = Served(files.version, engine.info, files.default_sampling, takes_guides=guides is not None)
         transfer = await _connect_store(stack, engine, settings, chassis, metrics)
         offer = transfer.offer if transfer is not None else None
         fanout = StepFanout(requests, deadlines, drain_rate, metrics, record=kv_events.append, offer=offer)
@@ -72,6 +76,7 @@ async def serving(
             deadlines=deadlines,
             drain_rate=drain_rate,
             transfer=transfer,
+            guides=guides,
             max_waiting=settings.max_waiting,
             draw_seed=lambda: chassis.random.getrandbits(64),
         )
@@ -99,6 +104,23 @@ async def serving(
 def _engine_stopped(servicer: ExecutorServicer, chassis: Chassis) -> None:
     chassis.health.stop()
     servicer.fail(Internal("the engine stopped; the service's log says why"))
+
+
+async def _start_guides(stack: AsyncExitStack, engine: Engine, settings: ExecutorSettings) -> GuideCompiler | None:
+    if not engine.info.takes_guides:
+        return None
+    limits = GuideLimits(
+        CompileLimits(settings.guide_seconds, settings.guide_process_bytes, settings.guide_bytes),
+        settings.guide_cache_bytes,
+    )
+    tokenizer_json = settings.model_dir / "tokenizer.json"
+    try:
+        guides = await asyncio.to_thread(load_compiler, tokenizer_json, engine.info.vocab_size, limits)
+    except (ImportError, OSError, ValueError) as error:
+        get_logger().warning("no_guides", reason=str(error))
+        return None
+    stack.push_async_callback(guides.close)
+    return guides
 
 
 async def _connect_store(

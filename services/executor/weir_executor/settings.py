@@ -106,6 +106,14 @@ class ExecutorSettings(ServiceSettings):
         description="blocks whose events are remembered for a watcher that comes back",
     )
 
+    # ── guides ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    guide_seconds: float = Field(default=10.0, gt=0.0, le=600.0, description="a guide may take to compile")
+    guide_process_bytes: int = Field(
+        default=2 * _GIB, ge=256 * _MIB, description="address space of a process that compiles guides"
+    )
+    guide_bytes: int = Field(default=64 * _MIB, ge=1024, description="memory of one compiled guide")
+    guide_cache_bytes: int = Field(default=256 * _MIB, ge=0, description="memory for compiled guides that are kept")
+
     # ── the kvstore ───────────────────────────────────────────────────────────────────────────────────────────────────
     kvstore_address: str = Field(default="", description="host:port of the kvstore service; empty: none")
     kvstore_deadline_seconds: float = Field(

@@ -10,7 +10,9 @@ from collections.abc import Sequence, Sized
 
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt
 from weir.inference.v1.embedding_pb2 import Pooling
+from weir.inference.v1.guide_pb2 import Guide
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir.inference.v1.watermark_pb2 import Watermark
 from weir.router.v1.router_pb2 import ChatRequest, EmbedInput, EmbedRequest, GenerateRequest
 from weir_chassis.errors import InvalidArgument, Unsupported
 
@@ -25,6 +27,9 @@ MAX_STOPS = 16
 MAX_STOP_BYTES = 1024
 MAX_STOP_TOKEN_IDS = 64
 MAX_PRIORITY = 100
+MAX_GUIDE_BYTES = {"json_schema": 64 << 10, "regex": 8 << 10, "ebnf": 64 << 10, "structural_tag": 64 << 10}
+MAX_OPTIONS = 256
+MAX_OPTION_BYTES = 1024
 MAX_ADAPTER_BYTES = 128
 MAX_EMBED_INPUTS = 256
 
@@ -83,6 +88,28 @@ def check_sampling(sampling: SamplingParameters) -> None:
     if sampling.HasField("logprobs"):
         _check_int("sampling.logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
     _check_logit_bias(sampling)
+    if sampling.HasField("guide"):
+        check_guide(sampling.guide)
+    if sampling.HasField("watermark"):
+        check_watermark("sampling.watermark", sampling.watermark)
+
+
+def check_guide(guide: Guide) -> None:
+    language = guide.WhichOneof("language")
+    _require(language is not None, "sampling.guide", "names no language; one of json_schema, json_object, regex, …")
+    if language == "choice":
+        _check_count("sampling.guide.choice.options", guide.choice.options, MAX_OPTIONS, least=1)
+        for index, option in enumerate(guide.choice.options):
+            _check_bytes(f"sampling.guide.choice.options[{index}]", option, MAX_OPTION_BYTES, least=1)
+    elif language in MAX_GUIDE_BYTES:
+        _check_bytes(f"sampling.guide.{language}", getattr(guide, language), MAX_GUIDE_BYTES[language], least=1)
+
+
+def check_watermark(field: str, watermark: Watermark) -> None:
+    if watermark.HasField("green_fraction"):
+        _check_float(f"{field}.green_fraction", watermark.green_fraction, 0.05, 0.95)
+    if watermark.HasField("bias"):
+        _check_float(f"{field}.bias", watermark.bias, 0, 20, inclusive=False)
 
 
 def check_stopping(stopping: StoppingConditions) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from contract.engine_contract import hashes, prompt, request
 from weir_executor.engine import GenerationRequest, StoredPrefix, WaitingReason
 from weir_executor.paged.block_pool import BlockPool
-from weir_executor.paged.scheduler import Batch, Scheduler, SchedulerLimits
+from weir_executor.paged.scheduler import Batch, Scheduled, Scheduler, SchedulerLimits
 from weir_executor.paged.sequence import LiveRequest, Sequence, Status
 from weir_executor.paged.tenants import TenantLimits, Tenants
 
@@ -30,6 +30,7 @@ class Toy:
     tenants: dict[str, TenantLimits] = field(default_factory=dict)
     arrivals: int = 0
     computed_tokens: int = 0
+    draft_dice: random.Random | None = None  # with it, rows get drafts of which some stand
     scheduler: Scheduler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,10 +55,12 @@ class Toy:
         sequences = [sequence for live in self.scheduler.live.values() for sequence in live.sequences]
         decoding = [s for s in sequences if s.status is Status.RUNNING and s.num_uncomputed == 1]
         batch = self.scheduler.schedule()
+        if self.draft_dice is not None:
+            self._draft(batch, self.draft_dice)
         self._check(batch, decoding)
         for scheduled in batch.scheduled:
             self.computed_tokens += scheduled.count
-            new = [len(scheduled.sequence.token_ids) % 50] if scheduled.samples else []
+            new = self._draw(scheduled)
             self.scheduler.advance(scheduled, new)
             if new and scheduled.sequence.finish_reason():
                 self.scheduler.finish(scheduled.sequence)
@@ -71,6 +74,23 @@ class Toy:
                 return steps
             self.step()
         raise AssertionError("the scheduler does not come to an end")
+
+    def _draw(self, scheduled: Scheduled) -> list[int]:
+        """Where a token is due, the row's drafts as far as they stand and one more, up to the sequence's end."""
+        drafts, sequence = scheduled.draft_token_ids, scheduled.sequence
+        standing = self.draft_dice.randint(0, len(drafts)) if self.draft_dice and drafts else 0
+        new = [*drafts[:standing], len(sequence.token_ids) % 50] if scheduled.samples else []
+        return new[: sequence.count_until_end(new)]
+
+    def _draft(self, batch: Batch, dice: random.Random) -> None:
+        for row in [row for row in batch.scheduled if row.samples]:
+            most = min(dice.randint(0, 9), self.max_batched_tokens - batch.num_tokens)
+            free = self.scheduler.pool.num_free
+            room = self.scheduler.make_room_for_drafts(row.sequence, most)
+            assert 0 <= room <= most
+            assert self.scheduler.pool.num_free in (free, *range(self.scheduler.num_running, free))
+            # A proposer may give fewer than it was asked for.
+            batch.add_drafts(row, tuple(range(dice.randint(0, room))))
 
     def _check(self, batch: Batch, decoding: list[Sequence]) -> None:
         counts = [scheduled.count for scheduled in batch.scheduled]
@@ -119,25 +139,23 @@ _limits = st.builds(
 
 @given(
     _requests(),
-    st.integers(15, 40),
-    st.integers(1, 8),
-    st.integers(8, 40),
-    st.tuples(
-        st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3)), max_size=8),
-        st.dictionaries(st.sampled_from(["", "acme", "*"]), _limits),
-    ),
+    st.tuples(st.integers(15, 40), st.integers(1, 8), st.integers(8, 40)),
+    st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3)), max_size=8),
+    st.dictionaries(st.sampled_from(["", "acme", "*"]), _limits),
+    st.none() | st.integers(),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_everything_ends_and_every_block_returns(
     requests: list[GenerationRequest],
-    num_blocks: int,
-    max_num_seqs: int,
-    budget: int,
-    aborts_and_tenants: tuple[list[tuple[int, int]], dict[str, TenantLimits]],
+    limits: tuple[int, int, int],
+    aborts: list[tuple[int, int]],
+    tenants: dict[str, TenantLimits],
+    draft_seed: int | None,
 ) -> None:
     """And no quota is ever exceeded, which `check_integrity` sees to."""
-    aborts, tenants = aborts_and_tenants
-    toy = Toy(num_blocks, max_num_seqs, budget, tenants)
+    dice = None if draft_seed is None else random.Random(draft_seed)
+    toy = Toy(*limits, tenants, draft_dice=dice)
+    num_blocks = limits[0]
     lives = [toy.add(generation) for generation in requests]
     for key, steps in aborts:
         for _ in range(steps if toy.scheduler.live else 0):
@@ -463,3 +481,60 @@ def test_numbers_of_a_sequence_are_asserted() -> None:
     except AssertionError:
         return
     raise RuntimeError("a sequence computed more tokens than it has")
+
+
+# ── drafts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _decoding(toy: Toy, prompt_length: int = 6, max_tokens: int = 30) -> tuple[Sequence, Batch]:
+    """A sequence that has drawn its first token, and the step of its second."""
+    live = toy.add(_hashed(0, prompt(prompt_length), max_tokens))
+    toy.step()
+    return live.sequences[0], toy.scheduler.schedule()
+
+
+def test_drafts_that_stand_are_computed_and_the_room_of_others_goes_back() -> None:
+    toy = Toy()
+    sequence, batch = _decoding(toy)
+    assert toy.scheduler.make_room_for_drafts(sequence, 9) == 9
+    assert len(sequence.blocks) == 4
+    batch.add_drafts(batch.scheduled[0], tuple(range(100, 109)))
+    (row,) = batch.scheduled
+    assert (row.count, row.token_ids[1:], batch.num_tokens) == (10, list(range(100, 109)), 10)
+    new_blocks = toy.scheduler.advance(row, [100, 101, 7])
+    assert sequence.token_ids[-3:] == [100, 101, 7]
+    assert (sequence.num_computed, sequence.num_uncomputed, len(sequence.blocks)) == (9, 1, 3)
+    assert [block.block_id for block in new_blocks] == [sequence.blocks[1]]
+    toy.scheduler.check_integrity()
+
+
+def test_a_block_of_drafts_that_do_not_stand_gets_no_hash() -> None:
+    toy = Toy()
+    sequence, batch = _decoding(toy)
+    toy.scheduler.make_room_for_drafts(sequence, 9)
+    batch.add_drafts(batch.scheduled[0], tuple(range(100, 109)))
+    assert toy.scheduler.advance(batch.scheduled[0], [7]) == []
+    assert [toy.scheduler.pool.is_findable(block_id) for block_id in sequence.blocks] == [True, False]
+    toy.run()
+
+
+def test_drafts_take_only_blocks_that_nobody_may_need_in_the_next_step() -> None:
+    toy = Toy(num_blocks=4)
+    sequence, _ = _decoding(toy)
+    assert len(sequence.blocks) == 2
+    assert toy.scheduler.make_room_for_drafts(sequence, 9) == 5, "one block of the two that are free"
+    assert toy.scheduler.pool.num_free == 1
+    assert toy.scheduler.make_room_for_drafts(sequence, 9) == 5
+    assert toy.scheduler.make_room_for_drafts(sequence, 2) == 2
+    assert toy.scheduler.make_room_for_drafts(sequence, -3) == 0
+
+
+def test_a_restarted_sequence_waits_and_names_the_blocks_that_were_its_own() -> None:
+    toy = Toy()
+    sequence, _ = _decoding(toy)
+    first, second = sequence.blocks
+    assert toy.scheduler.restart(sequence) == [second]
+    assert (sequence.status, sequence.blocks) == (Status.WAITING, [])
+    assert toy.scheduler.pool.is_findable(first)
+    toy.scheduler.check_integrity()
+    toy.run()

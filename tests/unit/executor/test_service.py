@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,12 @@ import pytest
 
 from contract.executor_contract import calling, connect
 from models_fixture import EOS, tiny_model
+from unit.executor.guide_tokens import save_tokenizer, text_of
 from weir.executor.v1 import executor_pb2 as pb
+from weir.inference.v1.guide_pb2 import Choice, Guide
+from weir.inference.v1.output_pb2 import FinishReason
+from weir.inference.v1.sampling_pb2 import SamplingParameters
+from weir_chassis.errors import InvalidArgument, Unsupported
 from weir_chassis.server import new_chassis, serve
 from weir_chassis.settings import SettingsError
 from weir_chassis.stopping import Stop
@@ -53,6 +59,57 @@ async def test_it_serves_a_model_directory(directory: Path, engine: str) -> None
             await caller.until_told(1)
             assert len(caller.tokens[1, 0]) == 8
     assert_no_leases(chassis.leases)
+
+
+async def test_outputs_follow_guides(directory: Path) -> None:
+    save_tokenizer(directory)
+    chassis = new_chassis("executor")
+    async with (
+        build(settings(directory), chassis) as servicers,
+        chassis.background,
+        serve_in_memory(*servicers.registrations) as channel,
+        calling(connect(channel)) as caller,
+    ):
+        assert caller.info.guides
+        stopping = {"ignore_eos": False}
+        for handle, guide in enumerate([Guide(regex="[ab]{3}(yes|no)"), Guide(choice=Choice(options=["ab", "é"]))]):
+            sampling = SamplingParameters(seed=handle, guide=guide)
+            await caller.submit(handle, sampling=sampling, stopping=stopping, max_tokens=20)
+        await caller.submit(2, sampling=SamplingParameters(guide=Guide(regex="(")), stopping=stopping)
+        await caller.submit(3, sampling=SamplingParameters(guide=Guide(ebnf='root ::= "a" root')), stopping=stopping)
+        await caller.submit(4, sampling=SamplingParameters(guide=Guide(regex="")), stopping=stopping)
+        await caller.submit(5, sampling=SamplingParameters(guide=Guide(regex="x{60}")), max_tokens=50)
+        await caller.abort(5)
+        await caller.until_told(*range(6))
+        assert re.fullmatch("[ab]{3}(yes|no)", text_of(caller.tokens[0, 0]))
+        assert text_of(caller.tokens[1, 0]) in {"ab", "é"}
+        assert caller.finished[0, 0].finish_reason == FinishReason.FINISH_REASON_STOP
+        assert caller.finished[0, 0].guide_complete
+        assert all(isinstance(error, InvalidArgument) for error in caller.failed.values())
+        fields = {handle: str(error).split(":")[0] for handle, error in caller.failed.items()}
+        assert fields == {2: "sampling.guide.regex", 3: "sampling.guide.ebnf", 4: "sampling.guide.regex"}
+        assert len(caller.tokens[5, 0]) < 50
+        # A guide that is known by now needs no task of its own.
+        await caller.submit(9, sampling=SamplingParameters(guide=Guide(regex="[ab]{3}(yes|no)")), stopping=stopping)
+        await caller.until_told(9)
+        assert re.fullmatch("[ab]{3}(yes|no)", text_of(caller.tokens[9, 0]))
+    assert_no_leases(chassis.leases)
+
+
+@pytest.mark.parametrize("engine", ["paged", "fake"])
+async def test_an_executor_without_guides_says_so(directory: Path, engine: str) -> None:
+    """The one has a tokenizer whose tokens have no bytes, the other cannot."""
+    chassis = new_chassis("executor")
+    async with (
+        build(settings(directory, engine=engine), chassis) as servicers,
+        chassis.background,
+        serve_in_memory(*servicers.registrations) as channel,
+        calling(connect(channel)) as caller,
+    ):
+        assert not caller.info.guides
+        await caller.submit(1, sampling=SamplingParameters(guide=Guide(regex="a")))
+        await caller.until_told(1)
+        assert isinstance(caller.failed[1], Unsupported)
 
 
 async def test_its_metrics_show_load_and_ends(directory: Path) -> None:

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart, ImagePart
+from weir.inference.v1.guide_pb2 import Choice, Guide, JsonObject
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir.inference.v1.watermark_pb2 import Watermark
 from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest, TokenPrompt
 from weir_chassis.errors import InvalidArgument, Unsupported
 from weir_router import validation
@@ -61,6 +63,19 @@ BAD: list[tuple[GenerateRequest | ChatRequest, str, str]] = [
     (sampling(logit_bias={7: 100.5}), "sampling.logit_bias[7]", "must be in [-100, 100]"),
     (sampling(logit_bias={7: math.nan}), "sampling.logit_bias[7]", "must be in [-100, 100]"),
     (sampling(logit_bias=dict.fromkeys(range(1025), 0.0)), "sampling.logit_bias", "0 to 1024 entries, has 1025"),
+    (sampling(guide=Guide()), "sampling.guide", "names no language"),
+    (sampling(guide=Guide(regex="")), "sampling.guide.regex", "1 to 8192 bytes of UTF-8, has 0"),
+    (sampling(guide=Guide(regex="x" * 8193)), "sampling.guide.regex", "has 8193"),
+    (sampling(guide=Guide(json_schema="é" * 32769)), "sampling.guide.json_schema", "1 to 65536 bytes"),
+    (sampling(guide=Guide(ebnf="x" * 65537)), "sampling.guide.ebnf", "1 to 65536 bytes"),
+    (sampling(guide=Guide(structural_tag="x" * 65537)), "sampling.guide.structural_tag", "1 to 65536 bytes"),
+    (sampling(guide=Guide(choice=Choice())), "sampling.guide.choice.options", "1 to 256 entries, has 0"),
+    (sampling(guide=Guide(choice=Choice(options=["x"] * 257))), "sampling.guide.choice.options", "has 257"),
+    (sampling(guide=Guide(choice=Choice(options=["x", ""]))), "sampling.guide.choice.options[1]", "has 0"),
+    (sampling(watermark=Watermark(green_fraction=0.96)), "sampling.watermark.green_fraction", "[0.05, 0.95]"),
+    (sampling(watermark=Watermark(green_fraction=math.nan)), "sampling.watermark.green_fraction", "is nan"),
+    (sampling(watermark=Watermark(bias=0.0)), "sampling.watermark.bias", "must be in (0, 20], is 0"),
+    (sampling(watermark=Watermark(bias=20.5)), "sampling.watermark.bias", "must be in (0, 20]"),
     (stopping(max_tokens=0), "stopping.max_tokens", "must be at least 1"),
     (stopping(max_tokens=4, min_tokens=5), "stopping.min_tokens", "must be at most max_tokens (4), is 5"),
     (stopping(stop=["x"] * 17), "stopping.stop", "0 to 16 entries, has 17"),
@@ -108,6 +123,11 @@ GOOD = [
     sampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, repetition_penalty=100.0, n=16, logprobs=20, seed=0),
     sampling(presence_penalty=-100.0, frequency_penalty=100.0, logit_bias={0: -100.0, 5: 100.0}),
     stopping(max_tokens=1, min_tokens=1, stop=["x" * 1024] * 16, stop_token_ids=[1] * 64, ignore_eos=True),
+    sampling(guide=Guide(json_object=JsonObject())),
+    sampling(guide=Guide(regex="x" * 8192)),
+    sampling(guide=Guide(choice=Choice(options=["x" * 1024] * 256))),
+    sampling(watermark=Watermark()),
+    sampling(watermark=Watermark(green_fraction=0.5, bias=20.0)),
     stopping(min_tokens=7),
     chat(USER),
     chat(ChatMessage(role="assistant")),

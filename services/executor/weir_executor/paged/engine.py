@@ -22,6 +22,7 @@ from weir_executor.paged.model.registry import load_config
 from weir_executor.paged.parallel.layout import Layout
 from weir_executor.paged.runner import ModelRunner, use_threads
 from weir_executor.paged.scheduler import SchedulerLimits
+from weir_executor.paged.speculation.drafter import Drafter, SpeculationOptions
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
 from weir_executor.paged.tenants import Tenants
 from weir_executor.paged.workload import Workload
@@ -55,6 +56,7 @@ class PagedEngineConfig:
     emit_full_blocks: bool = False
     itl_target_seconds: float | None = None  # inter-token latency to keep to by smaller chunks
     tenants: Tenants = field(default_factory=Tenants)
+    speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     warm_up: bool = True  # a small request before any other
     check_integrity: bool = False  # after every step: for tests
 
@@ -70,9 +72,10 @@ class PagedEngine(StepLoop):
         options: LoopOptions,
         *,
         adapters: Adapters,
+        drafter: Drafter,
         resources: ExitStack,
     ) -> None:
-        super().__init__(info, limits, worker, options, adapters)
+        super().__init__(info, limits, worker, options, adapters=adapters, drafter=drafter)
         self._runner, self._resources = worker, resources
 
     def check_health(self) -> None:
@@ -131,6 +134,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
                 check_integrity=config.check_integrity,
             ),
             adapters=compute.adapters,
+            drafter=Drafter(config.speculation),
             resources=resources.pop_all(),
         )
 

@@ -48,6 +48,8 @@ def request_end(live: LiveRequest, now: float, error: Exception | None) -> Reque
         prefill_seconds=first_token_at - scheduled_at,
         decode_seconds=now - first_token_at,
         preemptions=live.preemptions,
+        draft_tokens=live.draft_tokens,
+        accepted_draft_tokens=live.accepted_draft_tokens,
         error=error,
         embedding=live.embedding,
     )

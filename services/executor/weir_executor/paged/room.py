@@ -41,6 +41,11 @@ class Room:
         """What it is short of, if it needs `num_blocks`; None: it fits. `prefix` are blocks that hold its beginning."""
         return self._tenants_shortage(sequence, num_blocks) or self._own_shortage(prefix, num_blocks)
 
+    def spare_blocks(self, tenant: str) -> int:
+        """What is left when each that runs, and each of the tenant's within its quota, has one block in hand."""
+        spare, most = self._num_free - self._num_running, self._tenants.of(tenant).max_blocks
+        return spare if most is None else min(spare, most - self._use.blocks[tenant] - self._use.slots[tenant])
+
     def _own_shortage(self, prefix: Items[int], num_blocks: int) -> WaitingReason | None:
         if self._num_running >= self._max_num_seqs:
             return WaitingReason.NO_SLOT

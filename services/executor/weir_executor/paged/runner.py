@@ -10,7 +10,6 @@ from itertools import islice
 
 import torch
 
-from weir_chassis.errors import Internal
 from weir_executor.engine import StoredPrefix
 from weir_executor.guided.bitmask import Words
 from weir_executor.paged.decoder import Decoded, Decoder, DeviceLostError, KvBlocks
@@ -21,9 +20,7 @@ from weir_executor.paged.pooling import pool
 from weir_executor.paged.sampler import sample
 from weir_executor.paged.scheduler import Batch, Scheduled
 from weir_executor.paged.speculation.verify import accept
-from weir_executor.paged.worker import Draw, Result
-
-_NOT_FINITE = "the model's output for this request is not finite"
+from weir_executor.paged.worker import Draw, NotFiniteError, Result
 
 
 class ModelRunner:
@@ -89,7 +86,7 @@ def _results(batch: FlatBatch, decoded: Decoded) -> Iterable[Result]:
     left = iter(draws)
     for index, row in enumerate(batch.rows):
         kept = accept(list(islice(left, row.num_wanted)), row.draft_token_ids)
-        yield instead.get(index, kept) if sound[index] else Internal(_NOT_FINITE)
+        yield instead.get(index, kept) if sound[index] else NotFiniteError()
 
 
 def _draw(batch: FlatBatch, decoded: Decoded, allowed: Mapping[int, Sequence[Words]]) -> tuple[list[Draw], list[bool]]:

@@ -135,6 +135,12 @@ class Batch:
         self.scheduled.append(Scheduled(sequence, sequence.num_computed, count))
         self.num_tokens += count
 
+    def add_drafts(self, row: Scheduled, draft_token_ids: tuple[int, ...]) -> None:
+        assert row.samples, row
+        longer = Scheduled(row.sequence, row.first, row.count + len(draft_token_ids), draft_token_ids)
+        self.scheduled[self.scheduled.index(row)] = longer
+        self.num_tokens += len(draft_token_ids)
+
 
 class Scheduler:
     """Decides what the next step computes, and owns every sequence and its blocks until it ends."""
@@ -204,6 +210,25 @@ class Scheduler:
         sequence.num_reached = max(sequence.num_reached, sequence.num_computed)
         self._give_surplus_back(sequence)
         return self._store_full_blocks(sequence, computed_from=scheduled.first)
+
+    def make_room_for_drafts(self, sequence: Sequence, most: int) -> int:
+        """Blocks for up to `most` drafts after a sequence's tokens, of those that are free, and for how many there is.
+
+        One block stays in hand for each running sequence: no draft causes a preemption. `advance` takes back the rest.
+        """
+        missing = self._blocks_for(len(sequence.token_ids) + most) - len(sequence.blocks)
+        self._grow(sequence, max(0, min(missing, self._room().spare_blocks(sequence.tenant))))
+        return max(0, min(most, len(sequence.blocks) * self.limits.block_size - len(sequence.token_ids)))
+
+    def restart(self, sequence: Sequence) -> list[int]:
+        """Compute its tokens anew, from what others hold of them. Returns the blocks that it alone held."""
+        held = [
+            block_id
+            for block_id in sequence.blocks
+            if self.pool.references(block_id) == 1 and not self.pool.is_findable(block_id)
+        ]
+        self._preempt(sequence)
+        return held
 
     def finish(self, sequence: Sequence) -> None:
         """This output is over; its blocks are free at once."""

@@ -26,7 +26,7 @@ class Status(Enum):
     FINISHED = "finished"
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """One output of a request. Only the scheduler changes it."""
 
@@ -151,6 +151,7 @@ class Sequence:
         assert 0 <= self.num_cached <= self.num_computed <= len(self.token_ids), self
         assert self.num_computed <= len(self.blocks) * block_size, self
         assert len(self.block_hashes) <= len(self.token_ids) // block_size, self
+        assert self.num_stored * block_size <= self.num_computed, self
         if self.status is Status.RUNNING:
             assert len(self.token_ids) - 1 <= len(self.blocks) * block_size < len(self.token_ids) + block_size, self
             assert self.num_uncomputed > 0, self
@@ -178,6 +179,8 @@ class LiveRequest:
     cached_prompt_tokens: int = 0
     loaded_prompt_tokens: int = 0
     completion_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
     preemptions: int = 0
     embedding: Items[float] = ()
 

@@ -46,9 +46,10 @@ from weir_executor.paged.scheduler import Batch, NewBlock, Scheduled, Scheduler,
 from weir_executor.paged.self_test import run_self_test
 from weir_executor.paged.sequence import LiveRequest, Status
 from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.paged.speculation.drafter import MAX_DRAFT_TOKENS, Drafter
 from weir_executor.paged.step_meter import StepMeter, count
 from weir_executor.paged.validation import check_quota, check_request
-from weir_executor.paged.worker import Draw, Result, Vector, Worker
+from weir_executor.paged.worker import Draw, NotFiniteError, Result, Vector, Worker
 
 _log = logging.getLogger(__name__)
 # A step takes well under a second; a thread that has not come back by then hangs in a device call and is left behind.
@@ -86,9 +87,13 @@ class StepLoop:
         limits: SchedulerLimits,
         worker: Worker,
         options: LoopOptions,
+        *,
         adapters: Adapters | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
-        self._info, self._worker, self._options = info, worker, options
+        self._drafter = drafter or Drafter()
+        self._info = replace(info, speculation_modes=self._drafter.modes, max_draft_tokens=MAX_DRAFT_TOKENS)
+        self._worker, self._options = worker, options
         self._adapters: Adapters = adapters or NoAdapters()
         self._pool = BlockPool(info.num_blocks, prefix_cache=options.prefix_cache)
         self._limits, self._scheduler = limits, Scheduler(self._pool, limits)
@@ -257,6 +262,7 @@ class StepLoop:
         started, report = self._options.clock(), Report()
         self._take_in(report)
         batch = self._scheduler.schedule(self._chunk.tokens)
+        self._drafter.add_drafts(batch, self._scheduler)
         stats = count(batch)
         self._note_scheduled(batch, started)
         self._emit(batch, self._results(batch), report)
@@ -307,6 +313,7 @@ class StepLoop:
         """Run the batch. An exception becomes everyone's result, unless it is fatal."""
         if not batch.scheduled:
             return []
+        started = self._options.clock()
         try:
             results = self._worker.run(batch)
         except Exception as error:
@@ -316,6 +323,7 @@ class StepLoop:
             _log.exception("a step of %d sequences failed", len(batch.scheduled))
             return [Internal(f"the step failed: {type(error).__name__}")] * len(batch.scheduled)
         self._failures = 0
+        self._drafter.observe_step(batch.num_tokens, self._options.clock() - started)
         return results
 
     def _prove_worker(self) -> None:
@@ -351,7 +359,9 @@ class StepLoop:
             sequence = scheduled.sequence
             if sequence.status is Status.FINISHED:
                 continue  # another output of its request failed in this very step
-            if isinstance(result, WeirError):
+            if isinstance(result, NotFiniteError) and scheduled.draft_token_ids:
+                self._retry_without_drafts(sequence)
+            elif isinstance(result, WeirError):
                 self._fail(sequence.live, result, report)
             elif isinstance(result, Vector):
                 self._take_vector(scheduled, result, report)
@@ -371,6 +381,7 @@ class StepLoop:
         report.new_blocks += self._scheduler.advance(scheduled, [draw.token_id for draw in kept])
         if not kept:
             return
+        self._note_drafts(scheduled, min(len(kept), len(draws) - 1))
         sequence.live.completion_tokens += len(kept)
         if sequence.live.first_token_at is None:
             sequence.live.first_token_at = now
@@ -379,6 +390,16 @@ class StepLoop:
         report.outputs.append(output)
         if output.finish_reason is not None:
             self._finish(sequence, report)
+
+    def _note_drafts(self, scheduled: Scheduled, num_accepted: int) -> None:
+        self._drafter.observe_row(scheduled, num_accepted)
+        scheduled.sequence.live.draft_tokens += len(scheduled.draft_token_ids)
+        scheduled.sequence.live.accepted_draft_tokens += num_accepted
+
+    def _retry_without_drafts(self, sequence: LiveSequence) -> None:
+        """A draft that the model cannot compute is no fault of the request: had it not been guessed, all were well."""
+        self._worker.clear_blocks(self._scheduler.restart(sequence))
+        self._drafter.stop(sequence)
 
     def _finish(self, sequence: LiveSequence, report: Report) -> None:
         self._scheduler.finish(sequence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from weir_chassis.errors import InvalidArgument, PromptTooLong, QuotaExceeded, Unsupported
-from weir_executor.engine import EngineInfo, GenerationRequest
+from weir_executor.engine import EngineInfo, GenerationRequest, SpeculationMode
 from weir_executor.paged.tenants import TenantLimits
 
 
@@ -19,6 +19,7 @@ def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     _check_token_ids("stop_token_ids", request.stop_token_ids, info)
     _check_token_ids("sampling.logit_bias", request.sampling.logit_bias, info)
     _check_resumed(request, info)
+    _check_speculation(request, info)
     full_blocks = len(request.token_ids) // info.block_size
     if request.block_hashes and len(request.block_hashes) != full_blocks:
         found = f"{len(request.block_hashes)} hashes"
@@ -63,6 +64,16 @@ def _check_length(request: GenerationRequest, info: EngineInfo) -> None:
     wanted = len(request.token_ids) + request.max_tokens
     if wanted > info.max_model_len:
         raise PromptTooLong("token_ids", wanted, info.max_model_len)
+
+
+def _check_speculation(request: GenerationRequest, info: EngineInfo) -> None:
+    known = (SpeculationMode.OFF, *info.speculation_modes)
+    if request.speculation is not None and request.speculation not in known:
+        modes = ", ".join(mode.value for mode in known)
+        raise Unsupported(f"speculation: {request.speculation.value} is not among {modes}")
+    drafts = request.max_draft_tokens
+    if drafts is not None and not 1 <= drafts <= info.max_draft_tokens:
+        raise InvalidArgument("max_draft_tokens", f"{drafts} is not between 1 and {info.max_draft_tokens}")
 
 
 def _check_resumed(request: GenerationRequest, info: EngineInfo) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from weir_chassis.errors import WeirError
+from weir_chassis.errors import Internal, WeirError
 from weir_executor.engine import StoredPrefix, TokenLogprobs
 from weir_executor.paged.scheduler import Batch
 
@@ -24,6 +24,13 @@ class Vector:
     """What a sequence that pools came to at its end."""
 
     values: Sequence[float]
+
+
+class NotFiniteError(Internal):
+    """What a row came to is no numbers: its own tokens are to blame, or its drafts."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's output for this request is not finite")
 
 
 # Of one scheduled sequence: its new tokens, which are none when the step did not reach its end, and several when drafts
