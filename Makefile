@@ -103,6 +103,18 @@ PEERS ?= vllm openvino transformers
 bench-engine: $(SETUP) ## the engine and the suite beside vLLM, OpenVINO and transformers (PEERS=…)
 	PYTHONPATH=tests $(BIN)/python -m bench engine --peers $(PEERS)
 
+# On a GPU's own image there is no virtual environment, and nothing can be installed: its Python is what there is.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+ON_GPU     := PYTHONPATH=tests:protos:services/chassis:services/executor $(GPU_PYTHON)
+
+.PHONY: bench-gpu
+bench-gpu: ## the engine on a CUDA device beside transformers and the device's limits; says so where there is none
+	$(ON_GPU) -m bench.gpu
+
+.PHONY: test-gpu
+test-gpu: ## the CUDA path's tests on a CUDA device, with no more than its image holds
+	$(ON_GPU) -m pytest -c tests/unit/executor/cuda/pytest.ini --confcutdir tests/unit/executor/cuda -m cuda tests/unit/executor/cuda
+
 .PHONY: bench-services
 bench-services: $(SETUP) ## the CPU that each service adds per token and per request
 	PYTHONPATH=tests $(BIN)/python -m bench services

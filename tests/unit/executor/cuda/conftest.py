@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.gpu import bare_image
+
+bare_image.complete()  # before any module of ours is imported
+
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
