@@ -478,7 +478,7 @@ def bad_submits(info: pb.GetModelInfoResponse) -> list[tuple[pb.Submit, str, str
         (submit(info, 1, [5] * info.max_model_len), "PROMPT_TOO_LONG", f"the limit is {info.max_model_len}"),
         (submit(info, 1, max_tokens=info.max_model_len), "PROMPT_TOO_LONG", f"the limit is {info.max_model_len}"),
         (submit(info, 1, request_id="x" * 129), bad, "request_id: longer than 128"),
-        (submit(info, 1, adapter="lora"), "UNSUPPORTED", "adapter: no engine here has adapters"),
+        (submit(info, 1, adapter="lora"), "NOT_FOUND", "adapter 'lora' is not loaded here"),
         (submit(info, 1, tenant_salt="x" * 129), bad, "tenant_salt: longer than 128"),
         (submit(info, 1, priority=101), bad, r"priority: 101 .*\[-100, 100\]"),
         (submit(info, 1, priority=-101), bad, r"priority: -101 .*\[-100, 100\]"),
@@ -628,6 +628,7 @@ def bad_embeds(info: pb.GetModelInfoResponse) -> list[tuple[pb.EmbedRequest, str
         (embed(info, good, priority=101), bad, r"priority: 101 .*\[-100, 100\]"),
         (embed(info, good, pooling=9), bad, "pooling: 9"),
         (embed(info, good, request_id="x" * 129), bad, "request_id: longer than 128"),
+        (embed(info, good, adapter="lora"), "NOT_FOUND", "adapter 'lora' is not loaded here"),
         (other, "REVISION_MISMATCH", "another revision"),
     ]
 

@@ -17,6 +17,7 @@ from weir.executor.v1 import executor_pb2 as pb
 from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import DeadlineExceeded, Draining, Overloaded, WeirError
 from weir_chassis.telemetry import get_logger
+from weir_executor.adapters.table import AdapterTable, HeldAdapter
 from weir_executor.deadlines import Deadlines
 from weir_executor.engine import Engine, GenerationRequest, RequestEnd
 from weir_executor.guided.compiler import GuideCompiler
@@ -34,6 +35,7 @@ class Admission:
         engine: Engine,
         served: Served,
         *,
+        adapters: AdapterTable,
         requests: LiveRequests,
         deadlines: Deadlines,
         drain_rate: DrainRate,
@@ -43,7 +45,7 @@ class Admission:
         draw_seed: Callable[[], int],
     ) -> None:
         """`max_waiting` is the engine's own bound: known here, so that nothing is prepared for what it refuses."""
-        self._engine, self._served, self._requests = engine, served, requests
+        self._engine, self._served, self._adapters, self._requests = engine, served, adapters, requests
         self._deadlines, self._drain_rate = deadlines, drain_rate
         self._transfer, self._guides = transfer, guides
         self._max_waiting, self._draw_seed = max_waiting, draw_seed
@@ -62,9 +64,16 @@ class Admission:
         """
         self._check_open()
         seconds = seconds_left(submit)
-        request = to_request(submit, key=next(self._keys), served=self._served, draw_seed=self._draw_seed)
+        adapter = self._adapter(submit.adapter)
+        request = to_request(
+            submit,
+            key=next(self._keys),
+            served=self._served,
+            draw_seed=self._draw_seed,
+            adapter=adapter.info if adapter else None,
+        )
         guide = to_submitted_guide(submit, self._served)
-        live = self._admit(request, LiveRequest(request, submit.handle, listener), submit.request_id, guide)
+        live = self._admit(request, LiveRequest(request, submit.handle, listener, adapter), submit.request_id, guide)
         if seconds is not None:
             self._deadlines.add(live.key, seconds)
         return live
@@ -79,7 +88,8 @@ class Admission:
         try:
             for handle, keyless in enumerate(requests):
                 request = replace(keyless, key=next(self._keys))
-                lives.append(self._admit(request, LiveRequest(request, handle, listener), owner))
+                live = LiveRequest(request, handle, listener, self._adapter(request.adapter))
+                lives.append(self._admit(request, live, owner))
         except BaseException:
             for live in lives:
                 self.discard(live)
@@ -117,6 +127,9 @@ class Admission:
     def _check_open(self) -> None:
         if self._draining:
             raise Draining("the executor is shutting down and takes no new requests")
+
+    def _adapter(self, named: str) -> HeldAdapter | None:
+        return self._adapters.find(named) if named else None
 
     def _admit(
         self, request: GenerationRequest, live: LiveRequest, owner: str, guide: Guide | None = None

@@ -12,9 +12,12 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 
-from weir_chassis.errors import WeirError
-from weir_executor.engine import EngineInfo, Pooling, PoolingKind, StoredPrefix, TokenLogprobs
+from weir_chassis.errors import AlreadyExists, WeirError
+from weir_executor.adapters.config import AdapterConfig
+from weir_executor.adapters.files import Note, read_weights
+from weir_executor.engine import AdapterInfo, EngineInfo, Pooling, PoolingKind, StoredPrefix, TokenLogprobs
 from weir_executor.paged.scheduler import Batch, Scheduled, SchedulerLimits
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.speculation.drafter import Drafter, SpeculationOptions
@@ -25,6 +28,7 @@ from weir_executor.paged.worker import Draw, Result, Vector
 
 # A bias that no ordinary logit resists; the fake takes it for certainty and all smaller ones for nothing.
 _CERTAIN_BIAS = 100.0
+_MAX_ADAPTER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class FakeEngineConfig:
     prefix_cache: bool = True
     emit_full_blocks: bool = False
     transfers_blocks: bool = True
+    max_adapters: int = 2
+    max_adapter_rank: int = 64
     itl_target_seconds: float | None = None
     tenants: Tenants = field(default_factory=Tenants)
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
@@ -75,7 +81,10 @@ class FakeEngine(StepLoop):
             warm_up=config.warm_up,
             check_integrity=config.check_integrity,
         )
-        super().__init__(_info(config), limits, self._fake, options, drafter=Drafter(config.speculation))
+        self._loaded = _FakeAdapters()
+        super().__init__(
+            _info(config), limits, self._fake, options, drafter=Drafter(config.speculation), adapters=self._loaded
+        )
 
     def fail_step(self, error: Exception | None = None) -> None:
         """The next step raises; the engine lives on."""
@@ -96,8 +105,39 @@ class FakeEngine(StepLoop):
     def resume(self) -> None:
         self._fake.may_run.set()
 
+    def hold_loads(self) -> None:
+        """From now on an adapter that is read is not loaded, until `release_loads`."""
+        self._loaded.may_load.clear()
+
+    def release_loads(self) -> None:
+        self._loaded.may_load.set()
+
     def set_step_seconds(self, seconds: float) -> None:
         self._fake.step_seconds = seconds
+
+
+class _FakeAdapters:
+    """Names, each with a directory that holds the files of an adapter; nobody looks into its weights."""
+
+    def __init__(self) -> None:
+        self.may_load = threading.Event()
+        self.may_load.set()
+        self._names: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def load(self, name: str, directory: Path, config: AdapterConfig, note: Note) -> AdapterInfo:
+        if name in self._names:
+            raise AlreadyExists(name, f"an adapter {name!r} is loaded")
+        data, fingerprint = read_weights(directory, _MAX_ADAPTER_BYTES, note)
+        while not self.may_load.wait(0.002):
+            note(len(data), len(data))
+        self._names.add(name)
+        return AdapterInfo(name, config.rank, fingerprint, len(data))
+
+    def unload(self, name: str) -> None:
+        self._names.remove(name)
 
 
 class _FakeWorker:
@@ -147,7 +187,7 @@ class _FakeWorker:
         if sequence.live.key in self.request_errors:
             return self.request_errors.pop(sequence.live.key)
         if scheduled.reaches_end and sequence.pooling is not None:
-            return Vector(embedding(sequence.token_ids, sequence.pooling, self._config.embedding_size))
+            return Vector(embedding(sequence, sequence.pooling, self._config.embedding_size))
         token_ids = [next_token(sequence, self._config, ahead) for ahead in range(scheduled.num_wanted)]
         draws = [Draw(token_id, _logprobs(sequence, token_id)) for token_id in token_ids]
         return accept(draws, scheduled.draft_token_ids)
@@ -162,7 +202,8 @@ def next_token(sequence: LiveSequence, config: FakeEngineConfig, ahead: int = 0)
         return certain[0]
     if config.eos_after is not None and place >= config.eos_after and allowed_eos:
         return allowed_eos[0]
-    prompt, width = _digest(sequence.token_ids[: sequence.num_prompt]), config.vocab_size - config.lowest_token_id
+    prompt = _digest(sequence.token_ids[: sequence.num_prompt], _adapter_key(sequence))
+    width = config.vocab_size - config.lowest_token_id
     # A greedy model knows neither seed nor output.
     seed, output = (sequence.sampling.seed % 2**64, sequence.output_index) if sequence.sampling.temperature else (0, 0)
     for attempt in range(1 + len(forbidden) + len(config.eos_token_ids)):
@@ -173,12 +214,18 @@ def next_token(sequence: LiveSequence, config: FakeEngineConfig, ahead: int = 0)
     return config.lowest_token_id
 
 
-def embedding(token_ids: Sequence[int], pooling: Pooling, size: int) -> list[float]:
+def embedding(sequence: LiveSequence, pooling: Pooling, size: int) -> list[float]:
     """What the tokens give, in [-1, 1]: all of them for a mean, the last and how many there are otherwise."""
+    token_ids, key = sequence.token_ids, _adapter_key(sequence)
     seen = token_ids if pooling.kind is PoolingKind.MEAN else (token_ids[-1], len(token_ids))
-    values = [int.from_bytes(_digest((*seen, i))[:4], "little") / 2**31 - 1.0 for i in range(size)]
+    values = [int.from_bytes(_digest((*seen, i), key)[:4], "little") / 2**31 - 1.0 for i in range(size)]
     length = math.hypot(*values) if pooling.normalize else 1.0
     return [value / length for value in values]
+
+
+def _adapter_key(sequence: LiveSequence) -> bytes:
+    """As much of its name as BLAKE2 takes for a key."""
+    return sequence.live.request.adapter.encode()[:64]
 
 
 def _logprobs(sequence: LiveSequence, token_id: int) -> TokenLogprobs | None:
@@ -205,6 +252,8 @@ def _info(config: FakeEngineConfig) -> EngineInfo:
         kv_layout="fake",
         transfers_blocks=config.transfers_blocks,
         embedding_size=config.embedding_size,
+        max_adapters=config.max_adapters,
+        max_adapter_rank=config.max_adapter_rank,
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from weir_chassis.leases import Lease, LeaseLedger
+from weir_executor.adapters.table import HeldAdapter
 from weir_executor.engine import GenerationRequest, RequestEnd, TokenOutput
 
 
@@ -36,6 +37,7 @@ class LiveRequest:
 
     __slots__ = (
         "accepted",
+        "adapter",
         "admitted_at",
         "early_aborts",
         "handle",
@@ -51,7 +53,9 @@ class LiveRequest:
         "waits_for_guide",
     )
 
-    def __init__(self, request: GenerationRequest, handle: int, listener: Listener) -> None:
+    def __init__(
+        self, request: GenerationRequest, handle: int, listener: Listener, adapter: HeldAdapter | None = None
+    ) -> None:
         self.key, self.handle, self.listener = request.key, handle, listener
         self.request = request
         self.admitted_at = 0.0  # monotonic seconds
@@ -59,6 +63,7 @@ class LiveRequest:
         self.stop_token_ids = request.stop_token_ids
         self.accepted = False  # the caller knows that its first token was computed
         self.told = False
+        self.adapter = adapter  # held from `LiveRequests.add` to its `remove`
         self.lease: Lease | None = None
         self.preparing: asyncio.Task[None] | None = None
         self.early_aborts: set[int] = set()  # outputs that were aborted before the engine knew them
@@ -82,6 +87,8 @@ class LiveRequests:
     def add(self, live: LiveRequest, owner: str) -> None:
         assert live.key not in self._by_key, live.key
         live.lease = self._leases.acquire("slot", owner)
+        if live.adapter is not None:
+            live.adapter.hold()
         live.admitted_at = self._leases.clock.monotonic()
         self._by_key[live.key] = live
 
@@ -98,6 +105,8 @@ class LiveRequests:
             return None
         assert live.lease is not None, key
         live.lease.release()
+        if live.adapter is not None:
+            live.adapter.release()
         drop_prefix(live)
         return live
 

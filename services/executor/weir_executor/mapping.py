@@ -23,7 +23,7 @@ from weir_chassis.errors import (
     RevisionMismatch,
     Unsupported,
 )
-from weir_executor.engine import EngineInfo, GenerationRequest, Pooling, PoolingKind, Sampling
+from weir_executor.engine import AdapterInfo, EngineInfo, GenerationRequest, Pooling, PoolingKind, Sampling
 from weir_executor.guided.guide import Guide
 from weir_executor.guided.mapping import to_guide
 
@@ -75,8 +75,15 @@ class Served:
     takes_guides: bool = False
 
 
-def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callable[[], int]) -> GenerationRequest:
-    """The request as the engine takes it: valid, and with every default filled in.
+def to_request(
+    submit: pb.Submit,
+    *,
+    key: int,
+    served: Served,
+    draw_seed: Callable[[], int],
+    adapter: AdapterInfo | None = None,
+) -> GenerationRequest:
+    """The request as the engine takes it: valid, and with every default filled in. `adapter` is the one that it names.
 
     Raises ModelNotFound, RevisionMismatch, PromptTooLong, or Unsupported and InvalidArgument naming the field.
     """
@@ -85,7 +92,7 @@ def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callab
     _check_bytes("tenant", submit.tenant)
     _check_version(submit.model_version, served.version)
     _check_prompt(submit.token_ids, info)
-    scope = cache_scope(submit.adapter, submit.tenant_salt, served.version)
+    scope = cache_scope(served.version, adapter, submit.tenant_salt)
     max_tokens = _max_tokens(stopping, len(submit.token_ids), info)
     n = _n(sampling, info)
     _PRIORITY.check("priority", submit.priority)
@@ -103,6 +110,7 @@ def to_request(submit: pb.Submit, *, key: int, served: Served, draw_seed: Callab
         tenant=submit.tenant,
         resumed=_resumed(submit.resumed_outputs, n, max_tokens, info),
         cache_scope=scope,
+        adapter=adapter.name if adapter else "",
     )
 
 
@@ -115,7 +123,9 @@ def to_submitted_guide(submit: pb.Submit, served: Served) -> Guide | None:
     return to_guide(submit.sampling.guide)
 
 
-def to_pooling_requests(asked: pb.EmbedRequest, served: Served) -> list[GenerationRequest]:
+def to_pooling_requests(
+    asked: pb.EmbedRequest, served: Served, adapter: AdapterInfo | None = None
+) -> list[GenerationRequest]:
     """One request for each input, all with key 0. Hashes the inputs' blocks, so it is not for the event loop.
 
     Raises as `to_request` does.
@@ -129,7 +139,7 @@ def to_pooling_requests(asked: pb.EmbedRequest, served: Served) -> list[Generati
     if not 1 <= len(asked.inputs) <= MAX_EMBED_INPUTS:
         raise InvalidArgument("inputs", f"{len(asked.inputs)}; 1 to {MAX_EMBED_INPUTS}")
     _PRIORITY.check("priority", asked.priority)
-    scope = cache_scope(asked.adapter, "", served.version)
+    scope = cache_scope(served.version, adapter)
     pooling = Pooling(_pooling_kind(asked.pooling), not asked.HasField("normalize") or asked.normalize)
     prompts = [_embed_input(index, one, info) for index, one in enumerate(asked.inputs)]
     # What a mean would find in the cache it could not use, and what it would leave there nobody asked for.
@@ -144,6 +154,7 @@ def to_pooling_requests(asked: pb.EmbedRequest, served: Served) -> list[Generati
             tenant=asked.tenant,
             cache_scope=root,
             pooling=pooling,
+            adapter=adapter.name if adapter else "",
         )
         for token_ids in prompts
     ]
@@ -159,17 +170,20 @@ def seconds_left(submit: pb.Submit) -> float | None:
     return seconds
 
 
-def cache_scope(adapter: str, tenant_salt: str, version: ModelVersion) -> bytes:
-    """The root that the prompt's block hashes were seeded with. Raises Unsupported, InvalidArgument."""
-    if adapter:
-        raise Unsupported("adapter: no engine here has adapters")
+def cache_scope(version: ModelVersion, adapter: AdapterInfo | None = None, tenant_salt: str = "") -> bytes:
+    """The root that the prompt's block hashes were seeded with. Raises InvalidArgument.
+
+    An adapter is in it by its fingerprint: one that comes back under the same name with other weights finds no block
+    of the old ones.
+    """
     _check_bytes("tenant_salt", tenant_salt)
-    return _root(version.model, version.revision, version.tokenizer_hash, tenant_salt)
+    fingerprint = adapter.fingerprint if adapter else ""
+    return _root(version.model, version.revision, version.tokenizer_hash, fingerprint, tenant_salt)
 
 
 @lru_cache(maxsize=_MAX_KNOWN_ROOTS)
-def _root(model: str, revision: str, tokenizer_hash: str, tenant_salt: str) -> bytes:
-    return scope_root(HashScope(model, revision, tokenizer_hash, tenant_salt=tenant_salt))
+def _root(model: str, revision: str, tokenizer_hash: str, adapter: str, tenant_salt: str) -> bytes:
+    return scope_root(HashScope(model, revision, tokenizer_hash, adapter, tenant_salt))
 
 
 # ── what a Submit must satisfy ────────────────────────────────────────────────────────────────────────────────────────
@@ -241,7 +255,7 @@ def _block_hashes(submit: pb.Submit, info: EngineInfo, scope: bytes) -> list[byt
     # The first proves that they were made of these tokens, for this model, tenant and block size: without it, one
     # tenant's salt forgotten on the way would show its blocks to another. The rest is the tokenizer's word.
     if hashes and hashes[0] != block_hash(scope, submit.token_ids[: info.block_size]):
-        raise InvalidArgument("block_hashes", "not of these token_ids with this model_version and tenant_salt")
+        raise InvalidArgument("block_hashes", "not of these token_ids with this model_version, adapter and tenant_salt")
     return hashes
 
 

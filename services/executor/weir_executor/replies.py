@@ -14,6 +14,8 @@ from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir.kvstore.v1.block_hash import join_hashes
 from weir_chassis.errors import Internal, WeirError, to_failure
+from weir_executor.adapters.operations import Read
+from weir_executor.adapters.table import HeldAdapter
 from weir_executor.engine import (
     BlockRemoved,
     BlockStored,
@@ -85,6 +87,23 @@ def to_embed_response(ends: Sequence[RequestEnd]) -> pb.EmbedResponse:
     )
 
 
+def to_adapter(held: HeldAdapter) -> pb.Adapter:
+    assert held.info is not None, held.name
+    return pb.Adapter(
+        name=held.name,
+        rank=held.info.rank,
+        fingerprint=held.info.fingerprint,
+        bytes=held.info.num_bytes,
+        live_requests=held.live,
+    )
+
+
+def to_load_adapter_response(said: Read | HeldAdapter) -> pb.LoadAdapterResponse:
+    if isinstance(said, Read):
+        return pb.LoadAdapterResponse(loaded_bytes=said.done, total_bytes=said.total)
+    return pb.LoadAdapterResponse(adapter=to_adapter(said))
+
+
 def to_model_info(served: Served) -> pb.GetModelInfoResponse:
     info, default = served.info, served.default_sampling
     return pb.GetModelInfoResponse(
@@ -110,6 +129,7 @@ def to_model_info(served: Served) -> pb.GetModelInfoResponse:
         ),
         embedding_size=info.embedding_size,
         guides=served.takes_guides,
+        max_adapters=info.max_adapters,
     )
 
 
@@ -144,13 +164,14 @@ def _to_step_stats(stats: StepStats) -> pb.StepStats:
     )
 
 
-def to_request_state(request_id: str, state: RequestState) -> pb.RequestState:
+def to_request_state(request_id: str, adapter: str, state: RequestState) -> pb.RequestState:
     reason = state.waiting_reason
     waiting_reason = pb.WaitingReason.Value(f"WAITING_REASON_{reason.name}") if reason else None
     return pb.RequestState(
         request_id=request_id,
         tenant=state.tenant,
         priority=state.priority,
+        adapter=adapter,
         running_sequences=state.running_sequences,
         waiting_sequences=state.waiting_sequences,
         waiting_reason=waiting_reason or pb.WAITING_REASON_UNSPECIFIED,
@@ -169,6 +190,7 @@ def to_unknown_state(request_id: str, request: GenerationRequest, age_seconds: f
         request_id=request_id,
         tenant=request.tenant,
         priority=request.priority,
+        adapter=request.adapter,
         waiting_sequences=request.n,
         waiting_reason=pb.WAITING_REASON_STORED_PREFIX,
         age=to_duration(age_seconds),

@@ -11,9 +11,13 @@ from typing import Any, Final
 from weir.executor.v1 import executor_pb2
 from weir.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
 from weir_chassis.drain_rate import DrainRate
-from weir_chassis.errors import Internal
+from weir_chassis.errors import Internal, WeirError
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
+from weir_chassis.settings import SettingsError
 from weir_chassis.telemetry import get_logger
+from weir_executor.adapters.base import Base
+from weir_executor.adapters.operations import AdapterOperations
+from weir_executor.adapters.table import AdapterTable
 from weir_executor.admission import Admission
 from weir_executor.deadlines import Deadlines
 from weir_executor.engine import Engine
@@ -69,9 +73,13 @@ async def serving(
         transfer = await _connect_store(stack, engine, settings, chassis, metrics)
         offer = transfer.offer if transfer is not None else None
         fanout = StepFanout(requests, deadlines, drain_rate, metrics, record=kv_events.append, offer=offer)
+        adapters = AdapterTable(engine.info.max_adapters, engine.unload_adapter)
+        base = Base(settings.model, files.version.revision, settings.model_dir)
+        operations = AdapterOperations(engine, adapters, base, settings.adapter_dir)
         admission = Admission(
             engine,
             served,
+            adapters=adapters,
             requests=requests,
             deadlines=deadlines,
             drain_rate=drain_rate,
@@ -84,6 +92,8 @@ async def serving(
             engine,
             served,
             admission,
+            adapters=adapters,
+            operations=operations,
             requests=requests,
             kv_events=kv_events,
             leases=chassis.leases,
@@ -91,6 +101,7 @@ async def serving(
         )
         stack.callback(fanout.close)
         stack.push_async_callback(asyncio.to_thread, engine.close)
+        await _load_adapters(operations, settings)
         await asyncio.to_thread(engine.start, fanout.deliver)
         chassis.background.start(deadlines.run(admission.expire), name="sweep_deadlines")
         watch = EngineWatch(engine, fanout, metrics, chassis.clock, hang_seconds=settings.hang_seconds)
@@ -99,6 +110,16 @@ async def serving(
             chassis.background.start(transfer.run(), name="put_blocks")
         registration = Registration(add_ExecutorServiceServicer_to_server, servicer, SERVICE_NAME)
         yield Servicers([registration], models=[settings.model], drain=servicer.drain)
+
+
+async def _load_adapters(operations: AdapterOperations, settings: ExecutorSettings) -> None:
+    """Those of the settings, before anybody can ask for them. Raises SettingsError."""
+    for name, directory in settings.adapters.items():
+        try:
+            async for _ in operations.load(name, directory):
+                pass
+        except WeirError as error:
+            raise SettingsError(f"WEIR_EXECUTOR_ADAPTERS: {name}: {error.message}") from error
 
 
 def _engine_stopped(servicer: ExecutorServicer, chassis: Chassis) -> None:
@@ -169,6 +190,8 @@ def _load_paged(settings: ExecutorSettings) -> Engine:
         prefix_cache=settings.prefix_cache,
         itl_target_seconds=_itl_target(settings),
         tenants=_tenants(settings),
+        max_adapters=settings.max_adapters,
+        max_adapter_rank=settings.max_adapter_rank,
         emit_full_blocks=bool(settings.kvstore_address),
     )
     try:
@@ -195,6 +218,8 @@ def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:
             prefix_cache=settings.prefix_cache,
             itl_target_seconds=_itl_target(settings),
             tenants=_tenants(settings),
+            max_adapters=settings.max_adapters,
+            max_adapter_rank=settings.max_adapter_rank,
             emit_full_blocks=bool(settings.kvstore_address),
             warm_up=True,
         )

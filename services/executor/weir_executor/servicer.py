@@ -12,6 +12,8 @@ from weir.executor.v1.executor_pb2_grpc import ExecutorServiceServicer
 from weir_chassis.errors import Draining, Unsupported
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.telemetry import current_request
+from weir_executor.adapters.operations import AdapterOperations
+from weir_executor.adapters.table import AdapterTable
 from weir_executor.admission import Admission
 from weir_executor.caller_stream import CallerStream
 from weir_executor.embed_call import EmbedCall
@@ -20,9 +22,11 @@ from weir_executor.kv_events import KvEventLog
 from weir_executor.live_requests import LiveRequest, LiveRequests
 from weir_executor.mapping import Served, to_pooling_requests
 from weir_executor.replies import (
+    to_adapter,
     to_embed_response,
     to_kv_events,
     to_load,
+    to_load_adapter_response,
     to_model_info,
     to_request_state,
     to_unknown_state,
@@ -36,12 +40,15 @@ class ExecutorServicer(ExecutorServiceServicer):
         served: Served,
         admission: Admission,
         *,
+        adapters: AdapterTable,
+        operations: AdapterOperations,
         requests: LiveRequests,
         kv_events: KvEventLog,
         leases: LeaseLedger,
         max_buffered: int,
     ) -> None:
         self._engine, self._admission, self._requests = engine, admission, requests
+        self._adapters, self._operations = adapters, operations
         self._kv_events, self._leases, self._max_buffered = kv_events, leases, max_buffered
         self._served, self._model_info = served, to_model_info(served)
         self._streams: set[CallerStream] = set()
@@ -83,8 +90,10 @@ class ExecutorServicer(ExecutorServiceServicer):
                 yield to_kv_events(self._kv_events.epoch, batch)
 
     async def Embed(self, request: pb.EmbedRequest, _: Any) -> pb.EmbedResponse:
-        requests = await asyncio.to_thread(to_pooling_requests, request, self._served)
-        return to_embed_response(await EmbedCall(self._admission).run(requests, request.request_id))
+        with self._adapters.holding(request.adapter) as held:
+            adapter = held.info if held is not None else None
+            requests = await asyncio.to_thread(to_pooling_requests, request, self._served, adapter)
+            return to_embed_response(await EmbedCall(self._admission).run(requests, request.request_id))
 
     async def ListRequests(self, _: pb.ListRequestsRequest, __: Any) -> pb.ListRequestsResponse:
         states = {state.key: state for state in self._engine.requests()}
@@ -95,18 +104,22 @@ class ExecutorServicer(ExecutorServiceServicer):
         assert live.lease is not None, live.key
         if state is None:
             return to_unknown_state(live.lease.owner, live.request, self._requests.age_seconds(live))
-        return to_request_state(live.lease.owner, state)
+        return to_request_state(live.lease.owner, live.request.adapter, state)
 
-    async def LoadAdapter(self, _: pb.LoadAdapterRequest, __: Any) -> AsyncIterator[pb.LoadAdapterResponse]:
-        raise Unsupported("this engine has no adapters")
-        yield
+    async def LoadAdapter(self, request: pb.LoadAdapterRequest, _: Any) -> AsyncIterator[pb.LoadAdapterResponse]:
+        base_revision = request.base_revision if request.HasField("base_revision") else None
+        loading = self._operations.load(request.name, request.directory, base_revision)
+        async with aclosing(loading) as messages:
+            async for message in messages:
+                yield to_load_adapter_response(message)
 
-    async def UnloadAdapter(self, _: pb.UnloadAdapterRequest, __: Any) -> AsyncIterator[pb.UnloadAdapterResponse]:
-        raise Unsupported("this engine has no adapters")
-        yield
+    async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, _: Any) -> AsyncIterator[pb.UnloadAdapterResponse]:
+        async with aclosing(self._operations.unload(request.name)) as counts:
+            async for count in counts:
+                yield pb.UnloadAdapterResponse(live_requests=count)
 
     async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Any) -> pb.ListAdaptersResponse:
-        return pb.ListAdaptersResponse()
+        return pb.ListAdaptersResponse(adapters=map(to_adapter, self._adapters))
 
     async def DetectWatermark(self, _: pb.DetectWatermarkRequest, __: Any) -> pb.DetectWatermarkResponse:
         raise Unsupported("this executor has no watermark key")

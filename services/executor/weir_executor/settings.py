@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from weir_chassis.settings import ServiceSettings
 from weir_executor.mapping import MAX_NAME_BYTES
@@ -21,6 +21,21 @@ def _short(name: str) -> str:
 
 
 _Name = Annotated[str, AfterValidator(_short)]
+
+
+def _pairs(value: Any) -> Any:
+    """`name=directory,name=directory` → a table."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.strip().partition("=") for part in value.split(",") if part.strip()]
+    if wrong := [name for name, _, directory in pairs if not name or not directory]:
+        raise ValueError(f"{wrong[0]!r}: expected name=directory,name=directory")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError("a name is listed twice")
+    return {name: directory for name, _, directory in pairs}
+
+
+_Directories = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
 
 
 class TenantSettings(BaseModel):
@@ -92,6 +107,14 @@ class ExecutorSettings(ServiceSettings):
         default=0.0, ge=0.0, le=60.0, description="how long a step of the fake engine takes"
     )
 
+    # ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    adapter_dir: Path | None = Field(default=None, description="below it are all adapters that may be loaded")
+    max_adapters: int = Field(default=0, ge=0, le=1024, description="LoRA adapters that fit at once; 0: none")
+    max_adapter_rank: int = Field(default=64, ge=1, le=1024, description="of an adapter; larger ones are refused")
+    adapters: _Directories = Field(
+        default_factory=dict, description="loaded at the start: name=directory,…, directories below adapter_dir"
+    )
+
     # ── the streams ───────────────────────────────────────────────────────────────────────────────────────────────────
     # An entry takes up to 40 bytes, so one stream that is not read holds at most 10 MB.
     stream_buffer_entries: int = Field(
@@ -143,4 +166,6 @@ class ExecutorSettings(ServiceSettings):
                 f"max_batched_tokens {self.max_batched_tokens} is less than max_num_seqs {self.max_num_seqs}: "
                 "every running sequence must be able to take a step"
             )
+        if len(self.adapters) > self.max_adapters:
+            raise ValueError(f"adapters: {len(self.adapters)}, and max_adapters is {self.max_adapters}")
         return self

@@ -14,8 +14,8 @@ from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, join_hashes, scope_root
-from weir_chassis.errors import DeadlineExceeded, InvalidArgument, RevisionMismatch, Unsupported, WeirError
-from weir_executor.engine import EngineInfo, GenerationRequest, Sampling
+from weir_chassis.errors import DeadlineExceeded, InvalidArgument, RevisionMismatch, WeirError
+from weir_executor.engine import AdapterInfo, EngineInfo, GenerationRequest, Sampling
 from weir_executor.mapping import Served, seconds_left, to_request
 
 VERSION = ModelVersion(model="m", revision="r", tokenizer_hash="t")
@@ -119,9 +119,20 @@ def test_hashes_and_their_scope() -> None:
     assert request.cache_scope == root != mapped().cache_scope
 
 
-def test_an_adapter_is_refused_by_name() -> None:
-    with pytest.raises(Unsupported, match="adapter: no engine here has adapters"):
-        mapped(adapter="lora")
+def test_an_adapter_is_in_the_scope_by_its_fingerprint_and_in_the_request_by_its_name() -> None:
+    root = scope_root(HashScope("m", "r", "t", adapter="f" * 32))
+    sent = pb.Submit(
+        model_version=VERSION,
+        token_ids=[5] * 9,
+        block_hashes=join_hashes(block_hashes(root, [5] * 9, 4)),
+        sampling=SamplingParameters(seed=1),
+    )
+    adapter = AdapterInfo("lora", 8, "f" * 32, 1)
+    request = to_request(sent, key=9, served=SERVED, draw_seed=never, adapter=adapter)
+    assert (request.adapter, request.cache_scope) == ("lora", root)
+    assert mapped().adapter == ""
+    with pytest.raises(InvalidArgument, match=r"block_hashes: not of these token_ids .* adapter"):
+        to_request(sent, key=9, served=SERVED, draw_seed=never)
 
 
 @pytest.mark.parametrize(
