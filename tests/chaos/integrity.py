@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 
 from contract.engine_contract import Listener, hashes, prompt, request
 from weir_chassis.errors import Internal, WeirError
+from weir_executor.engine import SpeculationMode
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.paged.scheduler import Batch
 from weir_executor.paged.sequence import Status
+from weir_executor.paged.speculation.drafter import SpeculationOptions
 from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.paged.worker import Result
 
@@ -55,6 +57,7 @@ class Run:
                         "*": TenantLimits(max_num_seqs=3, max_blocks=20),
                     }
                 ),
+                speculation=SpeculationOptions(SpeculationMode.NGRAM, self.dice.randint(1, 8), adaptive=False),
                 eos_after=self.dice.choice((None, 5)),
                 emit_full_blocks=True,
                 check_integrity=True,
@@ -105,6 +108,7 @@ class Run:
         for sequence in (scheduled.sequence for scheduled in batch.scheduled):
             names = {(sequence.live.key, None), (sequence.live.key, sequence.output_index)}
             self.counts["computed after cancel"] += bool(names & self.cancelled)
+        self.counts["drafts"] += sum(len(scheduled.draft_token_ids) for scheduled in batch.scheduled)
         return self._compute(batch)
 
     def _submit(self, key: int) -> bool:
@@ -171,7 +175,11 @@ def main() -> int:
         except BaseException:
             print(f"seed {seed}: failed; repeat with --seed {seed} --operations {each}")
             raise
-    print(", ".join(f"{name} {total[name]}" for name in (*_SHARES, "refused", "steps", "preemptions", "ended well")))
+    print(
+        ", ".join(
+            f"{name} {total[name]}" for name in (*_SHARES, "refused", "steps", "drafts", "preemptions", "ended well")
+        )
+    )
     print(f"cancelled outputs that a later step computed: {total['computed after cancel']}")
     print(f"operations {total['operations']}, leaks {total['leaks']}, {time.monotonic() - started:.0f} s")
     return 1 if total["leaks"] else 0

@@ -16,12 +16,13 @@ from weir_executor.paged.engine import PagedEngineConfig, load_engine
 _KEY, _TOKENS = 0, 40
 
 
-def _engine(family: str, **limits: Any) -> Engine:
-    return load_engine(PagedEngineConfig(tiny_model(family), num_threads=1, check_integrity=True, **limits))
+def _engine(family: str, kernels: str, **limits: Any) -> Engine:
+    limits = {"num_threads": 1, "check_integrity": True, "kernels": kernels, **limits}
+    return load_engine(PagedEngineConfig(tiny_model(family), **limits))
 
 
-def _alone(family: str, token_ids: list[int]) -> list[int]:
-    engine, heard = _engine(family, num_blocks=64), Listener()
+def _alone(family: str, kernels: str, token_ids: list[int]) -> list[int]:
+    engine, heard = _engine(family, kernels, num_blocks=64), Listener()
     engine.start(heard)
     engine.submit(request(_KEY, token_ids, _TOKENS))
     heard.wait_for_ends(_KEY)
@@ -29,16 +30,22 @@ def _alone(family: str, token_ids: list[int]) -> list[int]:
     return heard.tokens[_KEY, 0]
 
 
+# What computes: PyTorch, and the native kernels where a compiler has made them.
+@pytest.mark.parametrize("kernels", ["torch", "auto"])
 @pytest.mark.parametrize("family", ["llama3", "mistral", "qwen3"])
-def test_greedy_tokens_do_not_depend_on_neighbours_chunks_or_preemptions(family: str) -> None:
+def test_greedy_tokens_do_not_depend_on_neighbours_chunks_or_preemptions(family: str, kernels: str) -> None:
     """Neighbours come and go at random: anywhere in the batch, with the same prefix, cancelled, drawn, longer."""
     dice = random.Random(f"{family} 11")
     token_ids = prompt(61, vocab_size=VOCAB_SIZE)
-    wanted, preemptions = _alone(family, token_ids), 0
+    wanted, preemptions = _alone(family, kernels, token_ids), 0
     for _ in range(5):
         seqs = dice.randint(3, 8)
         engine = _engine(
-            family, num_blocks=dice.randint(14, 20), max_num_seqs=seqs, max_batched_tokens=dice.randint(seqs, 70)
+            family,
+            kernels,
+            num_blocks=dice.randint(14, 20),
+            max_num_seqs=seqs,
+            max_batched_tokens=dice.randint(seqs, 70),
         )
         heard = Listener()
         engine.start(heard)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,12 @@ def test_published_numbers(raw: dict[str, Any], weights: int, kv_bytes_per_token
     shape = model_shape(raw)
     assert _total(shape) == weights
     assert estimate(shape, Setup("bfloat16", "bfloat16")).kv_bytes_per_token == kv_bytes_per_token
+
+
+def test_a_model_that_sees_images_takes_what_its_text_model_takes() -> None:
+    inner = json.loads((tiny_model("gemma3", "bfloat16") / "config.json").read_text())
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "dtype": "bfloat16", "text_config": inner}
+    assert replace(model_shape(outer), architecture="Gemma3ForCausalLM") == model_shape(inner)
 
 
 def test_ranks_share_heads_and_matrices_and_not_the_embedding() -> None:

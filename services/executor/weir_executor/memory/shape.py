@@ -36,9 +36,11 @@ class Family:
 
 
 _LLAMA = Family()
+_GEMMA3 = Family(norms=4, qk_norm=True, ties=True, window_every=6)
 FAMILIES: Mapping[str, Family] = {
     "Gemma2ForCausalLM": Family(norms=4, ties=True, window_every=2),
-    "Gemma3ForCausalLM": Family(norms=4, qk_norm=True, ties=True, window_every=6),
+    "Gemma3ForCausalLM": _GEMMA3,
+    "Gemma3ForConditionalGeneration": _GEMMA3,
     "GPT2LMHeadModel": Family(norm_bias=True, gated=False, qkv_bias=True, other_bias=True, ties=True),
     "GPTNeoXForCausalLM": Family(norm_bias=True, gated=False),
     "LlamaForCausalLM": _LLAMA,
@@ -112,7 +114,9 @@ def model_shape(raw: Mapping[str, Any]) -> ModelShape:
 
 
 def _in_llamas_words(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """GPT-2 has its own."""
+    """GPT-2 has its own; of a model that sees images too, the text model inside is served alone."""
+    if "text_config" in raw:
+        return {**raw, **raw["text_config"], "architectures": raw["architectures"]}
     if "n_embd" not in raw:
         return dict(raw)
     names = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd"}
