@@ -19,6 +19,7 @@ from weir.inference.v1.error_pb2 import ErrorReason
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.output_pb2 import FinishReason
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir.inference.v1.speculation_pb2 import Speculation, SpeculationMode
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, join_hashes, scope_root, split_hashes
 from weir_chassis.errors import WeirError, from_failure, from_rpc_error, reason_name
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 Check = Callable[["Stub"], Awaitable[None]]
 Output = tuple[int, int]  # handle, output index
 
+_NGRAM = Speculation(mode=SpeculationMode.SPECULATION_MODE_NGRAM)
+_DRAFT_MODEL = Speculation(mode=SpeculationMode.SPECULATION_MODE_DRAFT_MODEL)
+_OFF = Speculation(mode=SpeculationMode.SPECULATION_MODE_OFF)
 _PATIENCE_SECONDS = 20.0
 GREEDY = SamplingParameters(temperature=0, seed=1)
 SEEDED = SamplingParameters(temperature=1, seed=1234)
@@ -239,6 +243,20 @@ async def check_several_outputs(stub: Stub) -> None:
         assert len(set(outputs)) > 1, "outputs of one prompt draw with different numbers"
         assert {index for _, index in caller.finished} == {0, 1, 2}
         assert caller.ended[1].usage.completion_tokens == 48
+
+
+async def check_speculation_changes_no_token_and_is_counted(stub: Stub) -> None:
+    """A bias that nothing resists makes an output that is easily guessed."""
+    async with calling(stub) as caller:
+        assert SpeculationMode.SPECULATION_MODE_NGRAM in caller.info.speculation_modes
+        for handle, mode in enumerate((_NGRAM, _OFF), start=1):
+            sampling = SamplingParameters(temperature=0, logit_bias={40: 100.0}, speculation=mode)
+            await caller.submit(handle, sampling=sampling, max_tokens=24)
+        await caller.until_told(1, 2)
+        assert caller.tokens[1, 0] == caller.tokens[2, 0] == [40] * 24
+        guessed, plain = caller.ended[1].usage, caller.ended[2].usage
+        assert 0 < guessed.accepted_draft_tokens <= guessed.draft_tokens
+        assert (guessed.completion_tokens, plain.completion_tokens, plain.draft_tokens) == (24, 24, 0)
 
 
 async def check_a_seed_draws_the_same_alone_and_in_company(stub: Stub) -> None:
@@ -506,6 +524,10 @@ def bad_submits(info: pb.GetModelInfoResponse) -> list[tuple[pb.Submit, str, str
         (sampling(n=0), bad, r"sampling.n: 0 .*\[1, "),
         (sampling(n=17), bad, r"sampling.n: 17 .*\[1, "),
         (sampling(logprobs=21), bad, "sampling.logprobs: 21; at most"),
+        (sampling(speculation=Speculation(mode=9)), bad, "sampling.speculation.mode: 9 is none"),  # type: ignore[arg-type]
+        (sampling(speculation=_DRAFT_MODEL), "UNSUPPORTED", "speculation.mode: .* does not speculate by draft_model"),
+        (sampling(speculation=Speculation(max_draft_tokens=0)), bad, r"max_draft_tokens: 0 is outside \[1, "),
+        (sampling(speculation=Speculation(max_draft_tokens=17)), bad, r"max_draft_tokens: 17 is outside \[1, "),
         (stopping(max_tokens=0), bad, "stopping.max_tokens: 0; at least 1"),
         (stopping(min_tokens=9), bad, "stopping.min_tokens: 9; at most max_tokens, 8"),
         (stopping(stop=["end"]), bad, "stopping.stop: must be empty"),

@@ -85,6 +85,7 @@ class FakeExecutor(ExecutorServiceServicer):
         self.pause_after: int | None = None
         # Never says the last word on a request.
         self.forgets_ends = False
+        self.drafts = (0, 0)  # what its usage says: checked, and of them accepted
         self.submits: list[pb.Submit] = []
         self.aborts: list[pb.Abort] = []
         self.embeds: list[pb.EmbedRequest] = []
@@ -331,6 +332,7 @@ class _Stream:
             return
         prompt_tokens = len(live.submit.token_ids)
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=live.completion_tokens)
+        usage.draft_tokens, usage.accepted_draft_tokens = self.executor.drafts
         response.ended.add(handle=handle, usage=usage)
 
 

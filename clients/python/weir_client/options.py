@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ import click
 
 from weir.inference.v1.guide_pb2 import Choice, Guide, JsonObject
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir.inference.v1.speculation_pb2 import SpeculationMode
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -23,6 +24,11 @@ ROUTER = click.option(
 MODEL = click.option("--model", "-m", default="", help="Model to ask. Default: the only one there is.")
 TIMEOUT = click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for the whole answer.")
 TENANT = click.option("--tenant", envvar="WEIR_TENANT", default="", help="Whose share and quotas apply.")
+_SPECULATION_MODES: Mapping[str, SpeculationMode.ValueType] = {
+    "off": SpeculationMode.SPECULATION_MODE_OFF,
+    "ngram": SpeculationMode.SPECULATION_MODE_NGRAM,
+    "draft-model": SpeculationMode.SPECULATION_MODE_DRAFT_MODEL,
+}
 _SAMPLING = [
     MODEL,
     TENANT,
@@ -33,6 +39,11 @@ _SAMPLING = [
     click.option("--seed", type=int, help="The same seed draws the same answer."),
     click.option("-n", "n", type=int, help="Outputs to draw."),
     click.option("--stop", multiple=True, help="End before this text. May be given several times."),
+    click.option(
+        "--speculation",
+        type=click.Choice(list(_SPECULATION_MODES)),
+        help="Guess tokens ahead: the answer is the same, perhaps sooner. Default: the executor's.",
+    ),
     click.option("--json-object", is_flag=True, help="The answer is a JSON object."),
     click.option("--json-schema", metavar="FILE|JSON", help="The answer is JSON that follows this schema."),
     click.option("--regex", help="The whole answer matches this regular expression."),
@@ -64,6 +75,7 @@ class Asked:
     seed: int | None
     n: int | None
     stop: tuple[str, ...]
+    speculation: str | None
     json_object: bool
     json_schema: str | None
     regex: str | None
@@ -84,6 +96,8 @@ class Asked:
         sampling = _message(SamplingParameters, values)
         if (guide := self._guide()) is not None:
             sampling.guide.CopyFrom(guide)
+        if self.speculation is not None:
+            sampling.speculation.mode = _SPECULATION_MODES[self.speculation]
         return sampling
 
     def _guide(self) -> Guide | None:

@@ -88,6 +88,8 @@ def timing_line(answer: Answer, watch: Stopwatch) -> str:
         seconds, tokens = watch.ended - watch.first_token, usage.completion_tokens - 1
         if tokens > 0 and seconds > 0:
             parts.append(f"{tokens / seconds:.0f} tokens/s")
+    if usage.draft_tokens:
+        parts.append(f"{usage.accepted_draft_tokens} of {usage.draft_tokens} drafts accepted")
     return " · ".join(parts)
 
 

@@ -14,6 +14,7 @@ from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.embedding_pb2 import Pooling as ProtoPooling
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir.inference.v1.speculation_pb2 import SpeculationMode as ProtoSpeculationMode
 from weir.kvstore.v1.block_hash import DIGEST_BYTES, HashScope, block_hash, block_hashes, scope_root, split_hashes
 from weir_chassis.errors import (
     DeadlineExceeded,
@@ -23,7 +24,15 @@ from weir_chassis.errors import (
     RevisionMismatch,
     Unsupported,
 )
-from weir_executor.engine import AdapterInfo, EngineInfo, GenerationRequest, Pooling, PoolingKind, Sampling
+from weir_executor.engine import (
+    AdapterInfo,
+    EngineInfo,
+    GenerationRequest,
+    Pooling,
+    PoolingKind,
+    Sampling,
+    SpeculationMode,
+)
 from weir_executor.guided.guide import Guide
 from weir_executor.guided.mapping import to_guide
 
@@ -62,6 +71,12 @@ _POOLING_KINDS: Mapping[ProtoPooling.ValueType, PoolingKind] = {
     ProtoPooling.POOLING_UNSPECIFIED: PoolingKind.LAST,
     ProtoPooling.POOLING_MEAN: PoolingKind.MEAN,
     ProtoPooling.POOLING_LAST: PoolingKind.LAST,
+}
+SPECULATION_MODES: Mapping[ProtoSpeculationMode.ValueType, SpeculationMode | None] = {
+    ProtoSpeculationMode.SPECULATION_MODE_UNSPECIFIED: None,
+    ProtoSpeculationMode.SPECULATION_MODE_OFF: SpeculationMode.OFF,
+    ProtoSpeculationMode.SPECULATION_MODE_NGRAM: SpeculationMode.NGRAM,
+    ProtoSpeculationMode.SPECULATION_MODE_DRAFT_MODEL: SpeculationMode.DRAFT_MODEL,
 }
 
 
@@ -111,6 +126,8 @@ def to_request(
         resumed=_resumed(submit.resumed_outputs, n, max_tokens, info),
         cache_scope=scope,
         adapter=adapter.name if adapter else "",
+        speculation=_speculation_mode(sampling, info),
+        max_draft_tokens=_max_draft_tokens(sampling, info),
     )
 
 
@@ -264,6 +281,25 @@ def _n(sampling: SamplingParameters, info: EngineInfo) -> int:
     if not 1 <= n <= limit:
         raise InvalidArgument("sampling.n", f"{n} is outside [1, {limit}]")
     return n
+
+
+def _speculation_mode(sampling: SamplingParameters, info: EngineInfo) -> SpeculationMode | None:
+    asked = sampling.speculation.mode
+    if asked not in SPECULATION_MODES:
+        raise InvalidArgument("sampling.speculation.mode", f"{asked} is none of those that the contract knows")
+    mode = SPECULATION_MODES[asked]
+    if mode is not None and mode not in (SpeculationMode.OFF, *info.speculation_modes):
+        raise Unsupported(f"sampling.speculation.mode: this executor does not speculate by {mode.value}")
+    return mode
+
+
+def _max_draft_tokens(sampling: SamplingParameters, info: EngineInfo) -> int | None:
+    if not sampling.speculation.HasField("max_draft_tokens"):
+        return None
+    limit, asked = max(1, info.max_draft_tokens), sampling.speculation.max_draft_tokens
+    if not 1 <= asked <= limit:
+        raise InvalidArgument("sampling.speculation.max_draft_tokens", f"{asked} is outside [1, {limit}]")
+    return asked
 
 
 def _max_tokens(stopping: StoppingConditions, prompt_tokens: int, info: EngineInfo) -> int:

@@ -33,6 +33,7 @@ class ExecutorMetrics:
         self._prompt_tokens = metrics.counter(
             "prompt_tokens", "Prompt tokens of ended requests, by origin", ("origin",)
         )
+        self._drafts = metrics.counter("checked_drafts", "Drafts of ended requests, by outcome", ("outcome",))
         self._ends = metrics.counter("requests_ended", "Requests that the engine ended", ("reason",))
         self._phases = metrics.histogram("phase_seconds", "Time of ended requests", ("phase",), _PHASE_SECONDS)
         self._load = {name: metrics.gauge(name, f"EngineLoad.{name}") for name in _LOAD_FIELDS}
@@ -56,6 +57,8 @@ class ExecutorMetrics:
             ("computed", computed),
         ):
             self._prompt_tokens.labels(origin).inc(max(0, tokens))
+        self._drafts.labels("accepted").inc(end.accepted_draft_tokens)
+        self._drafts.labels("rejected").inc(end.draft_tokens - end.accepted_draft_tokens)
         for phase, seconds in (
             ("queue", end.queue_seconds),
             ("prefill", end.prefill_seconds),

@@ -29,7 +29,7 @@ from weir_executor.engine import (
     TokenOutput,
 )
 from weir_executor.kv_events import KvBatch
-from weir_executor.mapping import MAX_LOGPROBS, MAX_N, Served
+from weir_executor.mapping import MAX_LOGPROBS, MAX_N, SPECULATION_MODES, Served
 
 _FINISH_REASONS: Mapping[FinishReason, ProtoFinishReason.ValueType] = {
     FinishReason.STOP: ProtoFinishReason.FINISH_REASON_STOP,
@@ -58,6 +58,8 @@ def to_request_end(handle: int, end: RequestEnd) -> pb.RequestEnd:
             prompt_tokens=end.prompt_tokens,
             cached_prompt_tokens=end.cached_prompt_tokens + end.loaded_prompt_tokens,
             completion_tokens=end.completion_tokens,
+            draft_tokens=end.draft_tokens,
+            accepted_draft_tokens=end.accepted_draft_tokens,
         ),
         engine_cached_tokens=end.cached_prompt_tokens,
         store_cached_tokens=end.loaded_prompt_tokens,
@@ -130,6 +132,7 @@ def to_model_info(served: Served) -> pb.GetModelInfoResponse:
         embedding_size=info.embedding_size,
         guides=served.takes_guides,
         max_adapters=info.max_adapters,
+        speculation_modes=[mode for mode, ours in SPECULATION_MODES.items() if ours in info.speculation_modes],
     )
 
 

@@ -20,7 +20,7 @@ from weir_executor.adapters.operations import AdapterOperations
 from weir_executor.adapters.table import AdapterTable
 from weir_executor.admission import Admission
 from weir_executor.deadlines import Deadlines
-from weir_executor.engine import Engine
+from weir_executor.engine import Engine, SpeculationMode
 from weir_executor.engine_watch import EngineWatch
 from weir_executor.guided.compile_process import CompileLimits
 from weir_executor.guided.compiler import GuideCompiler, GuideLimits, load_compiler
@@ -30,6 +30,7 @@ from weir_executor.live_requests import LiveRequests
 from weir_executor.mapping import Served
 from weir_executor.metrics import ExecutorMetrics
 from weir_executor.model_files import ModelFiles, bad_model, read_model_files
+from weir_executor.paged.speculation.drafter import SpeculationOptions
 from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.servicer import ExecutorServicer
 from weir_executor.settings import ExecutorSettings
@@ -192,6 +193,7 @@ def _load_paged(settings: ExecutorSettings) -> Engine:
         tenants=_tenants(settings),
         max_adapters=settings.max_adapters,
         max_adapter_rank=settings.max_adapter_rank,
+        speculation=_speculation(settings),
         emit_full_blocks=bool(settings.kvstore_address),
     )
     try:
@@ -220,6 +222,7 @@ def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:
             tenants=_tenants(settings),
             max_adapters=settings.max_adapters,
             max_adapter_rank=settings.max_adapter_rank,
+            speculation=_speculation(settings),
             emit_full_blocks=bool(settings.kvstore_address),
             warm_up=True,
         )
@@ -228,6 +231,11 @@ def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:
 
 def _tenants(settings: ExecutorSettings) -> Tenants:
     return Tenants({name: TenantLimits(**tenant.model_dump()) for name, tenant in settings.tenants.items()})
+
+
+def _speculation(settings: ExecutorSettings) -> SpeculationOptions:
+    mode = SpeculationMode(settings.speculation)
+    return SpeculationOptions(mode, settings.max_draft_tokens, settings.adaptive_drafts)
 
 
 def _itl_target(settings: ExecutorSettings) -> float | None:

@@ -87,6 +87,13 @@ class ExecutorSettings(ServiceSettings):
         le=60_000.0,
         description="inter-token latency to keep to by prefilling in smaller chunks; unset: none",
     )
+    speculation: Literal["off", "ngram"] = Field(
+        default="off", description="where guesses at next tokens come from, for requests that do not say"
+    )
+    max_draft_tokens: int = Field(default=5, ge=1, le=16, description="guesses per step and output")
+    adaptive_drafts: bool = Field(
+        default=True, description="as many guesses as pay, none under load; false: always max_draft_tokens"
+    )
     prefix_cache: bool = Field(default=True, description="keep full blocks for later prompts that begin alike")
     num_threads: int | None = Field(default=None, ge=1, le=1024, description="on a CPU; unset: PyTorch's choice")
     kernels: Literal["auto", "torch", "plain", "avx2", "avx512", "avx512bf16"] = Field(

@@ -54,6 +54,8 @@ class Journey:
             prompt_tokens=len(prompt.token_ids),
             cached_prompt_tokens=end.usage.cached_prompt_tokens,
             completion_tokens=progress.delivered_tokens,
+            draft_tokens=end.usage.draft_tokens,
+            accepted_draft_tokens=end.usage.accepted_draft_tokens,
         )
 
     def receipt(self, prompt: EncodedPrompt, choice: Choice, progress: Progress) -> Receipt:

@@ -12,6 +12,7 @@ from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt
 from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.guide_pb2 import Guide
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir.inference.v1.speculation_pb2 import Speculation, SpeculationMode
 from weir.inference.v1.watermark_pb2 import Watermark
 from weir.router.v1.router_pb2 import ChatRequest, EmbedInput, EmbedRequest, GenerateRequest
 from weir_chassis.errors import InvalidArgument, Unsupported
@@ -22,6 +23,7 @@ MAX_PARTS = 1024
 MAX_ROLE_BYTES = 64
 MAX_N = 16
 MAX_LOGPROBS = 20
+MAX_DRAFT_TOKENS = 16
 MAX_LOGIT_BIASES = 1024
 MAX_STOPS = 16
 MAX_STOP_BYTES = 1024
@@ -92,6 +94,8 @@ def check_sampling(sampling: SamplingParameters) -> None:
         check_guide(sampling.guide)
     if sampling.HasField("watermark"):
         check_watermark("sampling.watermark", sampling.watermark)
+    if sampling.HasField("speculation"):
+        _check_speculation(sampling.speculation)
 
 
 def check_guide(guide: Guide) -> None:
@@ -110,6 +114,14 @@ def check_watermark(field: str, watermark: Watermark) -> None:
         _check_float(f"{field}.green_fraction", watermark.green_fraction, 0.05, 0.95)
     if watermark.HasField("bias"):
         _check_float(f"{field}.bias", watermark.bias, 0, 20, inclusive=False)
+
+
+def _check_speculation(speculation: Speculation) -> None:
+    _require(
+        speculation.mode in SpeculationMode.values(), "sampling.speculation.mode", f"{speculation.mode} is unknown"
+    )
+    if speculation.HasField("max_draft_tokens"):
+        _check_int("sampling.speculation.max_draft_tokens", speculation.max_draft_tokens, 1, MAX_DRAFT_TOKENS)
 
 
 def check_stopping(stopping: StoppingConditions) -> None:

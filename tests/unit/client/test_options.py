@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from weir.inference.v1.guide_pb2 import Choice, Guide, JsonObject
+from weir.inference.v1.speculation_pb2 import SpeculationMode
 from weir_client.options import Asked, sampling_options
 
 
@@ -53,6 +54,12 @@ def test_no_guide_is_none() -> None:
     sampling = asked("--temperature", "0", "--seed", "3").sampling()
     assert not sampling.HasField("guide")
     assert (sampling.temperature, sampling.seed) == (0, 3)
+
+
+def test_speculation_is_named_or_left_to_the_executor() -> None:
+    mode = asked("--speculation", "draft-model").sampling().speculation.mode
+    assert mode == SpeculationMode.SPECULATION_MODE_DRAFT_MODEL
+    assert not asked().sampling().HasField("speculation")
 
 
 def test_an_answer_follows_one_guide() -> None:

@@ -54,6 +54,12 @@ def test_the_rate_counts_from_the_first_token_on(watch: Stopwatch, expected: str
     assert timing_line(answer, watch) == expected
 
 
+def test_drafts_are_told_when_there_were_any() -> None:
+    answer = Answer(usage=Usage(prompt_tokens=3, completion_tokens=10, draft_tokens=8, accepted_draft_tokens=6))
+    watch = Stopwatch(started=1.0, first_token=None, ended=2.0)
+    assert timing_line(answer, watch) == "3 prompt (0 cached) + 10 tokens · 6 of 8 drafts accepted"
+
+
 def test_an_error_says_what_to_do_next() -> None:
     assert error_line(NoWorker("nobody is there")).splitlines() == [
         "NO_WORKER: nobody is there",

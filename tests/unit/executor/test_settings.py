@@ -43,6 +43,8 @@ def test_two_variables_are_enough() -> None:
         ("TENANTS", '{"acme": {"weight": 0}}', r"TENANTS\[acme\]\[weight\]=0: .* greater than 0"),
         ("TENANTS", '{"acme": {"max_num_seqs": 0}}', "greater than or equal to 1"),
         ("TENANTS", '{"acme": {"max_block": 8}}', r"TENANTS\[acme\]\[max_block\]=8: Extra"),
+        ("SPECULATION", "guess", "'off'.* 'ngram'"),
+        ("MAX_DRAFT_TOKENS", "17", "less than or equal to 16"),
         ("ITL_TARGET_MS", "0", "greater than 0"),
         ("MAX_WAITING", "0", "greater than or equal to 1"),
         ("STREAM_BUFFER_ENTRIES", "1", "greater than or equal to 64"),

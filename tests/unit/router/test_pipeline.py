@@ -187,6 +187,13 @@ async def test_a_stop_token_is_named() -> None:
         assert answer.usage.completion_tokens == 3
 
 
+async def test_drafts_are_part_of_the_usage() -> None:
+    async with suite() as running:
+        running.executor.drafts = (8, 5)
+        answer = await collect(running.router.Generate(request("hello")))
+        assert (answer.usage.draft_tokens, answer.usage.accepted_draft_tokens) == (8, 5)
+
+
 async def test_usage_comes_although_the_executor_forgets_its_last_word() -> None:
     async with suite(end_wait_seconds=0.05) as running:
         running.executor.forgets_ends = True

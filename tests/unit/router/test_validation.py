@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart, ImagePart
 from weir.inference.v1.guide_pb2 import Choice, Guide, JsonObject
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir.inference.v1.speculation_pb2 import Speculation, SpeculationMode
 from weir.inference.v1.watermark_pb2 import Watermark
 from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest, TokenPrompt
 from weir_chassis.errors import InvalidArgument, Unsupported
@@ -74,6 +75,8 @@ BAD: list[tuple[GenerateRequest | ChatRequest, str, str]] = [
     (sampling(guide=Guide(choice=Choice(options=["x", ""]))), "sampling.guide.choice.options[1]", "has 0"),
     (sampling(watermark=Watermark(green_fraction=0.96)), "sampling.watermark.green_fraction", "[0.05, 0.95]"),
     (sampling(watermark=Watermark(green_fraction=math.nan)), "sampling.watermark.green_fraction", "is nan"),
+    (sampling(speculation=Speculation(mode=9)), "sampling.speculation.mode", "9 is unknown"),  # type: ignore[arg-type]
+    (sampling(speculation=Speculation(max_draft_tokens=17)), "sampling.speculation.max_draft_tokens", "[1, 16]"),
     (sampling(watermark=Watermark(bias=0.0)), "sampling.watermark.bias", "must be in (0, 20], is 0"),
     (sampling(watermark=Watermark(bias=20.5)), "sampling.watermark.bias", "must be in (0, 20]"),
     (stopping(max_tokens=0), "stopping.max_tokens", "must be at least 1"),
@@ -127,6 +130,7 @@ GOOD = [
     sampling(guide=Guide(regex="x" * 8192)),
     sampling(guide=Guide(choice=Choice(options=["x" * 1024] * 256))),
     sampling(watermark=Watermark()),
+    sampling(speculation=Speculation(mode=SpeculationMode.SPECULATION_MODE_DRAFT_MODEL, max_draft_tokens=16)),
     sampling(watermark=Watermark(green_fraction=0.5, bias=20.0)),
     stopping(min_tokens=7),
     chat(USER),
