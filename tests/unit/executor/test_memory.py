@@ -30,6 +30,7 @@ from weir_executor.memory.estimate import (
 from weir_executor.memory.shape import ModelShape, UnknownShapeError, model_shape, read_shape
 from weir_executor.paged.kv_cache import KvCache
 from weir_executor.paged.model import registry
+from weir_executor.paged.model.config import Fields
 from weir_executor.paged.model.registry import load_config
 
 # As published in their repositories; what does not bear on memory is left out.
@@ -99,6 +100,27 @@ def test_kv_is_that_of_the_cache_and_windows_those_of_the_model(family: str) -> 
     assert estimate(shape, Setup("float32", "float16", block_size=8)).block_bytes == cache.block_bytes
     assert shape.windows == tuple(layer.window for layer in config.attention)
     assert (shape.num_layers, shape.head_dim, shape.dtype) == (config.num_layers, config.head_dim, config.dtype)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"architectures": ["Gemma2ForCausalLM"]},
+        {"architectures": ["Gemma3ForCausalLM"], "sliding_window": 512},
+        {
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "text_config": {"hidden_size": 2560, "num_hidden_layers": 34, "sliding_window": 1024},
+            "vision_config": {"hidden_size": 1152},
+        },
+    ],
+)
+def test_what_a_published_configuration_leaves_out_is_what_the_engine_takes(raw: dict[str, Any]) -> None:
+    config, shape = registry.parse_config(Fields(raw)), model_shape(raw)
+    assert shape.windows == tuple(layer.window for layer in config.attention)
+    assert (shape.num_kv_heads, shape.head_dim) == (config.num_kv_heads, config.head_dim)
+    assert shape.embedding_weights == config.vocab_size * config.hidden_size
+    assert (shape.head_weights == 0) is config.tie_word_embeddings
+    assert shape.max_model_len == config.position_limit
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from weir_executor.paged.parallel.part import Part
 
 _CPU = torch.device("cpu")
 _TOKENS = prompt(40)
+_Q = "model.layers.1.self_attn.q_proj"
 Case = tuple[dict[str, Any], Callable[[torch.Tensor], Packed]]
 
 
@@ -149,6 +150,28 @@ def test_a_rank_has_its_part_of_a_dequantized_weight(case: str, tmp_path: Path) 
         assert torch.equal(down, plain["model.layers.1.mlp.down_proj.weight"][:, own])
 
 
+@pytest.mark.parametrize("case", ["awq", "fp8_blocks", "fp8_channel"])
+def test_weights_land_on_the_engines_device(case: str, tmp_path: Path) -> None:
+    """On one without memory: whatever stayed behind would not multiply with what is there."""
+    packed_dir, _ = save_twin("llama3", tmp_path, *_CASES[case])
+    scheme, device = load_config(packed_dir).quantization, torch.device("meta")
+    with Checkpoint(packed_dir, torch.bfloat16, device, scheme=scheme) as checkpoint:
+        weight = checkpoint.weight("model.layers.1.mlp.up_proj", 96, 48)
+    assert (weight.device.type, weight.dtype, weight.shape) == ("meta", torch.bfloat16, (96, 48))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("case", ["gptq4_act_order", "awq", "fp8_blocks"])
+def test_a_device_dequantizes_to_the_same_numbers(case: str, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    packed_dir, plain_dir = save_twin("llama3", tmp_path, *_CASES[case])
+    scheme, device = load_config(packed_dir).quantization, torch.device("cuda")
+    with Checkpoint(packed_dir, torch.float32, device, scheme=scheme) as checkpoint:
+        weight = checkpoint.weight(_Q, 48, 48)
+    assert torch.equal(weight.cpu(), load_file(plain_dir / "model.safetensors")[f"{_Q}.weight"])
+
+
 # ── what is wrong ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -156,9 +179,6 @@ def _edit(model_dir: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> 
     weights = load_file(model_dir / "model.safetensors")
     change(weights)
     save_file(weights, model_dir / "model.safetensors")
-
-
-_Q = "model.layers.1.self_attn.q_proj"
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,23 @@ FAMILIES: Mapping[str, Family] = {
     "Qwen3MoeForCausalLM": Family(qk_norm=True, windows_usually=False),
 }
 
+# What published configurations leave out, because it is usual in the family.
+_GEMMA = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "sliding_window": 4096,
+}
+_GEMMA3_USUALLY = {**_GEMMA, "vocab_size": 262_208, "max_position_embeddings": 131_072}
+_USUALLY: Mapping[str, Mapping[str, Any]] = {
+    "Gemma2ForCausalLM": {**_GEMMA, "vocab_size": 256_000, "max_position_embeddings": 8192},
+    "Gemma3ForCausalLM": _GEMMA3_USUALLY,
+    "Gemma3ForConditionalGeneration": _GEMMA3_USUALLY,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -87,7 +104,7 @@ def model_shape(raw: Mapping[str, Any]) -> ModelShape:
         known = ", ".join(sorted(FAMILIES))
         raise UnknownShapeError(f"architecture {architecture!r} is not known here; known: {known}")
     family = FAMILIES[architecture]
-    config = _in_llamas_words(raw)
+    config = _in_llamas_words({**_USUALLY.get(architecture, {}), **raw})
     layers, hidden, vocab = config["num_hidden_layers"], config["hidden_size"], config["vocab_size"]
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or hidden // heads

@@ -66,7 +66,7 @@ class Checkpoint:
     def tensor(self, name: str, shape: Sequence[int]) -> torch.Tensor:
         """One tensor of exactly this shape, or the shard's part of one, in the engine's dtype and on its device."""
         name = self.shard.stored_name(name)
-        part = self._part(name, self.stored(name), tuple(shape))
+        part = self._part(name, self._read(name), tuple(shape))
         if not part.is_floating_point() or part.dtype.itemsize < 2:
             raise self.wrong(name, f"is {part.dtype}, expected floating point of two bytes or more")
         # A copy keeps the weights independent of what happens to the file later.
@@ -96,8 +96,21 @@ class Checkpoint:
     def stored(
         self, name: str, *, dtypes: Sequence[torch.dtype] = (), shapes: Sequence[tuple[int, ...]] = ()
     ) -> torch.Tensor:
-        """One tensor as it is in the file, of one of these types and shapes where any are given. Not to be kept or
-        changed: it is the mapped file itself."""
+        """One whole tensor on the engine's device, of one of these types and shapes where any are given. Not to be kept
+        or changed: on a CPU it is the mapped file itself."""
+        tensor = self._read(name)
+        if dtypes and tensor.dtype not in dtypes:
+            raise self.wrong(name, f"is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
+        if shapes and tuple(tensor.shape) not in shapes:
+            raise self.wrong(name, f"has shape {tuple(tensor.shape)}, expected {' or '.join(map(str, shapes))}")
+        return tensor.to(self.device)
+
+    def wrong(self, name: str, problem: str) -> ModelLoadError:
+        """The error that names a tensor and its file."""
+        path = self._dir / (self._file_of.get(name) or self._file_of["*"])
+        return ModelLoadError(f"{path}: tensor {name!r}: {problem}")
+
+    def _read(self, name: str) -> torch.Tensor:
         file_name = self._file_of.get(name) or self._file_of.get("*")
         if file_name is None:
             raise ModelLoadError(f"{self._dir / _INDEX}: no file is named for tensor {name!r}")
@@ -105,16 +118,7 @@ class Checkpoint:
             tensor: torch.Tensor = self._open(file_name).get_tensor(name)
         except SafetensorError as error:
             raise self.wrong(name, str(error)) from error
-        if dtypes and tensor.dtype not in dtypes:
-            raise self.wrong(name, f"is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
-        if shapes and tuple(tensor.shape) not in shapes:
-            raise self.wrong(name, f"has shape {tuple(tensor.shape)}, expected {' or '.join(map(str, shapes))}")
         return tensor
-
-    def wrong(self, name: str, problem: str) -> ModelLoadError:
-        """The error that names a tensor and its file."""
-        path = self._dir / (self._file_of.get(name) or self._file_of["*"])
-        return ModelLoadError(f"{path}: tensor {name!r}: {problem}")
 
     def _part(self, name: str, whole: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         part = self.shard.part_of(whole, shape)

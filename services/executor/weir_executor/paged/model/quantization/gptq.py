@@ -40,7 +40,7 @@ class Gptq:
         zero_words = tensors.stored(f"{module}.qzeros", dtypes=[torch.int32], shapes=[zero_shape])
         scales = tensors.stored(f"{module}.scales", dtypes=FLOATS, shapes=[(groups, rows)]).float()
         zeros = unpack(zero_words + self._one_each() if self.zeros_less_one else zero_words, self.bits)
-        group = self._group_of_column(tensors, module, columns, groups)
+        group = self._group_of_column(tensors, module, columns, groups).to(numbers.device)
         return (numbers - zeros[group].T) * scales[group].T
 
     def _one_each(self) -> int:
