@@ -115,6 +115,10 @@ bench-gpu: ## the engine on a CUDA device beside transformers and the device's l
 test-gpu: ## the CUDA path's tests on a CUDA device, with no more than its image holds
 	$(ON_GPU) -m pytest -c tests/unit/executor/cuda/pytest.ini --confcutdir tests/unit/executor/cuda -m cuda tests/unit/executor/cuda
 
+.PHONY: bench-latency
+bench-latency: $(SETUP) ## how soon a cancellation is seen, and what a long prompt does to others' tokens (a minute)
+	PYTHONPATH=tests $(BIN)/python -m bench latency
+
 .PHONY: bench-services
 bench-services: $(SETUP) ## the CPU that each service adds per token and per request
 	PYTHONPATH=tests $(BIN)/python -m bench services

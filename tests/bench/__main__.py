@@ -1,6 +1,7 @@
-"""`make bench-engine`, `make bench-services`: measured runs. The last line is one JSON object.
+"""`make bench-engine`, `make bench-latency`, `make bench-services`: measured runs. The last line is one JSON object.
 
 python -m bench engine --peers vllm openvino --rows decode mixed --rounds 2
+python -m bench latency
 python -m bench services
 """
 
@@ -11,7 +12,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from bench import engine, services
+from bench import engine, latency, services
 from bench.model import make_model
 from bench.peers import PEERS, SUITE, WEIR, chosen
 from bench.report import Figures
@@ -31,6 +32,10 @@ def _engine(arguments: argparse.Namespace, scratch: Path) -> Figures:
     return engine.measure(make_model(arguments.model_dir), scratch, contenders, rows, arguments.rounds)
 
 
+def _latency(arguments: argparse.Namespace, _: Path) -> Figures:
+    return latency.measure(make_model(arguments.model_dir))
+
+
 def _services(_: argparse.Namespace, scratch: Path) -> Figures:
     return services.measure(scratch)
 
@@ -47,6 +52,9 @@ def _parse() -> argparse.Namespace:
     of_engine.add_argument("--rounds", type=int, default=2, help="times each row is measured; the best counts")
     place = Path(".weir/bench-model")  # git ignores it; peers keep their converted copies beside it
     of_engine.add_argument("--model-dir", type=Path, default=place, help="where the measured model is, or is written")
+    of_latency = benches.add_parser("latency", help="cancellation, and inter-token latency beside a long prompt")
+    of_latency.set_defaults(measure=_latency)
+    of_latency.add_argument("--model-dir", type=Path, default=place, help="as above")
     of_services = benches.add_parser("services", help="the CPU that each service adds to the bare engine")
     of_services.set_defaults(measure=_services)
     return parser.parse_args()
