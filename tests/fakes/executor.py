@@ -27,6 +27,7 @@ from weir_chassis.errors import (
     DeadlineExceeded,
     InvalidArgument,
     ModelNotFound,
+    NotFound,
     PromptTooLong,
     RevisionMismatch,
     Unsupported,
@@ -90,6 +91,8 @@ class FakeExecutor(ExecutorServiceServicer):
         self.aborts: list[pb.Abort] = []
         self.embeds: list[pb.EmbedRequest] = []
         self.live_embeds = 0
+        # Name → fingerprint.
+        self.adapters: dict[str, str] = {}
         self.steps = 0
         self.max_rows = 0
         self.foreign_tokens = 0
@@ -146,6 +149,7 @@ class FakeExecutor(ExecutorServiceServicer):
             eos_token_ids=[bytes_model.EOS],
             default_sampling=SamplingParameters(temperature=1.0),
             embedding_size=4,
+            max_adapters=4,
         )
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.GetLoadResponse:
@@ -203,7 +207,8 @@ class FakeExecutor(ExecutorServiceServicer):
         yield
 
     async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Any) -> pb.ListAdaptersResponse:
-        return pb.ListAdaptersResponse()
+        adapters = [pb.Adapter(name=name, fingerprint=found) for name, found in self.adapters.items()]
+        return pb.ListAdaptersResponse(adapters=adapters)
 
     async def DetectWatermark(self, _: pb.DetectWatermarkRequest, __: Any) -> pb.DetectWatermarkResponse:
         raise Unsupported("this executor has no watermark key")
@@ -284,6 +289,8 @@ class _Stream:
             )
         if submit.stopping.stop:
             return InvalidArgument("stopping.stop", "must be empty: stop strings are postprocess's")
+        if submit.adapter and submit.adapter not in self.executor.adapters.values():
+            return NotFound(submit.adapter, "no such adapter")
         if not submit.token_ids:
             return InvalidArgument("token_ids", "must not be empty")
         if len(submit.token_ids) >= bytes_model.MAX_MODEL_LEN:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -14,11 +12,12 @@ from typing import Any
 import click
 
 from weir.inference.v1.embedding_pb2 import Pooling
-from weir_chassis.errors import WeirError
 from weir_client import printing, status
+from weir_client.adapters import adapters
 from weir_client.client import Client, system, user
 from weir_client.memory import memory
-from weir_client.options import MODEL, ROUTER, TENANT, TIMEOUT, Asked, sampling_options
+from weir_client.options import ADAPTER, MODEL, ROUTER, TENANT, TIMEOUT, Asked, sampling_options
+from weir_client.running import run_async
 from weir_client.stack import router_address
 
 
@@ -60,23 +59,6 @@ def main() -> None:
       weir up                          # in one terminal
       weir chat "What is a weir?"      # in another
     """
-
-
-def run_async(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an async command; a typed error becomes one readable line and exit code 1."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            asyncio.run(command(*args, **kwargs))
-        except WeirError as error:
-            click.secho(printing.error_line(error), fg="red", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            click.echo(err=True)
-            sys.exit(130)
-
-    return run
 
 
 @main.command()
@@ -123,6 +105,7 @@ async def generate(prompt: str, **options: Any) -> None:
 @click.option("--normalize/--raw", default=True, help="Scale each vector to length 1, or leave it as it is.")
 @MODEL
 @TENANT
+@ADAPTER
 @TIMEOUT
 @ROUTER
 @run_async
@@ -142,6 +125,7 @@ async def embed(texts: Sequence[str], pooling: str, normalize: bool, **where: An
             normalize=normalize,
             timeout=where["timeout"],
             tenant=where["tenant"],
+            adapter=where["adapter"],
         )
     for text, embedding in zip(texts, answer.embeddings, strict=True):
         click.echo(printing.embedding_json(text, embedding))
@@ -183,6 +167,7 @@ async def status_command(as_json: bool, with_requests: bool, executor: str | Non
 
 
 main.add_command(memory)
+main.add_command(adapters)
 
 
 def _typed_lines() -> Iterator[str]:

@@ -86,13 +86,17 @@ class Client:
         timeout: float | None = None,
         request_id: str = "",
         tenant: str = "",
+        adapter: str = "",
     ) -> AsyncIterator[ChatResponse]:
         """Answer `messages`. `timeout` in seconds is the deadline of the whole; leaving the iterator cancels it.
 
-        `tenant`: whose share and quotas apply. Raises InvalidArgument for one that is no name.
+        `tenant`: whose share and quotas apply. Raises InvalidArgument for one that is no name. `adapter`: the name of
+        one that executors have loaded.
         """
         prompt = messages if isinstance(messages, ChatPrompt) else ChatPrompt(messages=messages)
-        request = ChatRequest(model=model, prompt=prompt, sampling=sampling, stopping=stopping, priority=priority)
+        request = ChatRequest(
+            model=model, prompt=prompt, sampling=sampling, stopping=stopping, priority=priority, adapter=adapter
+        )
         return _events(self._stub.Chat(request, timeout=timeout, metadata=_metadata(request_id, tenant)))
 
     def generate(
@@ -106,9 +110,10 @@ class Client:
         timeout: float | None = None,
         request_id: str = "",
         tenant: str = "",
+        adapter: str = "",
     ) -> AsyncIterator[GenerateResponse]:
         """Go on from a prompt of text or of token ids."""
-        request = GenerateRequest(model=model, sampling=sampling, stopping=stopping, priority=priority)
+        request = GenerateRequest(model=model, sampling=sampling, stopping=stopping, priority=priority, adapter=adapter)
         if isinstance(prompt, str):
             request.text = prompt
         else:
@@ -126,6 +131,7 @@ class Client:
         timeout: float | None = None,
         request_id: str = "",
         tenant: str = "",
+        adapter: str = "",
     ) -> EmbedResponse:
         """One vector for each text or list of token ids. Unspecified pooling takes the last token's."""
         request = EmbedRequest(
@@ -134,6 +140,7 @@ class Client:
             pooling=pooling,
             normalize=normalize,
             priority=priority,
+            adapter=adapter,
         )
         try:
             return await self._stub.Embed(request, timeout=timeout, metadata=_metadata(request_id, tenant))

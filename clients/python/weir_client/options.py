@@ -24,6 +24,7 @@ ROUTER = click.option(
 MODEL = click.option("--model", "-m", default="", help="Model to ask. Default: the only one there is.")
 TIMEOUT = click.option("--timeout", type=float, default=300.0, show_default=True, help="Seconds for the whole answer.")
 TENANT = click.option("--tenant", envvar="WEIR_TENANT", default="", help="Whose share and quotas apply.")
+ADAPTER = click.option("--adapter", default="", help="Adapter to answer through. Default: none.")
 _SPECULATION_MODES: Mapping[str, SpeculationMode.ValueType] = {
     "off": SpeculationMode.SPECULATION_MODE_OFF,
     "ngram": SpeculationMode.SPECULATION_MODE_NGRAM,
@@ -32,6 +33,7 @@ _SPECULATION_MODES: Mapping[str, SpeculationMode.ValueType] = {
 _SAMPLING = [
     MODEL,
     TENANT,
+    ADAPTER,
     click.option("--max-tokens", type=int, help="Tokens to generate at most."),
     click.option("--temperature", "-t", type=float, help="0 is greedy."),
     click.option("--top-p", type=float, help="Keep the most likely tokens up to this total probability."),
@@ -68,6 +70,7 @@ class Asked:
 
     model: str
     tenant: str
+    adapter: str
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -88,7 +91,7 @@ class Asked:
 
     def call(self) -> dict[str, Any]:
         """What any call to the router takes besides what it asks: keyword arguments of the client's methods."""
-        return {"model": self.model, "timeout": self.timeout, "tenant": self.tenant}
+        return {"model": self.model, "timeout": self.timeout, "tenant": self.tenant, "adapter": self.adapter}
 
     def sampling(self) -> SamplingParameters:
         """Raises click.BadParameter for what the wire type cannot hold; the router checks the rest."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,6 +53,11 @@ def router_address(given: str | None) -> str:
         return given
     routers = [s.address for s in read_stack(state_directory()) if s.service == "router"]
     return routers[0] if routers else DEFAULT_ROUTER
+
+
+def executor_addresses(given: Sequence[str]) -> list[str]:
+    """The executors to call: as given, else those of the local stack, which may be none."""
+    return list(given) or [s.address for s in read_stack(state_directory()) if s.service == "executor"]
 
 
 def _listed(directory: Path) -> list[RunningService]:

@@ -10,8 +10,8 @@ import click
 
 from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir_client import printing
-from weir_client.cli import run_async
 from weir_client.client import Client, user
+from weir_client.running import run_async
 from weir_local import stack
 from weir_local.placement import Placement
 
@@ -28,6 +28,11 @@ _PLACEMENT = [
     click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Default: the checkpoint's."),
     click.option("--device", default="cpu", show_default=True, help="'cpu' or 'cuda'."),
     click.option("--kv-cache-mib", type=click.IntRange(16), default=512, show_default=True, help="Of each executor."),
+    click.option(
+        "--adapter-dir",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="Directory of LoRA adapters that 'weir adapters load' may load. Default: no adapters.",
+    ),
     click.option("--kv-store-mib", type=click.IntRange(1), default=512, show_default=True, help="Of the kvstore."),
 ]
 

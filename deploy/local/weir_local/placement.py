@@ -12,6 +12,10 @@ HOST = "127.0.0.1"
 _DEMO = Path(__file__).parents[2] / "models/demo"
 
 
+# Enough to try several against one another; a service of its own is told how many it may hold.
+_MAX_ADAPTERS = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """What the user asked `weir up` for."""
@@ -24,6 +28,7 @@ class Placement:
     device: str = "cpu"
     kv_cache_mib: int = 512
     kv_store_mib: int = 512
+    adapter_dir: Path | None = None  # None: no adapters
     port: int = 7700  # of the router; 0: any free one
 
 
@@ -103,4 +108,7 @@ def _executor_settings(placement: Placement, model_dir: Path, kvstore: str) -> d
     }
     if placement.dtype:
         settings["dtype"] = placement.dtype
+    if placement.adapter_dir:
+        settings["adapter_dir"] = str(placement.adapter_dir.expanduser().resolve())
+        settings["max_adapters"] = str(_MAX_ADAPTERS)
     return settings

@@ -72,7 +72,7 @@ class Embedder:
             async with time_limit(left_seconds):
                 model = self._fleet.snapshot().resolve_model(request.model)
                 async with self._admission.place(request.priority, request_id):
-                    inputs = await self._encoder.encode_inputs(model, request.inputs, call)
+                    inputs = await self._encoder.encode_inputs(model, request.inputs, request.adapter, call)
                     return await self._embed(call, inputs)
         except WeirError as error:
             self._metrics.refused(error)
@@ -98,7 +98,9 @@ class Embedder:
         self, call: Call, inputs: EncodedInputs, excluded: frozenset[str], failure: WeirError | None
     ) -> tuple[str, ExecutorModel]:
         longest = max(map(len, inputs.token_ids))
-        demand = Demand(inputs.version, longest, max_tokens=0, n=1, turn=call.turn, excluded=excluded)
+        demand = Demand(
+            inputs.version, longest, max_tokens=0, n=1, turn=call.turn, excluded=excluded, adapter=inputs.adapter
+        )
         try:
             return choose_executor(self._fleet.snapshot(), demand)
         except NoWorker as error:
@@ -129,6 +131,7 @@ class Embedder:
             model_version=inputs.version.message(),
             inputs=[executor_pb2.EmbedInput(token_ids=token_ids) for token_ids in inputs.token_ids],
             pooling=call.request.pooling,
+            adapter=inputs.adapter,
             normalize=call.request.normalize if call.request.HasField("normalize") else None,
             priority=call.request.priority,
             tenant=call.tenant,

@@ -49,29 +49,35 @@ class Encoder:
         self._fleet, self._timeout_seconds = fleet, timeout_seconds
 
     async def encode(self, model: str, journey: Journey) -> EncodedPrompt:
-        """Raises NoWorker, RevisionMismatch, DeadlineExceeded, and whatever the tokenizer refuses with."""
-        prompt = journey.request.prompt
+        """Raises NoWorker, RevisionMismatch, NotFound, DeadlineExceeded, and whatever the tokenizer refuses with."""
+        prompt, snapshot = journey.request.prompt, self._fleet.snapshot()
+        adapter = snapshot.resolve_adapter(model, journey.request.adapter)
         if isinstance(prompt, TokenIdsPrompt):
-            agreed = [executor.model for executor in self._fleet.snapshot().agreed(model) if executor.model]
+            agreed = [executor.model for executor in snapshot.agreed(model, adapter) if executor.model]
             _check_length(prompt, max(model.max_model_len for model in agreed))
-            return await _hash(prompt, agreed[journey.turn % len(agreed)])
-        return await self._tokenize(partial(_encode_prompt, prompt), model, journey)
+            return await _hash(prompt, agreed[journey.turn % len(agreed)], adapter)
+        return await self._tokenize(partial(_encode_prompt, prompt, adapter), model, adapter, journey)
 
-    async def encode_inputs(self, model: str, inputs: Sequence[EmbedInput], asking: Asking) -> EncodedInputs:
+    async def encode_inputs(
+        self, model: str, inputs: Sequence[EmbedInput], adapter_name: str, asking: Asking
+    ) -> EncodedInputs:
         """Texts through a tokenizer, token ids as they are. Raises as `encode` does."""
+        snapshot = self._fleet.snapshot()
+        adapter = snapshot.resolve_adapter(model, adapter_name)
         texts = [one.text for one in inputs if one.HasField("text")]
         if texts:
-            version, encoded = await self._tokenize(partial(_encode_texts, texts), model, asking)
+            version, encoded = await self._tokenize(partial(_encode_texts, texts), model, adapter, asking)
         else:
-            agreed = [executor.model for executor in self._fleet.snapshot().agreed(model) if executor.model]
+            agreed = [executor.model for executor in snapshot.agreed(model, adapter) if executor.model]
             version, encoded = agreed[asking.turn % len(agreed)].version, []
         of_texts = iter(encoded)
         token_ids = [next(of_texts) if one.HasField("text") else one.token_ids.token_ids for one in inputs]
-        return EncodedInputs(version, token_ids)
+        return EncodedInputs(version, token_ids, adapter)
 
-    async def _tokenize(self, ask: _Ask[T], model: str, asking: Asking) -> T:
+    async def _tokenize(self, ask: _Ask[T], model: str, adapter: str, asking: Asking) -> T:
         """Tokenizers keep nothing between calls, so a second one may be asked when the first fails."""
-        tokenizer, executor = choose_tokenizer(self._fleet.snapshot(), model, turn=asking.turn)
+        choose = partial(choose_tokenizer, model=model, turn=asking.turn, adapter=adapter)
+        tokenizer, executor = choose(self._fleet.snapshot())
         try:
             return await self._call(tokenizer.address, ask, executor, asking)
         except WeirError as error:
@@ -80,7 +86,7 @@ class Encoder:
             failure = error
         excluded = frozenset({tokenizer.address})
         try:
-            tokenizer, executor = choose_tokenizer(self._fleet.snapshot(), model, turn=asking.turn, excluded=excluded)
+            tokenizer, executor = choose(self._fleet.snapshot(), excluded=excluded)
         except WeirError:
             raise failure from None  # that nobody else is there matters less to the client than what happened
         return await self._call(tokenizer.address, ask, executor, asking)
@@ -105,9 +111,14 @@ async def _encode_texts(
 
 
 async def _encode_prompt(
-    prompt: TextPrompt | ChatPrompt, stub: TokenizerServiceAsyncStub, model: ExecutorModel, timeout: float | None
+    prompt: TextPrompt | ChatPrompt,
+    adapter: str,
+    stub: TokenizerServiceAsyncStub,
+    model: ExecutorModel,
+    timeout: float | None,
 ) -> EncodedPrompt:
-    metadata, name, scope = call_metadata(), model.version.model, HashScope(block_size=model.block_size)
+    metadata, name = call_metadata(), model.version.model
+    scope = HashScope(block_size=model.block_size, adapter=adapter)
     if isinstance(prompt, ChatPrompt):
         ask = ApplyChatTemplateRequest(model=name, prompt=prompt, hash_scope=scope)
         chat = await stub.ApplyChatTemplate(ask, timeout=timeout, metadata=metadata)
@@ -118,7 +129,7 @@ async def _encode_prompt(
             texts.add_special_tokens = prompt.add_special_tokens
         answer = await stub.Tokenize(texts, timeout=timeout, metadata=metadata)
         version, tokenized = answer.model_version, answer.prompts[0]
-    return EncodedPrompt(Version.of(version), tokenized.token_ids, tokenized.block_hashes, scope.block_size)
+    return EncodedPrompt(Version.of(version), tokenized.token_ids, tokenized.block_hashes, scope.block_size, adapter)
 
 
 def _explain(error: WeirError, address: str, *, clients_clock: bool) -> WeirError:
@@ -137,16 +148,16 @@ def _check_length(prompt: TokenIdsPrompt, limit: int) -> None:
         raise PromptTooLong("prompt", len(prompt.token_ids), limit - 1)
 
 
-async def _hash(prompt: TokenIdsPrompt, model: ExecutorModel) -> EncodedPrompt:
+async def _hash(prompt: TokenIdsPrompt, model: ExecutorModel, adapter: str) -> EncodedPrompt:
     """Ids need no tokenizer; their hashes are computed here by the contract's own code. Raises InvalidArgument."""
     check_vocabulary(prompt.token_ids, model.vocab_size)
-    hashes = await hash_blocks(model.version, prompt.token_ids, model.block_size)
-    return EncodedPrompt(model.version, prompt.token_ids, hashes, model.block_size)
+    hashes = await hash_blocks(model.version, prompt.token_ids, model.block_size, adapter)
+    return EncodedPrompt(model.version, prompt.token_ids, hashes, model.block_size, adapter)
 
 
-async def hash_blocks(version: Version, token_ids: Sequence[int], block_size: int) -> bytes:
+async def hash_blocks(version: Version, token_ids: Sequence[int], block_size: int, adapter: str) -> bytes:
     """16 bytes for each full block. Off the event loop: a long prompt has thousands of blocks."""
-    scope = block_hash.HashScope(version.model, version.revision, version.tokenizer_hash)
+    scope = block_hash.HashScope(version.model, version.revision, version.tokenizer_hash, adapter)
     return await asyncio.to_thread(_hash_blocks, scope, token_ids, block_size)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from weir.executor.v1.executor_pb2 import DESCRIPTOR, GetLoadRequest, GetModelInfoRequest
+from weir.executor.v1.executor_pb2 import DESCRIPTOR, GetLoadRequest, GetModelInfoRequest, ListAdaptersRequest
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from weir_router.executor_stream import ExecutorStream
 from weir_router.link import LinkContext
@@ -26,13 +27,21 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         self.stub: ExecutorServiceAsyncStub = ExecutorServiceStub(self.channel)
         self.outstanding = Outstanding()
         self._model: ExecutorModel | None = None
+        self._max_adapters = 0
+        self._adapters: Mapping[str, str] = {}
         self._last_step: tuple[int, int] | None = None
 
     def view(self) -> ExecutorView:
         count, now = self.outstanding, self.context.clock.monotonic()
         age = None if count.reported_at is None else now - count.reported_at
         return ExecutorView(
-            self.address, self.current_state(), self._model, count.routed_tokens, count.foreign_tokens, age
+            self.address,
+            self.current_state(),
+            self._model,
+            count.routed_tokens,
+            count.foreign_tokens,
+            age,
+            self._adapters,
         )
 
     async def probe(self) -> None:
@@ -40,6 +49,8 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         info = await self.stub.GetModelInfo(GetModelInfoRequest(), timeout=timeout)
         version = Version.of(info.model_version)
         self._model = ExecutorModel(version, info.vocab_size, info.max_model_len, info.block_size, info.embedding_size)
+        self._max_adapters = info.max_adapters
+        await self._ask_adapters()
 
     async def hold(self) -> None:
         try:
@@ -53,6 +64,14 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         load = await self.stub.GetLoad(GetLoadRequest(), timeout=self.context.settings.probe_timeout_seconds)
         self.outstanding.report(load.outstanding_tokens, self.context.clock.monotonic())
         self._note_step((load.epoch, load.step))
+        await self._ask_adapters()
+
+    async def _ask_adapters(self) -> None:
+        """They come and go while it runs."""
+        if self._max_adapters:
+            timeout = self.context.settings.probe_timeout_seconds
+            answer = await self.stub.ListAdapters(ListAdaptersRequest(), timeout=timeout)
+            self._adapters = {adapter.name: adapter.fingerprint for adapter in answer.adapters}
 
     def _note_step(self, step: tuple[int, int]) -> None:
         """A long prefill sends nothing for a while, and its steps are seen here."""

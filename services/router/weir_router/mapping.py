@@ -80,6 +80,7 @@ def _request(
         stopping=request.stopping,
         priority=request.priority,
         tenant=tenant,
+        adapter=request.adapter,
         skip_special_tokens=request.skip_special_tokens if request.HasField("skip_special_tokens") else None,
     )
 

@@ -64,10 +64,17 @@ class Pipeline:
         journey = self._begin(request, left_seconds)
         with self._observed(journey):
             async with time_limit(left_seconds) as limit:
-                model = self._fleet.snapshot().resolve_model(request.model)
+                model = self._resolve(request)
                 async with self._admission.place(request.priority, request.request_id) as journey.admission_seconds:
                     prompt = await self._tokenize(model, journey)
                     await self._generate(journey, prompt, write, limit)
+
+    def _resolve(self, request: ClientRequest) -> str:
+        """The model. What nobody has is refused before it waits for a place."""
+        snapshot = self._fleet.snapshot()
+        model = snapshot.resolve_model(request.model)
+        snapshot.resolve_adapter(model, request.adapter)
+        return model
 
     def _begin(self, request: ClientRequest, left_seconds: float | None) -> Journey:
         now = self._clock.monotonic()
@@ -107,6 +114,7 @@ class Pipeline:
             n=journey.request.n,
             turn=journey.turn,
             excluded=excluded,
+            adapter=prompt.adapter,
         )
         try:
             return choose(self._fleet.snapshot(), demand)
@@ -144,7 +152,7 @@ class Pipeline:
     async def _execute(self, attempt: Attempt, journey: Journey, prompt: EncodedPrompt, choice: Choice) -> None:
         hashes, model = prompt.block_hashes, choice.model
         if model.block_size != prompt.block_size:
-            hashes = await hash_blocks(prompt.version, prompt.token_ids, model.block_size)
+            hashes = await hash_blocks(prompt.version, prompt.token_ids, model.block_size, prompt.adapter)
         request, left = journey.request, journey.left_seconds()
         submit = Submit(
             handle=attempt.handle,
@@ -152,6 +160,7 @@ class Pipeline:
             model_version=prompt.version.message(),
             token_ids=prompt.token_ids,
             block_hashes=hashes,
+            adapter=prompt.adapter,
             sampling=request.sampling,
             stopping=_without_strings(request.stopping),
             priority=request.priority,

@@ -41,6 +41,8 @@ class Demand:
     turn: int
     # Addresses of workers of any kind that failed this request.
     excluded: frozenset[str] = frozenset()
+    # A fingerprint; empty: none.
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Choice:
 
 
 def choose(snapshot: FleetSnapshot, demand: Demand) -> Choice:
-    """Raises NoWorker, RevisionMismatch, or PromptTooLong when it fits none that is eligible."""
+    """Raises NoWorker, RevisionMismatch, NotFound, or PromptTooLong when it fits none that is eligible."""
     executor, model = choose_executor(snapshot, demand)
     postprocessor = choose_postprocessor(snapshot, demand)
     return Choice(executor, model, postprocessor.address, _reserved_tokens(model, demand))
@@ -78,10 +80,13 @@ def choose_postprocessor(snapshot: FleetSnapshot, demand: Demand) -> Postprocess
 
 
 def choose_tokenizer(
-    snapshot: FleetSnapshot, model: str, *, turn: int, excluded: frozenset[str] = frozenset()
+    snapshot: FleetSnapshot, model: str, *, turn: int, excluded: frozenset[str] = frozenset(), adapter: str = ""
 ) -> tuple[TokenizerView, ExecutorModel]:
-    """Replicas in turn, and an executor's model that agrees with the one chosen. Raises NoWorker, RevisionMismatch."""
-    executors = {executor.model.version: executor.model for executor in snapshot.agreed(model) if executor.model}
+    """Replicas in turn, and the model of an executor that agrees with the one chosen and has the adapter.
+
+    Raises NoWorker, RevisionMismatch, NotFound.
+    """
+    executors = {e.model.version: e.model for e in snapshot.agreed(model, adapter) if e.model}
     candidates = [
         (tokenizer, executors[known.version])
         for tokenizer in snapshot.tokenizers
@@ -95,7 +100,7 @@ def choose_tokenizer(
 
 
 def _eligible(snapshot: FleetSnapshot, demand: Demand) -> list[tuple[ExecutorView, ExecutorModel]]:
-    agreed = [(e, e.model) for e in snapshot.agreed(demand.version.model) if e.model]
+    agreed = [(e, e.model) for e in snapshot.agreed(demand.version.model, demand.adapter) if e.model]
     same = [(executor, model) for executor, model in agreed if model.version == demand.version]
     if not same:
         raise revision_mismatch(demand.version.model, [model.version for _, model in agreed], [demand.version])

@@ -39,6 +39,8 @@ class ClientRequest:
     priority: int
     # Whose share and quotas apply at the executor; empty: nobody's in particular.
     tenant: str
+    # A name; empty: none.
+    adapter: str
     # None: postprocess's own default.
     skip_special_tokens: bool | None
 
@@ -49,17 +51,20 @@ class ClientRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """`block_hashes`: 16 bytes for each full block of `block_size` tokens, of this very version."""
+    """`block_hashes`: 16 bytes for each full block of `block_size` tokens, of this very version and adapter."""
 
     version: Version
     token_ids: Sequence[int]
     block_hashes: bytes
     block_size: int
+    # A fingerprint; empty: none.
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedInputs:
-    """`token_ids`: one list for each input, of this very version."""
+    """`token_ids`: one list for each input, of this very version. `adapter`: a fingerprint; empty: none."""
 
     version: Version
     token_ids: Sequence[Sequence[int]]
+    adapter: str = ""

@@ -7,11 +7,12 @@ last was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
-from weir_chassis.errors import InvalidArgument, ModelNotFound, NoWorker, RevisionMismatch
+from weir_chassis.errors import InvalidArgument, ModelNotFound, NotFound, NoWorker, RevisionMismatch
 from weir_router.model_version import Version
 
 
@@ -49,6 +50,8 @@ class ExecutorView:
     foreign_tokens: int = 0
     # Seconds since that report; None before the first.
     load_age_seconds: float | None = None
+    # Those it has loaded, as far as it has told: name → fingerprint.
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def outstanding_tokens(self) -> int:
@@ -110,10 +113,25 @@ class FleetSnapshot:
         """Of the tokenizers that answer; of all, as last known, when none does."""
         return _versions((t for t in self.tokenizers if _serves(t)), model) or _versions(self.tokenizers, model)
 
-    def agreed(self, model: str) -> list[ExecutorView]:
-        """Executors that may be given requests for the model.
+    def resolve_adapter(self, model: str, name: str) -> str:
+        """The fingerprint of the adapter that a request means: where executors differ, what most of them hold.
 
-        Raises NoWorker when none is serving, RevisionMismatch when those that are hold another revision.
+        Empty for none. Raises NotFound, and what `agreed` does.
+        """
+        if not name:
+            return ""
+        held = Counter(executor.adapters[name] for executor in self.agreed(model) if name in executor.adapters)
+        if held:
+            return max(sorted(held), key=held.__getitem__)
+        if any(name in executor.adapters for executor in self.executors if not _serves(executor)):
+            raise NoWorker(f"no executor that holds adapter {name!r} is healthy")
+        raise NotFound(name, f"no executor of {model!r} has loaded an adapter {name!r}")
+
+    def agreed(self, model: str, adapter: str = "") -> list[ExecutorView]:
+        """Executors that may be given requests for the model, with the adapter of this fingerprint.
+
+        Raises NoWorker when none is serving, RevisionMismatch when those that are hold another revision, NotFound when
+        none of those that agree has the adapter.
         """
         serving = self.serving(model)
         if not serving:
@@ -124,7 +142,10 @@ class FleetSnapshot:
         agreed = [executor for executor in serving if executor.model and executor.model.version in versions]
         if not agreed:
             raise revision_mismatch(model, [e.model.version for e in serving if e.model], versions)
-        return agreed
+        holding = [executor for executor in agreed if not adapter or adapter in executor.adapters.values()]
+        if not holding:
+            raise NotFound(adapter, f"no executor of {model!r} has the adapter any more")
+        return holding
 
     def answers(self, model: str) -> bool:
         """Whether a request for the model would find a worker of each kind."""

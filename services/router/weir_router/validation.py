@@ -146,6 +146,7 @@ def check_vocabulary(token_ids: Sequence[int], vocab_size: int, field: str = "to
 
 def _check_common(request: GenerateRequest | ChatRequest) -> None:
     _check_bytes("model", request.model, MAX_MODEL_BYTES)
+    _check_bytes("adapter", request.adapter, MAX_ADAPTER_BYTES)
     _check_int("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
     check_sampling(request.sampling)
     check_stopping(request.stopping)

@@ -42,6 +42,16 @@ async def test_what_the_executor_is_given() -> None:
         assert (answer.usage.prompt_tokens, answer.model_version) == (5, bytes_model.VERSION)
 
 
+async def test_an_adapter_goes_by_its_fingerprint() -> None:
+    async with suite() as running:
+        error = await refusal(running.router.Embed(request(adapter="mine")))
+        assert reason_name(error.reason) == "NOT_FOUND"
+        running.executor.adapters = {"mine": "f" * 32}
+        await running.until(lambda: "mine" in running.fleet.snapshot().executors[0].adapters)
+        await running.router.Embed(request(adapter="mine"))
+        assert running.executor.embeds[-1].adapter == "f" * 32
+
+
 async def test_ids_alone_need_no_tokenizer() -> None:
     async with suite() as running:
         await running.router.Embed(pb.EmbedRequest(inputs=[pb.EmbedInput(token_ids=pb.TokenPrompt(token_ids=[5]))]))

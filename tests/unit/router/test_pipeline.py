@@ -136,6 +136,47 @@ async def test_block_hashes_are_those_of_the_contract(kind: str) -> None:
         assert running.fakes.tokenizers[0].calls == (1 if kind == "text" else 0)
 
 
+@pytest.mark.parametrize("kind", ["text", "token_ids"])
+async def test_an_adapter_goes_by_its_fingerprint_into_the_hashes_and_to_who_holds_it(kind: str) -> None:
+    text, executors = "x" * 40, [FakeExecutor(), FakeExecutor(block_size=32), FakeExecutor()]
+    executors[1].adapters = {"mine": "f" * 32}
+    message = request(text)
+    if kind == "token_ids":
+        message.token_ids.token_ids.extend(text.encode())
+    message.adapter = "mine"
+    async with suite(executors=executors) as running:
+        for _ in range(3):
+            (await collect(running.router.Generate(message))).check_complete()
+        assert [len(executor.submits) for executor in executors] == [0, 3, 0]
+        submit = executors[1].submits[0]
+        assert submit.adapter == "f" * 32
+        scope = block_hash.scope_root(block_hash.HashScope("bytes", "r1", "0" * 32, adapter="f" * 32))
+        expected = block_hash.block_hashes(scope, list(text.encode()), 32)
+        assert block_hash.split_hashes(submit.block_hashes) == expected
+
+
+async def test_an_adapter_that_comes_and_goes_is_known_soon_and_else_not_found() -> None:
+    message = request()
+    message.adapter = "mine"
+    async with suite() as running:
+        for door in (running.router.Generate(message), running.router.Chat(chat_with("mine"))):
+            reason, _, error = await refusal(door)
+            assert (reason, "'mine'" in error.message) == ("NOT_FOUND", True)
+        assert not running.executor.submits
+        running.executor.adapters = {"mine": "f" * 32}
+        await running.until(lambda: "mine" in running.fleet.snapshot().executors[0].adapters)
+        (await collect(running.router.Generate(message))).check_complete()
+        (await collect(running.router.Chat(chat_with("mine")))).check_complete()
+        running.executor.adapters = {}  # the router has not heard of it yet
+        reason, _, _ = await refusal(running.router.Generate(message))
+        assert reason == "NOT_FOUND"
+
+
+def chat_with(adapter: str) -> pb.ChatRequest:
+    messages = [ChatMessage(role="user", content=[ContentPart(text="hello")])]
+    return pb.ChatRequest(prompt=ChatPrompt(messages=messages), adapter=adapter)
+
+
 async def test_hashes_are_recomputed_for_an_executor_with_another_block_size() -> None:
     executors = [FakeExecutor(), FakeExecutor(block_size=32)]
     executors[0].foreign_tokens = 10_000
@@ -359,7 +400,7 @@ async def test_a_tokenizer_that_runs_out_of_the_clients_time_is_not_blamed() -> 
 
 async def test_a_prompt_of_too_many_ids_is_refused_before_it_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
-    monkeypatch.setattr(encoder, "hash_blocks", lambda _version, ids, _size: hashed.append(len(ids)))
+    monkeypatch.setattr(encoder, "hash_blocks", lambda _version, ids, _size, _adapter: hashed.append(len(ids)))
     async with suite() as running:
         message = pb.GenerateRequest(token_ids=pb.TokenPrompt(token_ids=[1] * bytes_model.MAX_MODEL_LEN))
         reason, _, error = await refusal(running.router.Generate(message))

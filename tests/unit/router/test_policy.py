@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unit.router.views import DOWN, DRAINING, SERVING, demand, executor, fleet, postprocessor, tokenizer
-from weir_chassis.errors import NoWorker, PromptTooLong, RevisionMismatch, Unsupported
+from weir_chassis.errors import NotFound, NoWorker, PromptTooLong, RevisionMismatch, Unsupported
 from weir_router.outstanding import Outstanding
 from weir_router.policy import choose, choose_executor, choose_tokenizer
 from weir_router.snapshot import ExecutorView, FleetSnapshot
@@ -109,6 +109,26 @@ def test_a_vector_is_asked_of_those_that_make_them_and_may_fill_the_whole_contex
     assert caught.value.metadata == {"tokens": "101", "limit": "100"}
     with pytest.raises(Unsupported):
         choose_executor(fleet(executor(embedding_size=0)), demand(max_tokens=0))
+
+
+def test_only_executors_that_hold_the_adapter_are_chosen() -> None:
+    snapshot = fleet(executor("a"), executor("b", routed=50, adapters={"x": "f1"}), executor("c", adapters={"x": "f2"}))
+    assert choose(snapshot, demand(adapter="f1")).executor == "b"
+    assert choose(snapshot, demand(adapter="f2")).executor == "c"
+    assert choose(snapshot, demand(turn=0)).executor == "a"
+    with pytest.raises(NotFound):
+        choose(snapshot, demand(adapter="f3"))
+    with pytest.raises(NoWorker, match="no other executor"):
+        choose(snapshot, demand(adapter="f1", excluded=frozenset({"b"})))
+
+
+def test_a_tokenizer_is_chosen_that_agrees_with_an_executor_which_holds_the_adapter() -> None:
+    snapshot = FleetSnapshot(
+        (executor("a"), executor("b", revision="r2", adapters={"x": "f1"})),
+        (tokenizer("t"), tokenizer("u", revision="r2")),
+    )
+    chosen = {choose_tokenizer(snapshot, "m", turn=turn, adapter="f1")[0].address for turn in range(4)}
+    assert chosen == {"u"}
 
 
 def test_a_longer_context_takes_what_a_shorter_one_cannot() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unit.router.views import DOWN, DRAINING, executor, fleet, tokenizer, unknown_executor, version
-from weir_chassis.errors import InvalidArgument, ModelNotFound, NoWorker, RevisionMismatch, WeirError
+from weir_chassis.errors import InvalidArgument, ModelNotFound, NotFound, NoWorker, RevisionMismatch, WeirError
 from weir_router.snapshot import FleetSnapshot
 
 
@@ -22,6 +22,30 @@ from weir_router.snapshot import FleetSnapshot
 )
 def test_a_model_is_found(snapshot: FleetSnapshot, name: str, expected: str) -> None:
     assert snapshot.resolve_model(name) == expected
+
+
+def test_an_adapter_is_what_most_executors_hold_under_its_name() -> None:
+    snapshot = fleet(
+        executor("a", adapters={"x": "f2"}),
+        executor("b", adapters={"x": "f1", "y": "f3"}),
+        executor("c", adapters={"x": "f1"}),
+        executor("d", adapters={"x": "f2"}, revision="r2"),
+        executor("e", adapters={"x": "f2"}, state=DOWN),
+        executor("f", model="other", adapters={"z": "f9"}),
+        tokenizers=(tokenizer(), tokenizer("u", model="other")),
+    )
+    assert [snapshot.resolve_adapter("m", name) for name in ("", "x", "y")] == ["", "f1", "f3"]
+    assert [view.address for view in snapshot.agreed("m", "f1")] == ["b", "c"]
+    with pytest.raises(NotFound, match="'z'"):
+        snapshot.resolve_adapter("m", "z")
+    with pytest.raises(NotFound):
+        snapshot.agreed("m", "f9")
+
+
+def test_an_adapter_of_an_executor_that_is_away_is_not_unheard_of() -> None:
+    snapshot = fleet(executor("a"), executor("b", state=DOWN, adapters={"x": "f1"}))
+    with pytest.raises(NoWorker, match="'x'"):
+        snapshot.resolve_adapter("m", "x")
 
 
 @pytest.mark.parametrize(

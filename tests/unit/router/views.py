@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from weir_router.model_version import Version
 from weir_router.policy import Demand
 from weir_router.snapshot import (
@@ -32,9 +34,10 @@ def executor(
     max_model_len: int = 100,
     block_size: int = 16,
     embedding_size: int = 8,
+    adapters: Mapping[str, str] | None = None,
 ) -> ExecutorView:
     known = ExecutorModel(version(revision, model), 300, max_model_len, block_size, embedding_size)
-    return ExecutorView(address, state, known, routed_tokens=routed, foreign_tokens=foreign)
+    return ExecutorView(address, state, known, routed_tokens=routed, foreign_tokens=foreign, adapters=adapters or {})
 
 
 def unknown_executor(address: str) -> ExecutorView:
@@ -71,5 +74,6 @@ def demand(
     n: int = 1,
     turn: int = 0,
     excluded: frozenset[str] = frozenset(),
+    adapter: str = "",
 ) -> Demand:
-    return Demand(version(revision), prompt_tokens, max_tokens, n, turn, excluded)
+    return Demand(version(revision), prompt_tokens, max_tokens, n, turn, excluded, adapter)
