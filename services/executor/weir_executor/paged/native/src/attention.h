@@ -56,36 +56,35 @@ WEIR_INLINE void score(const Decoder &d, const Queries &q, const Tiles &tiles, i
   }
 }
 
-// Scores of one row → weights, and what that does to its state. A score that is not finite makes the total none.
-template <class E>
-WEIR_INLINE void soften(const Decoder &d, float *scores, typename E::Raw *weights, int width, int first, int end,
+// Scores of one row → weights, and what that does to its state. The row sees the places from `first` to `end`. A score
+// that is no number makes the total none.
+template <class E, bool SEES_ALL>
+inline void soften(const Decoder &d, float *scores, typename E::Raw *weights, int width, int first, int end,
                         float &highest_yet, float &total, float *found) {
-  Floats top = all(NOTHING_YET), poison{};
   Ints places;
   for (int i = 0; i < LANES; i++) places[i] = i;
+  Floats top = all(NOTHING_YET);
   for (int i = 0; i < width; i += LANES) {
-    const Ints place = places + i;
-    const Floats s = floats(scores + i);
-    const Ints seen = (place >= first) & (place < end);
-    const Floats visible = choose(seen, s, all(NOTHING_YET));
-    poison += visible * all(0.f);
-    top = largest(top, visible);
-    store(scores + i, visible);
+    Floats s = floats(scores + i);
+    if constexpr (!SEES_ALL) s = choose((places + i >= first) & (places + i < end), s, all(NOTHING_YET));
+    top = largest(top, s);
   }
   const float above = highest(top) > highest_yet ? highest(top) : highest_yet;
-  Floats added = poison;
+  Floats added{};
   for (int i = 0; i < width; i += LANES) {
-    const Ints place = places + i;
-    const Floats w = exp2(floats(scores + i) - all(above));
-    const Floats weight = choose((place >= first) & (place < end), w, Floats{});
+    Floats weight = exp2(floats(scores + i) - all(above));
+    if constexpr (!SEES_ALL) weight = choose((places + i >= first) & (places + i < end), weight, Floats{});
     added += weight;
     E::put(weights + i, weight);
   }
-  const float kept = above == highest_yet ? 1.f : exp2(all(highest_yet - above))[0];
+  if (above == highest_yet) {
+    total += sum(added);
+    return;
+  }
+  const float kept = exp2(all(highest_yet - above))[0];
   total = total * kept + sum(added);
   highest_yet = above;
-  if (kept != 1.f)
-    for (int i = 0; i < d.dims; i += LANES) store(found + i, floats(found + i) * all(kept));
+  for (int i = 0; i < d.dims; i += LANES) store(found + i, floats(found + i) * all(kept));
 }
 
 template <class E, int ROWS, int V>
@@ -110,19 +109,24 @@ WEIR_INLINE void gather_values(const Decoder &d, const uint32_t *weights, const 
     for (int v = 0; v < V; v++) store(found + r * d.dims + dim + v * LANES, sums[r][v]);
 }
 
-// [ROWS] query rows through the tokens [start, start + width) of their common chunk.
+// [ROWS] query rows through the tokens from `start` on, as many as `width`, of their common chunk.
 template <class E, int ROWS>
 inline void attend_chunk(const Decoder &d, const Queries &q, const Tiles &tiles, int start, int width,
                          AttentionRoom &room) {
   const int count = (width + TILE - 1) / TILE;
   score<E, ROWS>(d, q, tiles, count, room.scores);
-  for (int r = 0; r < ROWS; r++)
-    soften<E>(d, room.scores + r * CHUNK, (typename E::Raw *)(room.weights + r * CHUNK / E::PER_UNIT), count * TILE,
-              q.first[r] - start, q.end[r] - start, q.highest[r], q.total[r], q.found + r * d.dims);
+  for (int r = 0; r < ROWS; r++) {
+    const int first = q.first[r] - start, end = q.end[r] - start;
+    auto *weights = (typename E::Raw *)(room.weights + r * CHUNK / E::PER_UNIT);
+    const auto soften_row = first <= 0 && end >= count * TILE ? soften<E, true> : soften<E, false>;
+    soften_row(d, room.scores + r * CHUNK, weights, count * TILE, first, end, q.highest[r], q.total[r],
+               q.found + r * d.dims);
+  }
   int dim = 0;
   for (; dim + VECTORS * LANES <= d.dims; dim += VECTORS * LANES)
     gather_values<E, ROWS, VECTORS>(d, room.weights, tiles, count, dim, q.found);
-  for (; dim < d.dims; dim += LANES) gather_values<E, ROWS, 1>(d, room.weights, tiles, count, dim, q.found);
+  for (; dim < d.dims; dim += LANES)
+    gather_values<E, ROWS, 1>(d, room.weights, tiles, count, dim, q.found);
 }
 
 template <class E, int ROWS = QUERY_ROWS>
@@ -133,29 +137,29 @@ inline void attend_chunk_of(int rows, const Decoder &d, const Queries &q, const 
   attend_chunk<E, ROWS>(d, q, tiles, start, width, room);
 }
 
-// Several query rows, as even tiles of them, through the chunks [from, to) of one sequence.
+// Several query rows, as even tiles of them, through the chunks [from, to) of a sequence.
 template <class E>
-inline void attend_chunks(const Decoder &d, int layer, int kv_head, const int32_t *table, const Queries &all_rows,
-                          int rows, int from, int to, AttentionRoom &room) {
-  const int tiles_of_rows = (rows + QUERY_ROWS - 1) / QUERY_ROWS, stride = d.dims / E::PER_UNIT;
-  int oldest = all_rows.first[0], newest = all_rows.end[0];
-  for (int r = 1; r < rows; r++) {
-    oldest = all_rows.first[r] < oldest ? all_rows.first[r] : oldest;
-    newest = all_rows.end[r] > newest ? all_rows.end[r] : newest;
+inline void attend_chunks(const Decoder &d, const Source &source, const Queries &rows, int count, int from, int to,
+                          AttentionRoom &room) {
+  const int tiles_of_rows = (count + QUERY_ROWS - 1) / QUERY_ROWS, stride = d.dims / E::PER_UNIT;
+  int oldest = rows.first[0], newest = rows.end[0];
+  for (int r = 1; r < count; r++) {
+    oldest = rows.first[r] < oldest ? rows.first[r] : oldest;
+    newest = rows.end[r] > newest ? rows.end[r] : newest;
   }
   for (int chunk = from > oldest / CHUNK ? from : oldest / CHUNK; chunk < to && chunk * CHUNK < newest; chunk++) {
     const int start = chunk * CHUNK, end = start + CHUNK < newest ? start + CHUNK : newest;
     Tiles tiles;
-    find_tiles<E>(d, layer, kv_head, table, start, end, room.tiles, tiles);
+    find_tiles<E>(d, source, start, end, room.tiles, tiles);
     for (int t = 0, row = 0; t < tiles_of_rows; t++) {
-      const int count = (rows - row) / (tiles_of_rows - t);
-      const Queries q = {all_rows.units + row * stride, all_rows.first + row, all_rows.end + row,
-                         all_rows.highest + row,        all_rows.total + row, all_rows.found + row * d.dims};
-      int last = q.end[0];
-      for (int r = 1; r < count; r++) last = q.end[r] > last ? q.end[r] : last;
-      const int width = (last < end ? last : end) - start;
-      if (width > 0) attend_chunk_of<E>(count, d, q, tiles, start, width, room);
-      row += count;
+      const int some = (count - row) / (tiles_of_rows - t);
+      const Queries q = {rows.units + row * stride, rows.first + row, rows.end + row,
+                         rows.highest + row,        rows.total + row, rows.found + row * d.dims};
+      int seen = q.end[0];
+      for (int r = 1; r < some; r++) seen = q.end[r] > seen ? q.end[r] : seen;
+      const int width = (seen < end ? seen : end) - start;
+      if (width > 0) attend_chunk_of<E>(some, d, q, tiles, start, width, room);
+      row += some;
     }
   }
 }

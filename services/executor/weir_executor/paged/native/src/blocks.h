@@ -35,33 +35,46 @@ WEIR_INLINE void put_token(const Decoder &d, uint32_t *piece, int offset, const 
   }
 }
 
+// One head's blocks of one sequence.
+struct Source {
+  int layer, kv_head;
+  const int32_t *table;
+};
+
 // The tiles of one chunk of a sequence, in place or built in `room`.
 struct Tiles {
   const uint32_t *keys[CHUNK / TILE], *values[CHUNK / TILE];
 };
 
 template <class E>
-WEIR_INLINE void find_tiles(const Decoder &d, int layer, int kv_head, const int32_t *table, int first, int end,
-                            uint32_t *room, Tiles &tiles) {
+inline void build_tile(const Decoder &d, const Source &source, int first, int end, uint32_t *keys, uint32_t *values) {
   using Raw = typename E::Raw;
   const int size = d.shape.block_size, head_dim = d.shape.head_dim;
-  for (int t = 0; first + t * TILE < end; t++) {
-    const int start = first + t * TILE;
+  for (int token = first; token < end; token++) {
+    const Raw *piece = (const Raw *)d.piece(source.layer, source.table[token / size], source.kv_head);
+    const Raw *plain = piece + token % size * head_dim;
+    put_key<E>((Raw *)keys, token - first, plain, head_dim);
+    put_value<E>((Raw *)values, token - first, plain + size * head_dim, head_dim, d.dims);
+  }
+}
+
+// Of the tokens from `start`, which begins a chunk, to `end`.
+template <class E>
+inline void find_tiles(const Decoder &d, const Source &source, int start, int end, uint32_t *room, Tiles &tiles) {
+  const int size = d.shape.block_size;
+  for (int t = 0; start + t * TILE < end; t++) {
+    const int first = start + t * TILE;
     if (d.blocks.tiled) {
-      const uint32_t *piece = d.piece(layer, table[start / size], kv_head);
-      const int tile = start % size / TILE;
+      const uint32_t *piece = d.piece(source.layer, source.table[first / size], source.kv_head);
+      const int tile = first % size / TILE;
       tiles.keys[t] = piece + tile * d.blocks.key_tile;
       tiles.values[t] = piece + size / TILE * d.blocks.key_tile + tile * d.blocks.value_tile;
-      continue;
+    } else {
+      uint32_t *keys = room + t * (d.blocks.key_tile + d.blocks.value_tile), *values = keys + d.blocks.key_tile;
+      memset(keys, 0, (d.blocks.key_tile + d.blocks.value_tile) * sizeof(uint32_t));
+      build_tile<E>(d, source, first, first + TILE < end ? first + TILE : end, keys, values);
+      tiles.keys[t] = keys, tiles.values[t] = values;
     }
-    uint32_t *keys = room + t * (d.blocks.key_tile + d.blocks.value_tile), *values = keys + d.blocks.key_tile;
-    memset(keys, 0, (d.blocks.key_tile + d.blocks.value_tile) * sizeof(uint32_t));
-    for (int token = start; token < start + TILE && token < end; token++) {
-      const Raw *plain = (const Raw *)d.piece(layer, table[token / size], kv_head) + token % size * head_dim;
-      put_key<E>((Raw *)keys, token - start, plain, head_dim);
-      put_value<E>((Raw *)values, token - start, plain + size * head_dim, head_dim, d.dims);
-    }
-    tiles.keys[t] = keys, tiles.values[t] = values;
   }
 }
 

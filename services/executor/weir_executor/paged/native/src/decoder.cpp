@@ -20,8 +20,8 @@ Decoder::Decoder(const Shape &s) : shape(s), team(s.threads), taken(new std::ato
   blocks.value_tile = TILE / per_unit * dims;
   const int plain = 2 * s.block_size * s.head_dim / per_unit;
   blocks.piece = blocks.tiled ? s.block_size / TILE * (blocks.key_tile + blocks.value_tile) : plain;
-  blocks.block = blocks.piece * s.kv_heads;
-  blocks.layer = blocks.block * s.num_blocks;
+  blocks.head = blocks.piece * s.num_blocks;
+  blocks.layer = blocks.head * s.kv_heads;
   blocks.units = Memory(blocks.layer * s.layers * sizeof(uint32_t));
 }
 
@@ -74,7 +74,7 @@ static int64_t cost_of(const Step &step, const Group &g) {
 
 // Rows of one token that begin alike stand side by side; those that share a chunk or more form groups.
 static int add_decodes(Decoder &d, const Step &step, int row) {
-  const int most = d.most_group_tokens();
+  const int most = d.group_tokens(24);
   Group g = {row, 1, step.row_starts[row], 1, 0, 0};
   int shared = CHUNK;  // far more than there are
   while (row + g.rows < step.rows && g.rows < most && step.row_starts[row + g.rows + 1] - step.row_starts[row + g.rows] == 1) {
@@ -92,7 +92,7 @@ static int add_decodes(Decoder &d, const Step &step, int row) {
 void plan(Decoder &d, const Step &step) {
   grow(d, step);
   d.groups.clear();
-  const int most = d.most_group_tokens();
+  const int most = d.group_tokens(96);
   for (int row = 0; row < step.rows;) {
     const int first = step.row_starts[row], end = step.row_starts[row + 1];
     if (end - first == 1) {
@@ -154,7 +154,8 @@ void write_block(Decoder &d, int block, const void *payload) {
 
 void clear_block(Decoder &d, int block) {
   for (int layer = 0; layer < d.shape.layers; layer++)
-    memset(d.piece(layer, block, 0), 0, d.blocks.block * sizeof(uint32_t));
+    for (int kv_head = 0; kv_head < d.shape.kv_heads; kv_head++)
+      memset(d.piece(layer, block, kv_head), 0, d.blocks.piece * sizeof(uint32_t));
 }
 
 }  // namespace weir

@@ -40,8 +40,9 @@ struct Layer {
   int window;
 };
 
-// Keys and values: [layers][blocks][kv_heads] pieces. A piece holds one head's keys and values of a block; when tiles fit
-// the block, as attention multiplies them:
+// Keys and values: [layers][kv_heads][blocks] pieces. A piece holds one head's keys and values of a block. The blocks of a
+// prompt are mostly consecutive, so attention mostly reads on and on, as the processor likes it. When tiles fit the block,
+// keys and values are kept as attention multiplies them:
 //
 //   keys    [tiles][head_dim / per unit][TILE tokens] units
 //   values  [tiles][TILE / per unit][dims] units, dims rounded up to whole vectors
@@ -50,7 +51,7 @@ struct Layer {
 struct Blocks {
   bool tiled;
   int key_tile, value_tile;   // units
-  size_t piece, block, layer;  // units
+  size_t piece, head, layer;  // units
   Memory units;
 };
 
@@ -94,11 +95,11 @@ struct Decoder {
   std::vector<Group> groups;               // of the step at hand, the costly first
   std::unique_ptr<std::atomic<int>[]> taken;  // per layer: how many (group, kv head) items have been taken
 
-  // Of a group: as many tokens as keep a chunk's keys busy, and few enough to share the work out evenly.
-  int most_group_tokens() const { return group_heads() < 96 ? 96 / group_heads() : 1; }
+  // Of a group, about so many query rows: enough to be worth a chunk's keys, few enough to share the work out evenly.
+  int group_tokens(int query_rows) const { return group_heads() < query_rows ? query_rows / group_heads() : 1; }
   int group_heads() const { return shape.heads / shape.kv_heads; }
   uint32_t *piece(int layer, int block, int kv_head) const {
-    return blocks.units.as<uint32_t>() + layer * blocks.layer + block * blocks.block + kv_head * blocks.piece;
+    return blocks.units.as<uint32_t>() + layer * blocks.layer + kv_head * blocks.head + block * blocks.piece;
   }
 };
 

@@ -19,17 +19,29 @@ WEIR_INLINE Range share(int total, const Member &member) {
   return {(int)((int64_t)total * member.index / member.count), (int)((int64_t)total * (member.index + 1) / member.count)};
 }
 
+// A panel is asked for while the one before it is multiplied: each tile, on each of its ways through the panel, asks for
+// its part, so that weights arrive while sums are taken, not between. Where there is one part only, it is a little ahead.
+struct Ahead {
+  int part, parts;
+};
+constexpr int AHEAD_BYTES = 4096;
+constexpr int WAYS = PANEL / (2 * LANES);
+
 // [ROWS] rows at `x`, `stride` units apart, by one panel: `out` [ROWS][PANEL].
 template <class E, int ROWS>
-WEIR_INLINE void tile(const uint32_t *x, size_t stride, const uint32_t *panel, int steps, float *out) {
+WEIR_INLINE void tile(const uint32_t *x, size_t stride, const uint32_t *panel, int steps, Ahead ahead, float *out) {
   for (int column = 0; column < PANEL; column += 2 * LANES) {
     Floats sums[ROWS][2] = {};
     // Four pointers reach twelve rows, for an address may add a stride times four or eight.
     const uint32_t *x0 = x, *x1 = x + stride, *x2 = x + 2 * stride, *x3 = x + 3 * stride;
     const uint32_t *w = panel + column;
+    const int part = ahead.part + column / (2 * LANES), step = PANEL * sizeof(uint32_t);
+    const char *wanted = (const char *)panel + (ahead.parts == 1 ? AHEAD_BYTES : (size_t)steps * step * (ahead.parts + part) / ahead.parts);
     for (int k = 0; k < steps; k++, w += PANEL) {
       const auto w0 = E::weights(w), w1 = E::weights(w + LANES);
-      __builtin_prefetch(w + 16 * PANEL);
+      __builtin_prefetch(wanted, 0, 2);
+      __builtin_prefetch(wanted + 64, 0, 2);
+      wanted += step / ahead.parts;
 #pragma GCC unroll 12
       for (int r = 0; r < ROWS; r++) {
         const uint32_t *base = r % 4 == 0 ? x0 : r % 4 == 1 ? x1 : r % 4 == 2 ? x2 : x3;
@@ -48,10 +60,11 @@ WEIR_INLINE void tile(const uint32_t *x, size_t stride, const uint32_t *panel, i
 }
 
 template <class E, int ROWS = TILE_ROWS>
-inline void tile_of(int rows, const uint32_t *x, size_t stride, const uint32_t *panel, int steps, float *out) {
+inline void tile_of(int rows, const uint32_t *x, size_t stride, const uint32_t *panel, int steps, Ahead ahead,
+                    float *out) {
   if constexpr (ROWS > 1)
-    if (rows < ROWS) return tile_of<E, ROWS - 1>(rows, x, stride, panel, steps, out);
-  tile<E, ROWS>(x, stride, panel, steps, out);
+    if (rows < ROWS) return tile_of<E, ROWS - 1>(rows, x, stride, panel, steps, ahead, out);
+  tile<E, ROWS>(x, stride, panel, steps, ahead, out);
 }
 
 // All rows of a range by all panels of a range. `take(row, panel, values)` gets [PANEL] outputs of one row, bias added.
@@ -68,7 +81,7 @@ inline void multiply_range(const Matrix &w, const uint32_t *x, size_t stride, Ra
       int row = block;
       for (int t = 0; t < tiles; t++) {
         const int count = (end - row) / (tiles - t);  // as even as it goes
-        tile_of<E>(count, x + row * stride, stride, panel, w.steps, out);
+        tile_of<E>(count, x + row * stride, stride, panel, w.steps, Ahead{t * WAYS, tiles * WAYS}, out);
         for (int r = 0; r < count; r++) {
           float *values = out + r * PANEL;
           if (!w.bias.empty())

@@ -97,9 +97,7 @@ class StepWork {
     member.meet();
     rotate_and_keep(index, layer);
     member.meet();
-    const int items = (int)d.groups.size() * d.shape.kv_heads;
-    for (int item; (item = d.taken[index].fetch_add(1, std::memory_order_relaxed)) < items;)
-      attend(index, layer, d.groups[item / d.shape.kv_heads], item % d.shape.kv_heads);
+    attend_all(index, layer);
     member.meet();
     add_product(layer.output, room.attended, d.attended_stride);
   }
@@ -129,35 +127,42 @@ class StepWork {
     alignas(64) Raw key[MOST_DIMS], value[MOST_DIMS];
     const float *keys = qkv(token) + (d.shape.heads + kv_head) * dim, *values = keys + d.shape.kv_heads * dim;
     turn(keys, layer.key_norm, position, 1.f, key);
-    put_head(values, dim, value);
+    put_head(values, value);
     const int block = step.table[step.table_starts[row] + position / d.shape.block_size];
     put_token<E>(d, d.piece(index, block, kv_head), position % d.shape.block_size, key, value);
   }
 
+  // Norm, turn, scale. The first `rope_dim` dimensions turn, the first half of them with the second.
   void turn(const float *from, const std::vector<float> &norm, int position, float scale, Raw *to) const {
     const int dim = d.shape.head_dim, half = d.shape.rope_dim / 2;
-    alignas(64) float x[MOST_DIMS], y[MOST_DIMS];
-    memset(x, 0, d.dims * sizeof(float));
-    memcpy(x, from, dim * sizeof(float));
-    if (!norm.empty()) norm_head(x, norm.data());
     const float *cosines = &d.rope[(size_t)position * 2 * half], *sines = cosines + half;
-    memcpy(y, x, dim * sizeof(float));
-    for (int i = 0; i < half; i++) y[i] = x[i] * cosines[i] - x[i + half] * sines[i];
-    for (int i = 0; i < half; i++) y[i + half] = x[i + half] * cosines[i] + x[i] * sines[i];
-    for (int i = 0; i < dim; i++) y[i] *= scale;
-    put_head(y, dim, to);
-  }
-
-  void norm_head(float *x, const float *weight) const {
-    rms_norm(x, weight, d.shape.head_dim, d.shape.eps, [x](int i, Floats v) { store(x + i, v); });
-  }
-
-  // Filled up with zeros to whole vectors.
-  void put_head(const float *from, int dim, Raw *to) const {
     alignas(64) float x[MOST_DIMS];
-    memset(x + dim, 0, (d.dims - dim) * sizeof(float));
-    memcpy(x, from, dim * sizeof(float));
-    for (int i = 0; i < d.dims; i += LANES) E::put(to + i, floats(x + i));
+    if (!norm.empty()) {
+      memset(x, 0, d.dims * sizeof(float));
+      memcpy(x, from, dim * sizeof(float));
+      rms_norm(x, norm.data(), dim, d.shape.eps, [&x](int i, Floats v) { store(x + i, v); });
+      from = x;
+    }
+    alignas(64) float y[MOST_DIMS];
+    for (int i = 0; i < half; i++) {
+      const float a = from[i], b = from[i + half];
+      y[i] = (a * cosines[i] - b * sines[i]) * scale;
+      y[i + half] = (b * cosines[i] + a * sines[i]) * scale;
+    }
+    for (int i = 2 * half; i < dim; i++) y[i] = from[i] * scale;
+    put_head(y, to);
+  }
+
+  // The head's dimensions, filled up with zeros to whole vectors.
+  void put_head(const float *from, Raw *to) const {
+    const int dim = d.shape.head_dim;
+    for (int i = 0; i + LANES <= dim; i += LANES) E::put(to + i, floats(from + i));
+    if (dim % LANES == 0 && dim == d.dims) return;
+    alignas(64) float x[LANES];
+    for (int i = dim / LANES * LANES; i < d.dims; i += LANES) {
+      for (int j = 0; j < LANES; j++) x[j] = i + j < dim ? from[i + j] : 0.f;
+      E::put(to + i, floats(x));
+    }
   }
 
   AttentionRoom attention_room(int query_rows) const {
@@ -170,6 +175,13 @@ class StepWork {
     r.highest = at, at += query_rows;
     r.total = at;
     return r;
+  }
+
+  // The members take groups, one KV head of one at a time, the costly first.
+  void attend_all(int index, const Layer &layer) {
+    const int heads = d.shape.kv_heads, items = (int)d.groups.size() * heads;
+    for (int item; (item = d.taken[index].fetch_add(1, std::memory_order_relaxed)) < items;)
+      attend(index, layer, d.groups[item / heads], item % heads);
   }
 
   // One KV head's queries of one group.
@@ -189,14 +201,14 @@ class StepWork {
     }
     memset(r.found, 0, rows * d.dims * sizeof(float));
     const Queries all = {(const uint32_t *)query(kv_head, group.first_token), first, end, r.highest, r.total, r.found};
-    const int32_t *table = step.table + step.table_starts[group.first_row];
-    attend_chunks<E>(d, index, kv_head, table, all, rows, 0, group.shared_chunks, r);
+    Source source = {index, kv_head, step.table + step.table_starts[group.first_row]};
+    attend_chunks<E>(d, source, all, rows, 0, group.shared_chunks, r);
     for (int i = 0, q = 0; i < group.rows; i++) {
       const int row = group.first_row + i, count = own_tokens(group, row) * heads;
       const Queries own = {all.units + q * stride, first + q,     end + q, r.highest + q,
                            r.total + q,            r.found + q * d.dims};
-      table = step.table + step.table_starts[row];
-      attend_chunks<E>(d, index, kv_head, table, own, count, group.shared_chunks, d.shape.positions, r);
+      source.table = step.table + step.table_starts[row];
+      attend_chunks<E>(d, source, own, count, group.shared_chunks, d.shape.positions, r);
       q += count;
     }
     give(group, kv_head, r);
@@ -240,6 +252,7 @@ class StepWork {
     member.meet();
     if (step.logits) write_logits();
     if (step.best) find_best();
+
   }
 
   // Every member judges some rows. A sum is finite only if every term is.

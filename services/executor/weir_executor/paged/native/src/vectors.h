@@ -56,7 +56,6 @@ WEIR_INLINE Floats largest(Floats a, Floats b) {
   return choose(a > b, a, b);
 #endif
 }
-WEIR_INLINE Floats smallest(Floats a, Floats b) { return -largest(-a, -b); }
 
 // Reductions add in one fixed order, so that a row's numbers never depend on what else is computed.
 WEIR_INLINE float sum(Floats v) {
@@ -74,21 +73,29 @@ WEIR_INLINE float highest(Floats v) {
   return x[0];
 }
 
-// 2^x for -126 <= x <= 126, clamped to that; to about 2 units in the last place. Polynomial: Cephes' exp2f.
-WEIR_INLINE Floats exp2(Floats x) {
-  x = largest(smallest(x, all(126.f)), all(-126.f));
-  const Floats rounder = all(12582912.f);  // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
-  Floats shifted = x + rounder;
-  Floats f = x - (shifted - rounder);
+// 2^f for f from -1/2 to 1/2, to about 2 units in the last place. Polynomial: Cephes' exp2f.
+WEIR_INLINE Floats exp2_of_fraction(Floats f) {
   Floats p = all(1.535336188319500e-4f);
   p = p * f + all(1.339887440266574e-3f);
   p = p * f + all(9.618437357674640e-3f);
   p = p * f + all(5.550332471162809e-2f);
   p = p * f + all(2.402264791363012e-1f);
   p = p * f + all(6.931472028550421e-1f);
-  p = p * f + all(1.f);
-  Words power = ((Words)shifted - words(0x4b400000u) + words(127u)) << 23;
-  return p * (Floats)power;
+  return p * f + all(1.f);
+}
+
+// 2^x. What is too small for a float is nothing, or nearly; a NaN stays one.
+WEIR_INLINE Floats exp2(Floats x) {
+#if defined(__AVX512F__)
+  const __m512 whole = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return (Floats)_mm512_scalef_ps((__m512)exp2_of_fraction(x - (Floats)whole), whole);
+#else
+  Floats bounded = choose(x > all(126.f), all(126.f), choose(x < all(-126.f), all(-126.f), x));
+  const Floats rounder = all(12582912.f);  // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
+  const Floats shifted = bounded + rounder;
+  const Words power = ((Words)shifted - words(0x4b400000u) + words(127u)) << 23;
+  return choose(x == x, exp2_of_fraction(bounded - (shifted - rounder)) * (Floats)power, x);
+#endif
 }
 
 WEIR_INLINE Floats silu(Floats x) { return x / (all(1.f) + exp2(x * all(-1.44269504f))); }
