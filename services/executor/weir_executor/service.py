@@ -189,6 +189,7 @@ def _load_paged(settings: ExecutorSettings) -> Engine:
         max_model_len=settings.max_model_len,
         num_threads=settings.num_threads,
         kernels=settings.kernels,
+        weights=settings.weights,
         prefix_cache=settings.prefix_cache,
         itl_target_seconds=_itl_target(settings),
         tenants=_tenants(settings),

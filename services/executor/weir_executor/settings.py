@@ -96,6 +96,9 @@ class ExecutorSettings(ServiceSettings):
     )
     prefix_cache: bool = Field(default=True, description="keep full blocks for later prompts that begin alike")
     num_threads: int | None = Field(default=None, ge=1, le=1024, description="on a CPU; unset: PyTorch's choice")
+    weights: Literal["dtype", "int8", "int4"] = Field(
+        default="dtype", description="int8, int4: rounded when loaded; on a CPU with native kernels"
+    )
     kernels: Literal["auto", "torch", "plain", "avx2", "avx512", "avx512bf16"] = Field(
         default="auto",
         description="on a CPU. auto: native kernels for this processor, else PyTorch; or PyTorch; or one by name",

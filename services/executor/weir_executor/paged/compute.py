@@ -53,12 +53,14 @@ class Compute:
 def build_compute(workload: Workload, placement: Placement, resources: ExitStack) -> Compute:
     """Load the weights and allocate the cache; what must be ended goes on `resources`. Raises `ModelConfigError`,
     `ModelLoadError`, `RankLostError`."""
+    if workload.weight_bits and (workload.max_adapter_rank or placement.layout.num_ranks > 1):
+        raise ModelConfigError(f"weights int{workload.weight_bits}: neither with adapters nor over several ranks")
     if workload.max_adapter_rank:
         return _with_adapters(workload, placement)
     if placement.layout.num_ranks > 1:
         return _over_ranks(workload, placement, resources)
     device = torch.device(placement.device)
-    if device.type == "cuda":
+    if device.type == "cuda" and not workload.weight_bits:
         cuda = load_cuda(workload, device)
         return Compute(cuda.decoder, cuda.blocks, check=lambda: None)
     native = load_native(workload, device, placement.kernels)

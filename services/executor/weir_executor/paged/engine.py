@@ -27,6 +27,7 @@ from weir_executor.paged.step_loop import LoopOptions, StepLoop
 from weir_executor.paged.tenants import Tenants
 from weir_executor.paged.workload import Workload
 
+_WEIGHT_BITS = {"dtype": 0, "int8": 8, "int4": 4}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -50,6 +51,7 @@ class PagedEngineConfig:
     max_top_logprobs: int = 20
     num_threads: int | None = None  # on a CPU; None: PyTorch's choice
     kernels: str = "auto"  # on a CPU, see `native.load.KERNELS`; "auto": the native ones where they can be had
+    weights: str = "dtype"  # or "int8", "int4": rounded when loaded, computed by native kernels only
     max_adapters: int = 0  # loaded at once
     max_adapter_rank: int = 64
     prefix_cache: bool = True
@@ -116,6 +118,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
         max_num_seqs=config.max_num_seqs,
         max_batched_tokens=config.max_batched_tokens,
         max_adapter_rank=config.max_adapter_rank if config.max_adapters else 0,
+        weight_bits=_WEIGHT_BITS[config.weights],
     )
     with ExitStack() as resources:
         placement = _placement(config)
@@ -174,10 +177,15 @@ def _info(config: PagedEngineConfig, workload: Workload) -> EngineInfo:
         eos_token_ids=model.eos_token_ids,
         block_bytes=block_bytes(model, config.block_size, workload.dtype),
         kv_dtype=str(workload.dtype).removeprefix("torch."),
-        kv_layout=KV_LAYOUT + model.kv_variant(workload.max_model_len),
+        kv_layout=KV_LAYOUT + model.kv_variant(workload.max_model_len) + _weights_variant(workload),
         transfers_blocks=True,
         embedding_size=model.hidden_size,
         takes_guides=True,
         max_adapters=config.max_adapters,
         max_adapter_rank=workload.max_adapter_rank,
     )
+
+
+def _weights_variant(workload: Workload) -> str:
+    """Rounded weights give other keys and values, which are not for those who do not round."""
+    return f",int{workload.weight_bits}" if workload.weight_bits else ""

@@ -23,3 +23,4 @@ class Workload:
     max_num_seqs: int = 32
     max_batched_tokens: int = 512
     max_adapter_rank: int = 0  # 0: no adapters
+    weight_bits: int = 0  # 0: weights are of the dtype, too; 8 or 4: whole numbers

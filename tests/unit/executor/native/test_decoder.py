@@ -62,12 +62,14 @@ def batch(rows: list[Row], wanted: list[int] | None = None, pooled: list[int] | 
     return FlatBatch(rows, ids, positions, ends, places, best_only=False, pooled=pooled or [])  # type: ignore[arg-type]
 
 
-def native(model_dir: Path, dtype: str, isa: str = "", block_size: int = 16, threads: int = 2) -> NativeDecoder:
+def native(
+    model_dir: Path, dtype: str, isa: str = "", *, block_size: int = 16, threads: int = 2, weight_bits: int = 0
+) -> NativeDecoder:
     config = load_config(model_dir)
     assert why_not(config, getattr(torch, dtype), _CPU) is None
     model = load_model(model_dir, config, 700, getattr(torch, dtype), _CPU, make_linear=DenseLinear)
     assert isinstance(model, LlamaModel)
-    workload = Workload(model_dir, config, getattr(torch, dtype), 700, block_size, _NUM_BLOCKS)
+    workload = Workload(model_dir, config, getattr(torch, dtype), 700, block_size, _NUM_BLOCKS, weight_bits=weight_bits)
     return NativeDecoder(load_library(), workload, model, threads, isa)
 
 

@@ -18,7 +18,8 @@ MOST_DIMS, MOST_QUERY_ROWS = 256, 128
 class Shape(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("vocab", "hidden", "inner", "layers", "heads", "kv_heads", "head_dim")),
-        *((name, c_int32) for name in ("rope_dim", "block_size", "num_blocks", "positions", "element", "threads")),
+        *((name, c_int32) for name in ("rope_dim", "block_size", "num_blocks", "positions", "element")),
+        *((name, c_int32) for name in ("weight_bits", "threads")),
         ("eps", c_float),
     )
 

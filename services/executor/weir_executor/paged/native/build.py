@@ -37,7 +37,7 @@ _X86_ISAS: Mapping[str, tuple[str, ...]] = {
     "plain": (),
     "avx2": ("-mavx2", "-mfma"),
     "avx512": _AVX512,
-    "avx512bf16": (*_AVX512, "-mavx512bf16"),
+    "avx512bf16": (*_AVX512, "-mavx512bf16", "-mavx512vnni"),
 }
 # A compiler takes about ten seconds; one that takes this long hangs.
 _COMPILE_SECONDS = 300.0

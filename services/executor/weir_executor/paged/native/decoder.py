@@ -182,6 +182,7 @@ def _shape(config: LlamaConfig, workload: Workload, num_threads: int) -> Shape:
         num_blocks=workload.num_blocks,
         positions=workload.max_model_len,
         element=_ELEMENTS[workload.dtype],
+        weight_bits=workload.weight_bits,
         threads=num_threads,
         eps=config.rms_norm_eps,
     )

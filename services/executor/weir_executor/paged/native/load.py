@@ -24,9 +24,10 @@ KERNELS = ("auto", "torch", "plain", "avx2", "avx512", "avx512bf16")
 def load_native(workload: Workload, device: torch.device, kernels: str) -> NativeDecoder | None:
     """None when PyTorch is to compute, and one line in the log then says why.
 
-    Raises `ModelConfigError` when an instruction set is asked for by name and cannot be had, and what loading raises.
+    Raises `ModelConfigError` when an instruction set or rounded weights are asked for and cannot be had, and what
+    loading raises.
     """
-    if kernels == "torch":
+    if kernels == "torch" and not workload.weight_bits:
         return None
     wanted = "" if kernels == "auto" else kernels
     try:
@@ -38,6 +39,8 @@ def load_native(workload: Workload, device: torch.device, kernels: str) -> Nativ
     except NativeUnavailableError as error:
         if wanted:
             raise ModelConfigError(f"kernels {wanted!r} cannot be had here: {error}") from error
+        if workload.weight_bits:
+            raise ModelConfigError(f"weights int{workload.weight_bits} cannot be had here: {error}") from error
         if device.type == "cpu":
             _log.warning("PyTorch computes, slower than the native kernels would: %s", error)
         return None

@@ -12,6 +12,7 @@ struct Shape {
   int32_t heads, kv_heads, head_dim, rope_dim;  // the first `rope_dim` dimensions of a head turn
   int32_t block_size, num_blocks, positions;    // tokens per block; blocks; rows of the rope table
   int32_t element;                              // of weights, activations and the cache
+  int32_t weight_bits;                          // 0: weights are of the element, too; 8 or 4: whole numbers, rounded
   int32_t threads;
   float eps;
 };

@@ -14,6 +14,7 @@ Decoder::Decoder(const Shape &s) : shape(s), team(s.threads), taken(new std::ato
   qkv_stride = round_up((s.heads + 2 * s.kv_heads) * s.head_dim, PANEL);
   attended_stride = round_up(s.heads * s.head_dim, PANEL);
   dims = round_up(s.head_dim, TILE);
+  whole_stride = round_up(std::max({s.hidden, s.inner, s.heads * s.head_dim}), SCALED);
   room.scratch.resize(s.threads);
   blocks.tiled = s.block_size % TILE == 0;
   blocks.key_tile = s.head_dim / per_unit * TILE;
@@ -37,6 +38,10 @@ static void grow(Decoder &d, const Step &step) {
     room.queries = Memory(tokens * s.heads * d.dims * raw);
     room.attended = Memory(tokens * d.attended_stride * raw);
     room.gated = Memory(tokens * d.inner_stride * raw);
+    if (s.weight_bits) {
+      room.whole = Memory(tokens * d.whole_stride * sizeof(int16_t));
+      room.whole_scales = Memory(tokens * sizeof(float));
+    }
   }
   if (step.wanted > room.wanted) {
     const size_t wanted = room.wanted = step.wanted;

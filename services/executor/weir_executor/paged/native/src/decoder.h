@@ -26,11 +26,21 @@ constexpr int MOST_QUERY_ROWS = 128;
 
 inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
-// y = x Wᵀ + b. Units [panels][steps][PANEL]: a unit holds the one or two weights of an output that one step multiplies.
+// Where weights are whole numbers, so many inputs of an output have one scale. 64 products of 16 by 8 bits fit 32 bits.
+constexpr int SCALED = 64;
+
+// y = x Wᵀ + b, in panels. With `bits` 0 they are [panels][steps][PANEL] units: a unit holds the one or two weights of an
+// output that one step multiplies. With 8 or 4 they are [panels][inputs / 2][PANEL] pairs of whole numbers, in two bytes or
+// one (the first in its low half, both plus 8), and inputs are rounded up to whole SCALEDs.
 struct Matrix {
+  int bits = 0;
   int outputs = 0, inputs = 0, panels = 0, steps = 0;
   Memory units;
+  Memory scales;            // float [panels][inputs / SCALED][PANEL]
   std::vector<float> bias;  // [panels * PANEL], or empty
+
+  size_t panel_bytes() const { return (size_t)steps * PANEL * (bits ? bits / 4 : 4); }
+  const char *panel(int p) const { return units.as<char>() + p * panel_bytes(); }
 };
 
 struct Layer {
@@ -74,6 +84,8 @@ struct Room {
   Memory attended;  // element [tokens][heads * head_dim]
   Memory gated;     // element [tokens][inner]
   Memory last;      // element [wanted][hidden]
+  Memory whole;     // int16 [tokens][inputs], and each row's scale, where weights are whole numbers
+  Memory whole_scales;
   Memory best;      // per member and wanted place: what `argmax.h` keeps
   std::vector<Memory> scratch;  // per member, for attention
 };
@@ -84,6 +96,7 @@ struct Decoder {
   Shape shape;
   int per_unit, raw_bytes;          // elements in a unit; bytes of one
   int hidden_stride, inner_stride, qkv_stride, attended_stride, dims;  // elements; dims: head_dim in whole tiles
+  int whole_stride;
   std::vector<Layer> layers;
   Matrix lm_head;
   Memory embedding;

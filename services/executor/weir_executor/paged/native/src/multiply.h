@@ -3,6 +3,7 @@
 #pragma once
 #include "decoder.h"
 #include "elements.h"
+#include "whole.h"
 
 namespace weir::WEIR_ISA {
 
@@ -59,29 +60,54 @@ WEIR_INLINE void tile(const uint32_t *x, size_t stride, const uint32_t *panel, i
   }
 }
 
-template <class E, int ROWS = TILE_ROWS>
-inline void tile_of(int rows, const uint32_t *x, size_t stride, const uint32_t *panel, int steps, Ahead ahead,
-                    float *out) {
-  if constexpr (ROWS > 1)
-    if (rows < ROWS) return tile_of<E, ROWS - 1>(rows, x, stride, panel, steps, ahead, out);
-  tile<E, ROWS>(x, stride, panel, steps, ahead, out);
-}
+// How a range of rows is multiplied by a panel, for weights of the element and for whole numbers. Each knows its rows, and
+// gives `count` of them, at most ROWS, from `row` on.
+template <class E>
+struct PlainTiles {
+  static constexpr int ROWS = TILE_ROWS;
+  const Matrix &w;
+  const uint32_t *x;  // units
+  size_t stride;
+
+  template <int COUNT = ROWS>
+  void multiply(int count, int row, int panel, Ahead ahead, float *out) const {
+    if constexpr (COUNT > 1)
+      if (count < COUNT) return multiply<COUNT - 1>(count, row, panel, ahead, out);
+    tile<E, COUNT>(x + row * stride, stride, (const uint32_t *)w.panel(panel), w.steps, ahead, out);
+  }
+};
+
+template <class Q>
+struct WholeTiles {
+  static constexpr int ROWS = REGISTERS == 32 ? 6 : 2;  // two kinds of sums
+  const Matrix &w;
+  const uint32_t *x;  // pairs
+  size_t stride;
+  const float *row_scales;
+
+  template <int COUNT = ROWS>
+  void multiply(int count, int row, int panel, Ahead ahead, float *out) const {
+    if constexpr (COUNT > 1)
+      if (count < COUNT) return multiply<COUNT - 1>(count, row, panel, ahead, out);
+    const float *scales = w.scales.template as<float>() + (size_t)panel * w.steps / (SCALED / 2) * PANEL;
+    whole_tile<Q, COUNT>(x + row * stride, stride, row_scales + row, w.panel(panel), scales, w.steps, out);
+  }
+};
 
 // All rows of a range by all panels of a range. `take(row, panel, values)` gets [PANEL] outputs of one row, bias added.
-template <class E, class Take>
-inline void multiply_range(const Matrix &w, const uint32_t *x, size_t stride, Range rows, Range panels, Take &take) {
-  alignas(64) float out[TILE_ROWS * PANEL];
-  const int cached = CACHED_BYTES / (int)(stride * 4) / TILE_ROWS * TILE_ROWS;
-  const int most = cached > TILE_ROWS ? cached : TILE_ROWS;
+template <class Tiles, class Take>
+inline void multiply_range(const Tiles &tiles, Range rows, Range panels, Take &take) {
+  constexpr int ROWS = Tiles::ROWS;
+  alignas(64) float out[ROWS * PANEL];
+  const Matrix &w = tiles.w;
+  const int cached = CACHED_BYTES / (int)(tiles.stride * 4) / ROWS * ROWS, most = cached > ROWS ? cached : ROWS;
   for (int block = rows.first; block < rows.end; block += most) {
-    const int end = block + most < rows.end ? block + most : rows.end;
-    const int tiles = (end - block + TILE_ROWS - 1) / TILE_ROWS;
+    const int end = block + most < rows.end ? block + most : rows.end, parts = (end - block + ROWS - 1) / ROWS;
     for (int p = panels.first; p < panels.end; p++) {
-      const uint32_t *panel = w.units.as<uint32_t>() + (size_t)p * w.steps * PANEL;
       int row = block;
-      for (int t = 0; t < tiles; t++) {
-        const int count = (end - row) / (tiles - t);  // as even as it goes
-        tile_of<E>(count, x + row * stride, stride, panel, w.steps, Ahead{t * WAYS, tiles * WAYS}, out);
+      for (int t = 0; t < parts; t++) {
+        const int count = (end - row) / (parts - t);  // as even as it goes
+        tiles.multiply(count, row, p, Ahead{t * WAYS, parts * WAYS}, out);
         for (int r = 0; r < count; r++) {
           float *values = out + r * PANEL;
           if (!w.bias.empty())
@@ -95,12 +121,12 @@ inline void multiply_range(const Matrix &w, const uint32_t *x, size_t stride, Ra
 }
 
 // This member's share: few rows are multiplied by a part of the panels, many rows are shared out.
-template <class E, class Take>
-inline void multiply(const Member &member, const Matrix &w, const uint32_t *x, size_t stride, int rows, Take take) {
+template <class Tiles, class Take>
+inline void multiply(const Member &member, const Tiles &tiles, int rows, Take &take) {
   const bool many = rows >= 4 * TILE_ROWS * member.count;
   const Range mine = many ? share(rows, member) : Range{0, rows};
-  const Range panels = many ? Range{0, w.panels} : share(w.panels, member);
-  multiply_range<E>(w, x, stride, mine, panels, take);
+  const Range panels = many ? Range{0, tiles.w.panels} : share(tiles.w.panels, member);
+  multiply_range(tiles, mine, panels, take);
 }
 
 }  // namespace weir::WEIR_ISA

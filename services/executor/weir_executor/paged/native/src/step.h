@@ -45,9 +45,25 @@ class StepWork {
     return room.queries.as<Raw>() + ((size_t)kv_head * tokens + token) * d.group_heads() * d.dims;
   }
 
-  // Rows of elements as units, for `multiply`.
-  static const uint32_t *units(const Memory &rows) { return rows.as<uint32_t>(); }
-  static size_t unit_stride(int elements) { return elements / E::PER_UNIT; }
+  // Rows of elements, `stride` apart, by a matrix; see `multiply_range` for `take`.
+  template <class Take>
+  void product(const Matrix &matrix, const Memory &rows, int stride, int count, Take take) {
+    if (!matrix.bits) {
+      const size_t units = stride / E::PER_UNIT;
+      return multiply(member, PlainTiles<E>{matrix, rows.as<uint32_t>(), units}, count, take);
+    }
+    const Range mine = share(count, member);
+    for (int row = mine.first; row < mine.end; row++)
+      room.whole_scales.as<float>()[row] = to_whole<E>(rows.as<Raw>() + (size_t)row * stride, matrix.inputs,
+                                                       2 * matrix.steps, room.whole.as<int16_t>() + (size_t)row * d.whole_stride);
+    member.meet();
+    const uint32_t *pairs = room.whole.as<uint32_t>();
+    const float *scales = room.whole_scales.as<float>();
+    if (matrix.bits == 8)
+      multiply(member, WholeTiles<Whole8>{matrix, pairs, (size_t)d.whole_stride / 2, scales}, count, take);
+    else
+      multiply(member, WholeTiles<Whole4>{matrix, pairs, (size_t)d.whole_stride / 2, scales}, count, take);
+  }
 
   void embed() {
     const Raw *table = d.embedding.as<Raw>();
@@ -79,7 +95,7 @@ class StepWork {
   }
 
   void add_product(const Matrix &matrix, const Memory &rows, int stride) {
-    multiply<E>(member, matrix, units(rows), unit_stride(stride), tokens, [this](int row, int panel, float *values) {
+    product(matrix, rows, stride, tokens, [this](int row, int panel, float *values) {
       float *to = residual(row) + panel * PANEL;
       for (int i = 0; i < PANEL; i += LANES) store(to + i, floats(to + i) + floats(values + i));
     });
@@ -90,8 +106,8 @@ class StepWork {
 
   void attention(int index, const Layer &layer) {
     norm_rows(layer.attention_norm);
-    multiply<E>(member, layer.qkv, units(room.normed), unit_stride(d.hidden_stride), tokens,
-                [this](int row, int panel, float *values) {
+    product(layer.qkv, room.normed, d.hidden_stride, tokens,
+            [this](int row, int panel, float *values) {
                   memcpy(qkv(row) + panel * PANEL, values, PANEL * sizeof(float));
                 });
     member.meet();
@@ -233,8 +249,8 @@ class StepWork {
 
   void mlp(const Layer &layer) {
     norm_rows(layer.mlp_norm);
-    multiply<E>(member, layer.gate_up, units(room.normed), unit_stride(d.hidden_stride), tokens,
-                [this](int row, int panel, float *values) {
+    product(layer.gate_up, room.normed, d.hidden_stride, tokens,
+            [this](int row, int panel, float *values) {
                   Raw *to = gated(row) + panel * (PANEL / 2);
                   for (int i = 0; i < PANEL / 2; i += LANES)
                     E::put(to + i, silu(floats(values + i)) * floats(values + PANEL / 2 + i));
@@ -279,7 +295,7 @@ class StepWork {
 
   template <class Take>
   void each_logits(Take take) {
-    multiply<E>(member, d.lm_head, units(room.last), unit_stride(d.hidden_stride), step.wanted, take);
+    product(d.lm_head, room.last, d.hidden_stride, step.wanted, take);
     member.meet();
   }
 

@@ -2,13 +2,16 @@
 
 #include <sched.h>
 
+#include <chrono>
+
 namespace weir {
 
-// About 50 microseconds on a core of our own: longer than any imbalance between members, shorter than what a sleeping
-// thread takes to notice that it is needed, twice over.
-constexpr int LOOKS = 2000;
-// Then the core is offered to others a few times, for the one that is waited for may need this very core.
-constexpr int YIELDS = 20;
+// Within a step members are microseconds apart; between two steps of a busy engine there is less than a millisecond, and a
+// virtual core that has lain down takes a good part of one to get up.
+constexpr auto AWAKE = std::chrono::milliseconds(1);
+// So many looks with the core kept, some 10 microseconds; then it is offered to others between looks, for whoever is
+// waited for may need this very core.
+constexpr int LOOKS = 400;
 
 static inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -19,15 +22,17 @@ static inline void pause() {
 }
 
 void wait_until_not(const std::atomic<uint32_t> &value, uint32_t old) {
+  const auto changed = [&] { return value.load(std::memory_order_acquire) != old; };
   for (int i = 0; i < LOOKS; i++) {
-    if (value.load(std::memory_order_acquire) != old) return;
+    if (changed()) return;
     pause();
   }
-  for (int i = 0; i < YIELDS; i++) {
-    if (value.load(std::memory_order_acquire) != old) return;
+  const auto until = std::chrono::steady_clock::now() + AWAKE;
+  while (std::chrono::steady_clock::now() < until) {
+    if (changed()) return;
     sched_yield();
   }
-  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+  while (!changed()) value.wait(old, std::memory_order_acquire);
 }
 
 void Barrier::wait() {
@@ -57,7 +62,7 @@ Team::~Team() {
 
 void Team::run(const std::function<void(const Member &)> &work) {
   work_ = &work;
-  round_.fetch_add(1, std::memory_order_acq_rel);
+  round_.fetch_add(1);
   round_.notify_all();
   work(Member{0, count_, &barrier_});
   barrier_.wait();
