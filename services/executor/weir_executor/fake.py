@@ -18,7 +18,8 @@ from weir_chassis.errors import AlreadyExists, WeirError
 from weir_executor.adapters.config import AdapterConfig
 from weir_executor.adapters.files import Note, read_weights
 from weir_executor.engine import AdapterInfo, EngineInfo, Pooling, PoolingKind, StoredPrefix, TokenLogprobs
-from weir_executor.paged.scheduler import Batch, Scheduled, SchedulerLimits
+from weir_executor.paged.batch import Batch, Scheduled
+from weir_executor.paged.scheduler import SchedulerLimits
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.speculation.drafter import Drafter, SpeculationOptions
 from weir_executor.paged.speculation.verify import accept

@@ -13,10 +13,10 @@ from contract.engine_contract import Listener, request
 from models_fixture import FAMILIES, tiny_model
 from weir_executor.engine import GenerationRequest, RequestEnd
 from weir_executor.paged.attention import TorchAttention
+from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.paged.kv_cache import KvCache
 from weir_executor.paged.model.registry import load_config, load_model
-from weir_executor.paged.scheduler import Scheduled
 from weir_executor.paged.sequence import LiveRequest, Sequence
 
 transformers.utils.logging.disable_progress_bar()

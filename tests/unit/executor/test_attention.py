@@ -9,11 +9,11 @@ from contract.engine_contract import request
 from models_fixture import tiny_model
 from weir_executor.paged import attention as module
 from weir_executor.paged.attention import TorchAttention
+from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.flat_batch import in_row_order
 from weir_executor.paged.kv_cache import KvCache
 from weir_executor.paged.model.config import LayerAttention
 from weir_executor.paged.model.registry import load_config
-from weir_executor.paged.scheduler import Scheduled
 from weir_executor.paged.sequence import LiveRequest, Sequence
 
 _BLOCK, _LAYER, _HEADS = 4, 1, 6

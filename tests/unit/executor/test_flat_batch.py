@@ -6,8 +6,8 @@ import pytest
 
 from contract.engine_contract import request
 from weir_executor.engine import Pooling, PoolingKind, Sampling
+from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.flat_batch import flatten
-from weir_executor.paged.scheduler import Scheduled
 from weir_executor.paged.sequence import LiveRequest, Sequence
 
 _GREEDY = Sampling(temperature=0.0)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.engine_contract import request
-from weir_executor.paged.scheduler import Scheduled
+from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.sequence import LiveRequest, new_sequences
 from weir_executor.paged.speculation import ngram
 from weir_executor.paged.speculation.ngram import NgramIndex, NgramProposer

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from weir_chassis.errors import Internal
 from weir_executor.fake import FakeEngine, FakeEngineConfig
+from weir_executor.paged.batch import Batch
 from weir_executor.paged.block_pool import BlockPool
-from weir_executor.paged.scheduler import Batch
 from weir_executor.paged.self_test import run_self_test
 from weir_executor.paged.worker import Draw, Result
 

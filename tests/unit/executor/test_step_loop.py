@@ -15,7 +15,7 @@ from contract.engine_contract import Listener, hashes, is_idle, prompt, request
 from weir_chassis.errors import DataCorrupt, Draining, Internal, QuotaExceeded, WorkerLost
 from weir_executor.fake import FakeDeviceError, FakeEngine, FakeEngineConfig
 from weir_executor.paged import step_loop
-from weir_executor.paged.scheduler import Batch
+from weir_executor.paged.batch import Batch
 from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.paged.worker import Result
 
@@ -67,7 +67,7 @@ def test_after_a_failed_step_a_small_request_goes_first(fake: FakeEngine, monkey
 
 
 def test_a_worker_that_fails_its_self_tests_is_given_up(fake: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_loop, "_SECONDS_BETWEEN_FAILURES", 0.001)
+    monkeypatch.setattr("weir_executor.paged.watched_worker._SECONDS_BETWEEN_FAILURES", 0.001)
     heard, steps = Listener(), list[object]()
 
     def run(batch: Batch) -> Items[Result]:

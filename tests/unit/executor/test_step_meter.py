@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contract.engine_contract import prompt, request
 from weir_executor.engine import StepStats
-from weir_executor.paged.scheduler import Batch, Scheduled
+from weir_executor.paged.batch import Batch, Scheduled
 from weir_executor.paged.sequence import LiveRequest, Sequence, new_sequences
 from weir_executor.paged.step_meter import StepMeter, count
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from weir_executor.paged.scheduler import Scheduled
+from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.sequence import Sequence as LiveSequence
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from weir_chassis.errors import InvalidArgument, WeirError
 from weir_executor.engine import GenerationRequest
 from weir_executor.guided.guide import CompiledGuide, GuideState
-from weir_executor.paged.scheduler import Scheduled
+from weir_executor.paged.batch import Scheduled
 
 
 def start_guides(request: GenerationRequest, stop_token_ids: frozenset[int]) -> list[GuideState]:

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from weir_executor.engine import PoolingKind
-from weir_executor.paged.scheduler import Scheduled
+from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.worker import Vector
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from weir_executor.engine import RequestEnd, TokenLogprobs, TokenOutput
-from weir_executor.paged.scheduler import NewBlock
+from weir_executor.paged.batch import NewBlock
 from weir_executor.paged.sequence import LiveRequest
 from weir_executor.paged.sequence import Sequence as LiveSequence
 

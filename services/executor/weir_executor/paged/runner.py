@@ -12,13 +12,13 @@ import torch
 
 from weir_executor.engine import StoredPrefix
 from weir_executor.guided.bitmask import Words
+from weir_executor.paged.batch import Batch, Scheduled
 from weir_executor.paged.decoder import Decoded, Decoder, DeviceLostError, KvBlocks
 from weir_executor.paged.flat_batch import FlatBatch, flatten
 from weir_executor.paged.guides import allowed_by_guides
 from weir_executor.paged.logits import SampleRow
 from weir_executor.paged.pooling import pool
 from weir_executor.paged.sampler import sample
-from weir_executor.paged.scheduler import Batch, Scheduled
 from weir_executor.paged.speculation.verify import accept
 from weir_executor.paged.worker import Draw, NotFiniteError, Result
 

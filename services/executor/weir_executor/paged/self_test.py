@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from weir_chassis.errors import Internal, WeirError
 from weir_executor.engine import EngineInfo, GenerationRequest, Sampling
+from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.block_pool import BlockPool
-from weir_executor.paged.scheduler import Scheduled, Scheduler, SchedulerLimits
+from weir_executor.paged.scheduler import Scheduler, SchedulerLimits
 from weir_executor.paged.sequence import LiveRequest
 from weir_executor.paged.worker import Result, Vector, Worker
 

@@ -37,28 +37,27 @@ from weir_executor.engine import (
 )
 from weir_executor.guided.guide import GuideState
 from weir_executor.paged.adapters import Adapters, NoAdapters
+from weir_executor.paged.batch import Batch, NewBlock
 from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.census import request_state
 from weir_executor.paged.chunk_size import ChunkSize
 from weir_executor.paged.guides import start_guides
+from weir_executor.paged.outcomes import Outcomes
 from weir_executor.paged.report import Report, request_end, token_output
-from weir_executor.paged.scheduler import Batch, NewBlock, Scheduled, Scheduler, SchedulerLimits
+from weir_executor.paged.scheduler import Scheduler, SchedulerLimits
 from weir_executor.paged.self_test import run_self_test
-from weir_executor.paged.sequence import LiveRequest, Status
-from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.paged.sequence import LiveRequest
 from weir_executor.paged.speculation.drafter import MAX_DRAFT_TOKENS, Drafter
 from weir_executor.paged.step_meter import StepMeter, count
 from weir_executor.paged.validation import check_quota, check_request
-from weir_executor.paged.worker import Draw, NotFiniteError, Result, Vector, Worker
+from weir_executor.paged.watched_worker import WatchedWorker
+from weir_executor.paged.worker import Result, Worker
 
 _log = logging.getLogger(__name__)
 # A step takes well under a second; a thread that has not come back by then hangs in a device call and is left behind.
 _JOIN_SECONDS = 10.0
 # Warming up may compile kernels and record graphs; what takes longer than this hangs.
 _WARM_UP_SECONDS = 600.0
-# In a row, self-tests among them: a worker that has failed so often fails everything, and would draw all traffic by
-# being the first to be free again. Between failed self-tests there is time for a device's memory to come free.
-_MAX_FAILURES, _SECONDS_BETWEEN_FAILURES = 5, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,8 @@ class StepLoop:
         self._error: BaseException | None = None
         self._ready = threading.Event()  # the first request can be served, or never will be
         self._start_error: BaseException | None = None
-        self._failures, self._unproven = 0, False  # steps that failed in a row; one has, and no self-test since
+        self._watched = WatchedWorker(worker, self._test_worker)
+        self._outcomes = Outcomes(self._scheduler, worker, self._drafter, options.clock)
         self._steps, self._last_step_seconds, self._meter = 0, 0.0, StepMeter()
         least = min(info.block_size, limits.max_batched_tokens)  # less than a block at a time is no prefill
         self._chunk = ChunkSize(options.itl_target_seconds, least=least, most=limits.max_batched_tokens)
@@ -265,7 +265,7 @@ class StepLoop:
         self._drafter.add_drafts(batch, self._scheduler)
         stats = count(batch)
         self._note_scheduled(batch, started)
-        self._emit(batch, self._results(batch), report)
+        self._outcomes.take(batch, self._results(batch), report)
         if self._options.check_integrity:
             self._scheduler.check_integrity()
         self._steps += 1
@@ -273,8 +273,7 @@ class StepLoop:
         if batch.scheduled:
             self._note_step(stats)
         self._say(report)
-        if self._unproven:
-            self._prove_worker()
+        self._watched.prove(self._closes_within)
 
     def _note_step(self, stats: StepStats) -> None:
         seconds = self._last_step_seconds
@@ -301,115 +300,32 @@ class StepLoop:
             # A resumed output may have been over already; its caller just did not hear.
             if sequence.finish_reason() is not None:
                 report.outputs.append(token_output(sequence, sequence.num_generated))
-                self._finish(sequence, report)
+                self._outcomes.finish(sequence, report)
 
     def _abort(self, abort: _Abort, report: Report) -> None:
         live = self._scheduler.live.get(abort.key)
         for sequence in list(live.sequences) if live else []:
             if abort.output_index in (None, sequence.output_index):
-                self._finish(sequence, report)
+                self._outcomes.finish(sequence, report)
 
     def _results(self, batch: Batch) -> Sequence[Result]:
-        """Run the batch. An exception becomes everyone's result, unless it is fatal."""
         if not batch.scheduled:
             return []
         started = self._options.clock()
-        try:
-            results = self._worker.run(batch)
-        except Exception as error:
-            if self._worker.is_fatal(error):
-                raise
-            self._failures, self._unproven = self._failures + 1, True
-            _log.exception("a step of %d sequences failed", len(batch.scheduled))
-            return [Internal(f"the step failed: {type(error).__name__}")] * len(batch.scheduled)
-        self._failures = 0
-        self._drafter.observe_step(batch.num_tokens, self._options.clock() - started)
+        results = self._watched.run(batch)
+        if self._watched.is_proven:
+            self._drafter.observe_step(batch.num_tokens, self._options.clock() - started)
         return results
 
-    def _prove_worker(self) -> None:
-        """After a failed step, before anything else is computed: a small request goes through, or the engine fails.
-
-        That one succeeds forgives no failure: only a step of somebody's requests does.
-        """
-        while self._failures < _MAX_FAILURES and not self._closing:
-            try:
-                self._test_worker()
-            except Exception as error:
-                if self._worker.is_fatal(error):
-                    raise
-                self._failures += 1
-                _log.exception("the self-test after a failed step failed")
-                with self._wake:
-                    self._wake.wait_for(lambda: self._closing, _SECONDS_BETWEEN_FAILURES)
-            else:
-                self._unproven = False
-                return
-        if not self._closing:
-            raise Internal(f"{_MAX_FAILURES} steps in a row failed")
+    def _closes_within(self, seconds: float) -> bool:
+        with self._wake:
+            return self._wake.wait_for(lambda: self._closing, seconds)
 
     def _note_scheduled(self, batch: Batch, now: float) -> None:
         for scheduled in batch.scheduled:
             live = scheduled.sequence.live
             if live.scheduled_at is None:
                 live.scheduled_at = now
-
-    def _emit(self, batch: Batch, results: Sequence[Result], report: Report) -> None:
-        now = self._options.clock()
-        for scheduled, result in zip(batch.scheduled, results, strict=True):
-            sequence = scheduled.sequence
-            if sequence.status is Status.FINISHED:
-                continue  # another output of its request failed in this very step
-            if isinstance(result, NotFiniteError) and scheduled.draft_token_ids:
-                self._retry_without_drafts(sequence)
-            elif isinstance(result, WeirError):
-                self._fail(sequence.live, result, report)
-            elif isinstance(result, Vector):
-                self._take_vector(scheduled, result, report)
-            else:
-                self._take_draws(scheduled, result, now, report)
-
-    def _take_vector(self, scheduled: Scheduled, vector: Vector, report: Report) -> None:
-        report.new_blocks += self._scheduler.advance(scheduled)
-        scheduled.sequence.live.embedding = vector.values
-        self._finish(scheduled.sequence, report)
-
-    def _take_draws(self, scheduled: Scheduled, draws: Sequence[Draw], now: float, report: Report) -> None:
-        """None of a row that did not reach its sequence's end; several of one whose drafts stood."""
-        sequence = scheduled.sequence
-        assert bool(draws) == scheduled.samples, scheduled
-        kept = draws[: sequence.count_until_end([draw.token_id for draw in draws])]
-        report.new_blocks += self._scheduler.advance(scheduled, [draw.token_id for draw in kept])
-        if not kept:
-            return
-        self._note_drafts(scheduled, min(len(kept), len(draws) - 1))
-        sequence.live.completion_tokens += len(kept)
-        if sequence.live.first_token_at is None:
-            sequence.live.first_token_at = now
-        logprobs = [draw.logprobs for draw in kept if draw.logprobs is not None]
-        output = token_output(sequence, sequence.num_generated - len(kept), logprobs)
-        report.outputs.append(output)
-        if output.finish_reason is not None:
-            self._finish(sequence, report)
-
-    def _note_drafts(self, scheduled: Scheduled, num_accepted: int) -> None:
-        self._drafter.observe_row(scheduled, num_accepted)
-        scheduled.sequence.live.draft_tokens += len(scheduled.draft_token_ids)
-        scheduled.sequence.live.accepted_draft_tokens += num_accepted
-
-    def _retry_without_drafts(self, sequence: LiveSequence) -> None:
-        """A draft that the model cannot compute is no fault of the request: had it not been guessed, all were well."""
-        self._worker.clear_blocks(self._scheduler.restart(sequence))
-        self._drafter.stop(sequence)
-
-    def _finish(self, sequence: LiveSequence, report: Report) -> None:
-        self._scheduler.finish(sequence)
-        if not sequence.live.sequences:
-            report.ended.append(request_end(sequence.live, self._options.clock(), None))
-
-    def _fail(self, live: LiveRequest, error: WeirError, report: Report) -> None:
-        self._worker.clear_blocks(self._scheduler.unshared_blocks(live))
-        self._scheduler.finish_all(live)
-        report.ended.append(request_end(live, self._options.clock(), error))
 
     def _say(self, report: Report) -> None:
         """Deliver the step, and only then show its load: who sees a request gone from the load has heard its end."""

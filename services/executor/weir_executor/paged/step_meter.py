@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weir_executor.engine import StepStats
-from weir_executor.paged.scheduler import Batch, Scheduled
+from weir_executor.paged.batch import Batch, Scheduled
 
 
 class StepMeter:

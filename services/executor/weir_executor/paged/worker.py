@@ -8,7 +8,7 @@ from typing import Protocol
 
 from weir_chassis.errors import Internal, WeirError
 from weir_executor.engine import StoredPrefix, TokenLogprobs
-from weir_executor.paged.scheduler import Batch
+from weir_executor.paged.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from models_fixture import VOCAB_SIZE, tiny_model
 from unit.executor.cuda.doubles import CapturerDouble
 from weir_executor.engine import Sampling
 from weir_executor.paged.attention import TorchAttention
+from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.cuda.attention import TritonAttention, max_numbers
 from weir_executor.paged.cuda.decode_step import DecodeRow, DecodeSteps
 from weir_executor.paged.cuda.decoder import CudaDecoder
@@ -23,7 +24,6 @@ from weir_executor.paged.decoder import TorchDecoder
 from weir_executor.paged.flat_batch import flatten
 from weir_executor.paged.kv_cache import KvCache
 from weir_executor.paged.model.registry import load_config, load_model
-from weir_executor.paged.scheduler import Scheduled
 from weir_executor.paged.sequence import LiveRequest
 from weir_executor.paged.sequence import Sequence as LiveSequence
 

@@ -18,11 +18,11 @@ from itertools import islice
 
 import torch
 
+from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.cuda.decode_step import DecodeRow, DecodeSteps, Draws
 from weir_executor.paged.cuda.drawing import Asked, asked_numbers, draw
 from weir_executor.paged.decoder import Decoded, Decoder
 from weir_executor.paged.flat_batch import FlatBatch, side_by_side
-from weir_executor.paged.scheduler import Scheduled
 from weir_executor.paged.sequence import Sequence as LiveSequence
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary, WeakSet
 
 from weir_executor.engine import SpeculationMode
-from weir_executor.paged.scheduler import Batch, Scheduled, Scheduler
+from weir_executor.paged.batch import Batch, Scheduled
+from weir_executor.paged.scheduler import Scheduler
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.speculation.controller import Acceptance, Controller, CostMeter
 from weir_executor.paged.speculation.ngram import NgramProposer

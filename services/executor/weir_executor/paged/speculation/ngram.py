@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-from weir_executor.paged.scheduler import Batch
+from weir_executor.paged.batch import Batch
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.speculation.proposer import Wish
 

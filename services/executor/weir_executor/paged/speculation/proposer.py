@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from weir_executor.paged.scheduler import Batch, Scheduled
+from weir_executor.paged.batch import Batch, Scheduled
 
 
 @dataclass(frozen=True, slots=True)
