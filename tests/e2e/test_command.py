@@ -132,12 +132,28 @@ def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
 
 def test_one_process_answers_as_five_do(stack: Stack, tmp_path: Path) -> None:
     asked = ["chat", "What is a weir?", "--temperature", "0", "--max-tokens", "24"]
-    alone = start_stack(tmp_path, "--one-process")
+    (key := tmp_path / "key").write_text("a secret for this test")
+    alone = start_stack(tmp_path, "--one-process", "--watermark-key", str(key))
     try:
         assert alone.weir(*asked).stdout == stack.weir(*asked).stdout
         assert len({service.pid for service in alone.services}) == 1
+        _check_watermarks(alone)
     finally:
         assert alone.stop() == 0
+
+
+def _check_watermarks(marking: Stack) -> None:
+    """Text that goes out and comes back is tokenized anew, and its mark is still there; other text has none."""
+    hot = ["generate", "Once upon a time", "--max-tokens", "200", "--temperature", "2"]
+    marked, plain = (
+        " ".join(marking.weir(*hot, "--seed", seed, *more).stdout for seed in ("5", "6"))
+        for more in (["--watermark"], [])
+    )
+    (found,), (nothing,) = (json_lines(marking.weir("detect", text).stdout) for text in (marked, plain))
+    assert isinstance(found["p_value"], float)
+    assert isinstance(nothing["p_value"], float)
+    assert found["p_value"] < 1e-4, found
+    assert nothing["p_value"] > 1e-2, nothing
 
 
 def test_ctrl_c_leaves_no_process_and_no_state(tmp_path: Path) -> None:

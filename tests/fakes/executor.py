@@ -93,6 +93,7 @@ class FakeExecutor(ExecutorServiceServicer):
         self.live_embeds = 0
         # Name → fingerprint.
         self.adapters: dict[str, str] = {}
+        self.detections: list[pb.DetectWatermarkRequest] = []
         self.steps = 0
         self.max_rows = 0
         self.foreign_tokens = 0
@@ -210,8 +211,15 @@ class FakeExecutor(ExecutorServiceServicer):
         adapters = [pb.Adapter(name=name, fingerprint=found) for name, found in self.adapters.items()]
         return pb.ListAdaptersResponse(adapters=adapters)
 
-    async def DetectWatermark(self, _: pb.DetectWatermarkRequest, __: Any) -> pb.DetectWatermarkResponse:
-        raise Unsupported("this executor has no watermark key")
+    async def DetectWatermark(self, request: pb.DetectWatermarkRequest, _: Any) -> pb.DetectWatermarkResponse:
+        """Of any tokens: one is green, and all but the first are scored."""
+        self.crash.check()
+        await self.running.wait()
+        self.detections.append(request)
+        if self.refusal is not None:
+            raise self.refusal
+        scored = len(request.token_ids) - 1
+        return pb.DetectWatermarkResponse(scored_tokens=scored, green_tokens=1, z_score=0.5, p_value=0.25)
 
 
 @dataclass

@@ -132,6 +132,27 @@ async def embed(texts: Sequence[str], pooling: str, normalize: bool, **where: An
 
 
 @main.command()
+@click.argument("text")
+@click.option("--green-fraction", type=float, help="As it was when the text was generated. Default: the usual one.")
+@MODEL
+@TIMEOUT
+@ROUTER
+@run_async
+async def detect(text: str, green_fraction: float | None, **where: Any) -> None:
+    """Test TEXT for your tenant's watermark, and print what was found as one line of JSON.
+
+    \b
+    Example:
+      weir detect "$(weir generate 'Once upon a time' --watermark)"
+    """
+    async with Client(router_address(where["router"])) as client:
+        found = await client.detect_watermark(
+            text, model=where["model"], green_fraction=green_fraction, timeout=where["timeout"]
+        )
+    click.echo(printing.detection_json(found))
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per model.")
 @ROUTER
 @run_async

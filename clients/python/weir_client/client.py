@@ -22,9 +22,12 @@ from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.stream_pb2 import OutputFinished, Receipt
+from weir.inference.v1.watermark_pb2 import Watermark
 from weir.router.v1.router_pb2 import (
     ChatRequest,
     ChatResponse,
+    DetectWatermarkRequest,
+    DetectWatermarkResponse,
     EmbedInput,
     EmbedRequest,
     EmbedResponse,
@@ -144,6 +147,24 @@ class Client:
         )
         try:
             return await self._stub.Embed(request, timeout=timeout, metadata=_metadata(request_id, tenant))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def detect_watermark(
+        self,
+        text: str,
+        *,
+        model: str = "",
+        green_fraction: float | None = None,
+        timeout: float | None = None,
+        request_id: str = "",
+        tenant: str = "",
+    ) -> DetectWatermarkResponse:
+        """Whether a text carries the tenant's watermark; `green_fraction` is that of the request it came from."""
+        watermark = Watermark(green_fraction=green_fraction)
+        request = DetectWatermarkRequest(model=model, text=text, watermark=watermark)
+        try:
+            return await self._stub.DetectWatermark(request, timeout=timeout, metadata=_metadata(request_id, tenant))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 

@@ -52,6 +52,7 @@ _SAMPLING = [
     click.option("--grammar", metavar="FILE|GBNF", help="The answer follows this grammar, from its rule 'root'."),
     click.option("--choice", multiple=True, help="The answer is one of these texts. May be given several times."),
     click.option("--structural-tag", metavar="FILE|JSON", help="Free text with tags that follow schemas."),
+    click.option("--watermark", is_flag=True, help="Mark the answer, so that 'weir detect' knows it again."),
     TIMEOUT,
     click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON."),
     ROUTER,
@@ -85,6 +86,7 @@ class Asked:
     grammar: str | None
     choice: tuple[str, ...]
     structural_tag: str | None
+    watermark: bool
     timeout: float
     as_json: bool
     router: str | None
@@ -101,6 +103,8 @@ class Asked:
             sampling.guide.CopyFrom(guide)
         if self.speculation is not None:
             sampling.speculation.mode = _SPECULATION_MODES[self.speculation]
+        if self.watermark:
+            sampling.watermark.SetInParent()
         return sampling
 
     def _guide(self) -> Guide | None:

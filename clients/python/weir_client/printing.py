@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToJson
 
 from weir.inference.v1.chat_pb2 import ChatMessage
 from weir.inference.v1.embedding_pb2 import Embedding
-from weir.router.v1.router_pb2 import ChatResponse, GenerateResponse, Model
+from weir.router.v1.router_pb2 import ChatResponse, DetectWatermarkResponse, GenerateResponse, Model
 from weir_chassis.errors import WeirError, reason_name
 from weir_client.client import Answer, Event, message
 
@@ -116,6 +116,17 @@ def model_line(model: Model) -> str:
 
 def model_json(model: Model) -> str:
     return str(MessageToJson(model, preserving_proto_field_name=True, indent=None))
+
+
+def detection_json(found: DetectWatermarkResponse) -> str:
+    return json.dumps(
+        {
+            "scored_tokens": found.scored_tokens,
+            "green_tokens": found.green_tokens,
+            "z_score": round(found.z_score, 3),
+            "p_value": found.p_value,
+        }
+    )
 
 
 def embedding_json(text: str, embedding: Embedding) -> str:

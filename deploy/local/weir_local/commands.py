@@ -27,6 +27,12 @@ _PLACEMENT = [
     click.option("--one-process", is_flag=True, help="Place all services in one process, in memory."),
     click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Default: the checkpoint's."),
     click.option("--device", default="cpu", show_default=True, help="'cpu' or 'cuda'."),
+    click.option(
+        "--watermark-key",
+        "watermark_key_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A file with a secret of 16 bytes or more: answers may then be asked for with a watermark.",
+    ),
     click.option("--kv-cache-mib", type=click.IntRange(16), default=512, show_default=True, help="Of each executor."),
     click.option(
         "--adapter-dir",

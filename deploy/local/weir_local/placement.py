@@ -26,6 +26,7 @@ class Placement:
     one_process: bool = False
     dtype: str | None = None  # None: the checkpoint's
     device: str = "cpu"
+    watermark_key_file: Path | None = None  # None: no watermarks
     kv_cache_mib: int = 512
     kv_store_mib: int = 512
     adapter_dir: Path | None = None  # None: no adapters
@@ -111,4 +112,6 @@ def _executor_settings(placement: Placement, model_dir: Path, kvstore: str) -> d
     if placement.adapter_dir:
         settings["adapter_dir"] = str(placement.adapter_dir.expanduser().resolve())
         settings["max_adapters"] = str(_MAX_ADAPTERS)
+    if placement.watermark_key_file is not None:
+        settings["watermark_key_file"] = str(placement.watermark_key_file.resolve())
     return settings

@@ -33,6 +33,15 @@ class FinishReason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Watermark:
+    """Makes some tokens likelier, by a key that nobody else knows. See `watermark/green.py`."""
+
+    key: bytes = field(repr=False)  # 16 bytes, the tenant's
+    green_fraction: float = 0.25
+    bias: float = 2.0  # added to the logits of green tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is drawn. Every value is already validated and defaulted; `temperature` 0 is greedy.
 
@@ -50,6 +59,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int = 0
     top_logprobs: int | None = None  # None: no logprobs; 0: of the drawn token only; k: and of the k best
+    watermark: Watermark | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -57,7 +67,7 @@ class Sampling:
         return (
             self.top_logprobs is None
             and self.repetition_penalty == 1.0
-            and not (self.presence_penalty or self.frequency_penalty or self.logit_bias)
+            and not (self.presence_penalty or self.frequency_penalty or self.logit_bias or self.watermark)
         )
 
 
@@ -231,6 +241,7 @@ class EngineInfo:
     transfers_blocks: bool  # takes `stored_prefix` and emits `full_blocks`
     embedding_size: int = 0  # values of a pooled vector; 0: the engine does not pool
     takes_guides: bool = False
+    takes_watermarks: bool = False
     max_adapters: int = 0  # that fit at once; 0: the engine has none
     max_adapter_rank: int = 0
     speculation_modes: tuple[SpeculationMode, ...] = ()  # that a request may ask for, besides none

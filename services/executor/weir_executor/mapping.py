@@ -32,41 +32,32 @@ from weir_executor.engine import (
     PoolingKind,
     Sampling,
     SpeculationMode,
+    Watermark,
 )
 from weir_executor.guided.guide import Guide
 from weir_executor.guided.mapping import to_guide
+from weir_executor.ranges import Range
+from weir_executor.watermark.keys import WatermarkKeys
+from weir_executor.watermark.mapping import to_watermark
 
 MAX_N, MAX_LOGPROBS, MAX_LOGIT_BIAS, MAX_STOP_TOKENS, MAX_EMBED_INPUTS = 16, 20, 1024, 64, 256
+MAX_MARKED_TOKENS = 65_536
 # Of request ids, model names and salts: long enough for any name, short enough for a log line.
 MAX_NAME_BYTES = 128
 # Salts are few per deployment; a root costs 2 µs to compute, so a forgotten one is no loss.
 _MAX_KNOWN_ROOTS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
-    low: float
-    high: float
-    low_is_open: bool = False
-
-    def check(self, field: str, value: float) -> None:
-        # Written so that NaN, for which every comparison is false, is out of range.
-        above = value > self.low if self.low_is_open else value >= self.low
-        if not (above and value <= self.high):
-            bracket = "(" if self.low_is_open else "["
-            raise InvalidArgument(field, f"{value:g} is outside {bracket}{self.low:g}, {self.high:g}]")
-
-
-_RANGES: Mapping[str, _Range] = {
-    "temperature": _Range(0, 100),
-    "top_p": _Range(0, 1, low_is_open=True),
-    "min_p": _Range(0, 1),
-    "repetition_penalty": _Range(0, 100, low_is_open=True),
-    "presence_penalty": _Range(-100, 100),
-    "frequency_penalty": _Range(-100, 100),
+_RANGES: Mapping[str, Range] = {
+    "temperature": Range(0, 100),
+    "top_p": Range(0, 1, low_is_open=True),
+    "min_p": Range(0, 1),
+    "repetition_penalty": Range(0, 100, low_is_open=True),
+    "presence_penalty": Range(-100, 100),
+    "frequency_penalty": Range(-100, 100),
 }
-_BIAS = _Range(-100, 100)
-_PRIORITY = _Range(-100, 100)
+_BIAS = Range(-100, 100)
+_PRIORITY = Range(-100, 100)
 _POOLING_KINDS: Mapping[ProtoPooling.ValueType, PoolingKind] = {
     ProtoPooling.POOLING_UNSPECIFIED: PoolingKind.LAST,
     ProtoPooling.POOLING_MEAN: PoolingKind.MEAN,
@@ -88,6 +79,7 @@ class Served:
     info: EngineInfo
     default_sampling: Sampling  # the model's own; the parameters that a request leaves unset
     takes_guides: bool = False
+    watermark_keys: WatermarkKeys | None = None  # None: it has no key, or the engine cannot
 
 
 def to_request(
@@ -116,7 +108,7 @@ def to_request(
         token_ids=list(submit.token_ids),
         max_tokens=max_tokens,
         block_hashes=_block_hashes(submit, info, scope),
-        sampling=_sampling(sampling, served, draw_seed),
+        sampling=_sampling(sampling, submit.tenant, served, draw_seed),
         n=n,
         min_tokens=_min_tokens(stopping, max_tokens),
         stop_token_ids=_stop_token_ids(stopping, info),
@@ -175,6 +167,16 @@ def to_pooling_requests(
         )
         for token_ids in prompts
     ]
+
+
+def to_marked_tokens(asked: pb.DetectWatermarkRequest, served: Served) -> tuple[Sequence[int], Watermark]:
+    """What is to be tested for which watermark. Raises as `to_request` does."""
+    _check_bytes("tenant", asked.tenant)
+    _check_version(asked.model_version, served.version)
+    if not 2 <= (count := len(asked.token_ids)) <= MAX_MARKED_TOKENS:
+        raise InvalidArgument("token_ids", f"{count} tokens; 2 to {MAX_MARKED_TOKENS}")
+    _check_vocabulary("token_ids", asked.token_ids, served.info)
+    return asked.token_ids, to_watermark("watermark", asked.watermark, asked.tenant, served.watermark_keys)
 
 
 def seconds_left(submit: pb.Submit) -> float | None:
@@ -347,7 +349,7 @@ def check_sampling_value(name: str, value: float, field: str = "") -> None:
     _RANGES[name].check(field or name, value)
 
 
-def _sampling(asked: SamplingParameters, served: Served, draw_seed: Callable[[], int]) -> Sampling:
+def _sampling(asked: SamplingParameters, tenant: str, served: Served, draw_seed: Callable[[], int]) -> Sampling:
     default = served.default_sampling
     for name in _RANGES:
         if asked.HasField(name):  # type: ignore[arg-type]  # a name out of our own table
@@ -365,6 +367,9 @@ def _sampling(asked: SamplingParameters, served: Served, draw_seed: Callable[[],
         logit_bias=_logit_bias(asked, served.info),
         seed=asked.seed if asked.HasField("seed") else draw_seed(),
         top_logprobs=_top_logprobs(asked, served.info),
+        watermark=to_watermark("sampling.watermark", asked.watermark, tenant, served.watermark_keys)
+        if asked.HasField("watermark")
+        else None,
     )
 
 

@@ -133,6 +133,7 @@ def to_model_info(served: Served) -> pb.GetModelInfoResponse:
         guides=served.takes_guides,
         max_adapters=info.max_adapters,
         speculation_modes=[mode for mode, ours in SPECULATION_MODES.items() if ours in info.speculation_modes],
+        watermarks=served.watermark_keys is not None,
     )
 
 
@@ -187,7 +188,9 @@ def to_request_state(request_id: str, adapter: str, state: RequestState) -> pb.R
     )
 
 
-def to_unknown_state(request_id: str, request: GenerationRequest, age_seconds: float) -> pb.RequestState:
+def to_unknown_state(
+    request_id: str, request: GenerationRequest, age_seconds: float, *, waits_for_guide: bool
+) -> pb.RequestState:
     """Of a request that the engine does not know yet, or no longer."""
     return pb.RequestState(
         request_id=request_id,
@@ -195,7 +198,7 @@ def to_unknown_state(request_id: str, request: GenerationRequest, age_seconds: f
         priority=request.priority,
         adapter=request.adapter,
         waiting_sequences=request.n,
-        waiting_reason=pb.WAITING_REASON_STORED_PREFIX,
+        waiting_reason=pb.WAITING_REASON_GUIDE if waits_for_guide else pb.WAITING_REASON_STORED_PREFIX,
         age=to_duration(age_seconds),
         prompt_tokens=len(request.token_ids),
     )

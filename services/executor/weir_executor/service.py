@@ -35,6 +35,7 @@ from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.servicer import ExecutorServicer
 from weir_executor.settings import ExecutorSettings
 from weir_executor.step_fanout import StepFanout
+from weir_executor.watermark.keys import WatermarkKeys, read_keys
 
 SERVICE_NAME: Final = executor_pb2.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 _STREAMS = ("Generate", "WatchKvEvents", "LoadAdapter", "UnloadAdapter")
@@ -70,7 +71,13 @@ async def serving(
     deadlines = Deadlines(chassis.clock)
     async with AsyncExitStack() as stack:
         guides = await _start_guides(stack, engine, settings)
-        served = Served(files.version, engine.info, files.default_sampling, takes_guides=guides is not None)
+        served = Served(
+            files.version,
+            engine.info,
+            files.default_sampling,
+            takes_guides=guides is not None,
+            watermark_keys=_read_watermark_keys(engine, settings),
+        )
         transfer = await _connect_store(stack, engine, settings, chassis, metrics)
         offer = transfer.offer if transfer is not None else None
         fanout = StepFanout(requests, deadlines, drain_rate, metrics, record=kv_events.append, offer=offer)
@@ -99,7 +106,6 @@ async def serving(
             kv_events=kv_events,
             leases=chassis.leases,
             max_buffered=settings.stream_buffer_entries,
-            deltas_per_second=settings.stream_deltas_per_second,
         )
         stack.callback(fanout.close)
         stack.push_async_callback(asyncio.to_thread, engine.close)
@@ -127,6 +133,15 @@ async def _load_adapters(operations: AdapterOperations, settings: ExecutorSettin
 def _engine_stopped(servicer: ExecutorServicer, chassis: Chassis) -> None:
     chassis.health.stop()
     servicer.fail(Internal("the engine stopped; the service's log says why"))
+
+
+def _read_watermark_keys(engine: Engine, settings: ExecutorSettings) -> WatermarkKeys | None:
+    if settings.watermark_key_file is None or not engine.info.takes_watermarks:
+        return None
+    try:
+        return read_keys(settings.watermark_key_file)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"WEIR_EXECUTOR_WATERMARK_KEY_FILE: {error}") from error
 
 
 async def _start_guides(stack: AsyncExitStack, engine: Engine, settings: ExecutorSettings) -> GuideCompiler | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceServicer
-from weir_chassis.errors import Draining, Unsupported
+from weir_chassis.errors import Draining
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.telemetry import current_request
 from weir_executor.adapters.operations import AdapterOperations
@@ -20,7 +20,7 @@ from weir_executor.embed_call import EmbedCall
 from weir_executor.engine import Engine, RequestState
 from weir_executor.kv_events import KvEventLog
 from weir_executor.live_requests import LiveRequest, LiveRequests
-from weir_executor.mapping import Served, to_pooling_requests
+from weir_executor.mapping import Served, to_marked_tokens, to_pooling_requests
 from weir_executor.replies import (
     to_adapter,
     to_embed_response,
@@ -31,7 +31,7 @@ from weir_executor.replies import (
     to_request_state,
     to_unknown_state,
 )
-from weir_executor.stream_pace import StreamPace
+from weir_executor.watermark.detect import detect
 
 
 class ExecutorServicer(ExecutorServiceServicer):
@@ -47,19 +47,17 @@ class ExecutorServicer(ExecutorServiceServicer):
         kv_events: KvEventLog,
         leases: LeaseLedger,
         max_buffered: int,
-        deltas_per_second: float,
     ) -> None:
         self._engine, self._admission, self._requests = engine, admission, requests
         self._adapters, self._operations = adapters, operations
-        self._kv_events, self._leases = kv_events, leases
-        self._max_buffered, self._deltas_per_second = max_buffered, deltas_per_second
+        self._kv_events, self._leases, self._max_buffered = kv_events, leases, max_buffered
         self._served, self._model_info = served, to_model_info(served)
         self._streams: set[CallerStream] = set()
 
     async def Generate(
         self, request_iterator: AsyncIterator[pb.GenerateRequest], _: Any
     ) -> AsyncIterator[pb.GenerateResponse]:
-        stream = CallerStream(self._admission, self._max_buffered, StreamPace(self._deltas_per_second))
+        stream = CallerStream(self._admission, self._max_buffered)
         self._streams.add(stream)
         reader = asyncio.create_task(stream.read(request_iterator), name="read-commands")
         request = current_request()
@@ -103,10 +101,11 @@ class ExecutorServicer(ExecutorServiceServicer):
         return pb.ListRequestsResponse(requests=[self._state(live, states.get(live.key)) for live in self._requests])
 
     def _state(self, live: LiveRequest, state: RequestState | None) -> pb.RequestState:
-        """One that the engine does not know is on its way in: its prefix is being loaded."""
+        """One that the engine does not know is on its way in: it is being prepared."""
         assert live.lease is not None, live.key
         if state is None:
-            return to_unknown_state(live.lease.owner, live.request, self._requests.age_seconds(live))
+            age = self._requests.age_seconds(live)
+            return to_unknown_state(live.lease.owner, live.request, age, waits_for_guide=live.waits_for_guide)
         return to_request_state(live.lease.owner, live.request.adapter, state)
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, _: Any) -> AsyncIterator[pb.LoadAdapterResponse]:
@@ -124,8 +123,15 @@ class ExecutorServicer(ExecutorServiceServicer):
     async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Any) -> pb.ListAdaptersResponse:
         return pb.ListAdaptersResponse(adapters=map(to_adapter, self._adapters))
 
-    async def DetectWatermark(self, _: pb.DetectWatermarkRequest, __: Any) -> pb.DetectWatermarkResponse:
-        raise Unsupported("this executor has no watermark key")
+    async def DetectWatermark(self, request: pb.DetectWatermarkRequest, _: Any) -> pb.DetectWatermarkResponse:
+        token_ids, watermark = to_marked_tokens(request, self._served)
+        found = await asyncio.to_thread(detect, token_ids, watermark.key, watermark.green_fraction)
+        return pb.DetectWatermarkResponse(
+            scored_tokens=found.scored_tokens,
+            green_tokens=found.green_tokens,
+            z_score=found.z_score,
+            p_value=found.p_value,
+        )
 
     async def drain(self) -> None:
         """Nothing new from now on; each stream ends when what lives on it has ended, and the watchers at once."""

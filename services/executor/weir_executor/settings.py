@@ -132,13 +132,6 @@ class ExecutorSettings(ServiceSettings):
         ge=64,
         description="tokens, log-probabilities and other entries kept for a caller that does not read",
     )
-    # With 32 requests each hears of its tokens twelve times a second, and of its first one and its end at once.
-    stream_deltas_per_second: float = Field(
-        default=400.0,
-        gt=0.0,
-        allow_inf_nan=False,
-        description="of all requests on a stream; beyond it, the tokens of several steps come in one delta",
-    )
     # About 5 MB, and what a full engine stores and removes in a minute; one that comes back later starts anew.
     kv_event_log: int = Field(
         default=65_536,
@@ -153,6 +146,11 @@ class ExecutorSettings(ServiceSettings):
     )
     guide_bytes: int = Field(default=64 * _MIB, ge=1024, description="memory of one compiled guide")
     guide_cache_bytes: int = Field(default=256 * _MIB, ge=0, description="memory for compiled guides that are kept")
+
+    # ── the watermark ─────────────────────────────────────────────────────────────────────────────────────────────────
+    watermark_key_file: Path | None = Field(
+        default=None, description="a file with a secret, the same for all executors of a model; unset: no watermarks"
+    )
 
     # ── the kvstore ───────────────────────────────────────────────────────────────────────────────────────────────────
     kvstore_address: str = Field(default="", description="host:port of the kvstore service; empty: none")

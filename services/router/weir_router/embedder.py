@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count
 
 import grpc
@@ -18,9 +17,10 @@ from weir.router.v1.router_pb2 import EmbedRequest, EmbedResponse
 from weir_chassis.channel import call_metadata
 from weir_chassis.clock import Clock
 from weir_chassis.deadline import hop_timeout
-from weir_chassis.errors import Cancelled, NoWorker, PromptTooLong, WeirError, WorkerLost, from_rpc_error, reason_name
+from weir_chassis.errors import NoWorker, PromptTooLong, WeirError, from_rpc_error, reason_name
 from weir_chassis.leases import LeaseLedger
 from weir_router.admission import Admission
+from weir_router.call import Call, explain
 from weir_router.encoder import Encoder
 from weir_router.fleet import Fleet
 from weir_router.metrics import RouterMetrics
@@ -30,21 +30,6 @@ from weir_router.retry import may_retry
 from weir_router.snapshot import ExecutorModel
 from weir_router.time_limit import time_limit
 from weir_router.validation import check_vocabulary
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One Embed call. `turn` is its number at this router; `expires_at` is None when it may go on for ever."""
-
-    request: EmbedRequest
-    request_id: str
-    tenant: str
-    turn: int
-    clock: Clock
-    expires_at: float | None
-
-    def left_seconds(self) -> float | None:
-        return None if self.expires_at is None else max(0.0, self.expires_at - self.clock.monotonic())
 
 
 class Embedder:
@@ -78,7 +63,7 @@ class Embedder:
             self._metrics.refused(error)
             raise
 
-    async def _embed(self, call: Call, inputs: EncodedInputs) -> EmbedResponse:
+    async def _embed(self, call: Call[EmbedRequest], inputs: EncodedInputs) -> EmbedResponse:
         """Attempts until one succeeds or fails for good. `excluded` are the executors that failed it."""
         excluded: frozenset[str] = frozenset()
         failure: WeirError | None = None
@@ -95,7 +80,7 @@ class Embedder:
         raise AssertionError("attempts are counted without end")
 
     def _choose(
-        self, call: Call, inputs: EncodedInputs, excluded: frozenset[str], failure: WeirError | None
+        self, call: Call[EmbedRequest], inputs: EncodedInputs, excluded: frozenset[str], failure: WeirError | None
     ) -> tuple[str, ExecutorModel]:
         longest = max(map(len, inputs.token_ids))
         demand = Demand(
@@ -111,7 +96,7 @@ class Embedder:
             raise PromptTooLong(f"inputs[{index}]", longest, int(error.metadata["limit"])) from None
 
     @contextmanager
-    def _attempt(self, call: Call, address: str, tokens: int) -> Iterator[None]:
+    def _attempt(self, call: Call[EmbedRequest], address: str, tokens: int) -> Iterator[None]:
         """Counts the inputs against their executor at once, before anybody else chooses."""
         reservation = self._fleet.executor(address).outstanding.reserve(tokens)
         end = "CANCELLED"
@@ -125,7 +110,7 @@ class Embedder:
             finally:
                 self._metrics.attempts.labels(end).inc()
 
-    async def _execute(self, call: Call, inputs: EncodedInputs, address: str) -> EmbedResponse:
+    async def _execute(self, call: Call[EmbedRequest], inputs: EncodedInputs, address: str) -> EmbedResponse:
         asked = executor_pb2.EmbedRequest(
             request_id=call.request_id,
             model_version=inputs.version.message(),
@@ -140,7 +125,7 @@ class Embedder:
         try:
             answer = await self._fleet.executor(address).stub.Embed(asked, timeout=timeout, metadata=call_metadata())
         except grpc.RpcError as error:
-            raise _explain(from_rpc_error(error), address) from None
+            raise explain(from_rpc_error(error), address) from None
         return EmbedResponse(embeddings=answer.embeddings, usage=answer.usage, model_version=inputs.version.message())
 
 
@@ -149,10 +134,3 @@ def _check_inputs(request: EmbedRequest, inputs: EncodedInputs, model: ExecutorM
     for index, (one, token_ids) in enumerate(zip(request.inputs, inputs.token_ids, strict=True)):
         if one.HasField("token_ids"):
             check_vocabulary(token_ids, model.vocab_size, f"inputs[{index}].token_ids.token_ids")
-
-
-def _explain(error: WeirError, address: str) -> WeirError:
-    """A client's own cancellation ends our task and is never seen as a status: this one is the worker's."""
-    if isinstance(error, (WorkerLost, Cancelled)):
-        return WorkerLost(f"executor {address} was lost: {error.message}", metadata={"worker": address})
-    return error

@@ -74,6 +74,12 @@ class Encoder:
         token_ids = [next(of_texts) if one.HasField("text") else one.token_ids.token_ids for one in inputs]
         return EncodedInputs(version, token_ids, adapter)
 
+    async def encode_text(self, model: str, text: str, asking: Asking) -> tuple[Version, Sequence[int]]:
+        """The text's own tokens, without those that a model expects around it. Raises as `encode` does."""
+        ask = partial(_encode_texts, [text], add_special_tokens=False)
+        version, encoded = await self._tokenize(ask, model, "", asking)
+        return version, encoded[0]
+
     async def _tokenize(self, ask: _Ask[T], model: str, adapter: str, asking: Asking) -> T:
         """Tokenizers keep nothing between calls, so a second one may be asked when the first fails."""
         choose = partial(choose_tokenizer, model=model, turn=asking.turn, adapter=adapter)
@@ -102,10 +108,15 @@ class Encoder:
 
 
 async def _encode_texts(
-    texts: Sequence[str], stub: TokenizerServiceAsyncStub, model: ExecutorModel, timeout: float | None
+    texts: Sequence[str],
+    stub: TokenizerServiceAsyncStub,
+    model: ExecutorModel,
+    timeout: float | None,
+    *,
+    add_special_tokens: bool = True,
 ) -> tuple[Version, list[Sequence[int]]]:
     """Without hashes: what is embedded has its own rules about cached blocks, which the executor knows."""
-    ask = TokenizeRequest(model=model.version.model, texts=texts)
+    ask = TokenizeRequest(model=model.version.model, texts=texts, add_special_tokens=add_special_tokens)
     answer = await stub.Tokenize(ask, timeout=timeout, metadata=call_metadata())
     return Version.of(answer.model_version), [prompt.token_ids for prompt in answer.prompts]
 

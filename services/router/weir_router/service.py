@@ -9,6 +9,7 @@ from weir.router.v1.router_pb2 import DESCRIPTOR
 from weir.router.v1.router_pb2_grpc import add_RouterServiceServicer_to_server
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_router.admission import Admission, AdmissionQueue
+from weir_router.detector import Detector
 from weir_router.embedder import Embedder
 from weir_router.encoder import Encoder
 from weir_router.fleet import open_fleet
@@ -46,7 +47,8 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             leases=chassis.leases,
             metrics=metrics,
         )
-        servicer = RouterServicer(pipeline, embedder, fleet, chassis.random)
+        detector = Detector(fleet=fleet, admission=admission, encoder=encoder, clock=chassis.clock, metrics=metrics)
+        servicer = RouterServicer(pipeline, embedder, detector, fleet, chassis.random)
         yield Servicers([Registration(add_RouterServiceServicer_to_server, servicer, NAME)])
 
 

@@ -21,11 +21,11 @@ from weir.router.v1.router_pb2 import (
 )
 from weir.router.v1.router_pb2_grpc import RouterServiceServicer
 from weir_chassis.deadline import time_left
-from weir_chassis.errors import Unsupported
 from weir_chassis.telemetry import current_request
 from weir_chassis.tenant import tenant_from
 from weir_router import mapping, validation
 from weir_router.delivery import Event
+from weir_router.detector import Detector
 from weir_router.embedder import Embedder
 from weir_router.fleet import Fleet
 from weir_router.pipeline import Pipeline
@@ -34,8 +34,9 @@ from weir_router.pipeline import Pipeline
 class RouterServicer(RouterServiceServicer):
     """Its streams are coroutines that write, so that a cancelled call is seen where it is waited."""
 
-    def __init__(self, pipeline: Pipeline, embedder: Embedder, fleet: Fleet, random: Random):
-        self._pipeline, self._embedder, self.fleet, self._random = pipeline, embedder, fleet, random
+    def __init__(self, pipeline: Pipeline, embedder: Embedder, detector: Detector, fleet: Fleet, random: Random):
+        self._pipeline, self._embedder, self._detector = pipeline, embedder, detector
+        self.fleet, self._random = fleet, random
 
     async def Generate(  # type: ignore[override]  # the stubs know streams as generators only
         self, request: GenerateRequest, context: ServicerContext[GenerateRequest, GenerateResponse]
@@ -66,8 +67,12 @@ class RouterServicer(RouterServiceServicer):
         tenant = tenant_from(context.invocation_metadata())
         return await self._embedder.run(request, _request_id(), tenant, time_left(context))
 
-    async def DetectWatermark(self, _: DetectWatermarkRequest, __: Any) -> DetectWatermarkResponse:
-        raise Unsupported("no executor here has a watermark key")
+    async def DetectWatermark(
+        self, request: DetectWatermarkRequest, context: ServicerContext[DetectWatermarkRequest, DetectWatermarkResponse]
+    ) -> DetectWatermarkResponse:
+        validation.check_detect_watermark(request)
+        tenant = tenant_from(context.invocation_metadata())
+        return await self._detector.run(request, _request_id(), tenant, time_left(context))
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:  # noqa: ARG002
         return mapping.list_models(self.fleet.snapshot())

@@ -14,7 +14,7 @@ from weir.inference.v1.guide_pb2 import Guide
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.speculation_pb2 import Speculation, SpeculationMode
 from weir.inference.v1.watermark_pb2 import Watermark
-from weir.router.v1.router_pb2 import ChatRequest, EmbedInput, EmbedRequest, GenerateRequest
+from weir.router.v1.router_pb2 import ChatRequest, DetectWatermarkRequest, EmbedInput, EmbedRequest, GenerateRequest
 from weir_chassis.errors import InvalidArgument, Unsupported
 
 MAX_MODEL_BYTES = 128
@@ -73,6 +73,13 @@ def check_embed(request: EmbedRequest) -> None:
     _check_count("inputs", request.inputs, MAX_EMBED_INPUTS, least=1)
     for index, one in enumerate(request.inputs):
         _check_embed_input(f"inputs[{index}]", one)
+
+
+def check_detect_watermark(request: DetectWatermarkRequest) -> None:
+    """Raises InvalidArgument for the first field that is wrong."""
+    _check_bytes("model", request.model, MAX_MODEL_BYTES)
+    _require(bool(request.text), "text", "must not be empty")
+    check_watermark("watermark", request.watermark)
 
 
 def check_chat_prompt(prompt: ChatPrompt) -> None:

@@ -62,6 +62,11 @@ def test_speculation_is_named_or_left_to_the_executor() -> None:
     assert not asked().sampling().HasField("speculation")
 
 
+def test_a_watermark() -> None:
+    assert asked("--watermark").sampling().HasField("watermark")
+    assert not asked().sampling().HasField("watermark")
+
+
 def test_an_answer_follows_one_guide() -> None:
     with pytest.raises(click.UsageError, match="--regex and --choice: an answer follows one guide"):
         asked("--choice", "a", "--regex", "b").sampling()

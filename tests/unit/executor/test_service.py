@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from contract.executor_contract import calling, connect
@@ -20,6 +21,7 @@ from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.guide_pb2 import Choice, Guide
 from weir.inference.v1.output_pb2 import FinishReason
 from weir.inference.v1.sampling_pb2 import SamplingParameters
+from weir.inference.v1.watermark_pb2 import Watermark
 from weir_chassis.errors import InvalidArgument, Unsupported
 from weir_chassis.server import new_chassis, serve
 from weir_chassis.settings import SettingsError
@@ -110,6 +112,58 @@ async def test_an_executor_without_guides_says_so(directory: Path, engine: str) 
         await caller.submit(1, sampling=SamplingParameters(guide=Guide(regex="a")))
         await caller.until_told(1)
         assert isinstance(caller.failed[1], Unsupported)
+
+
+async def test_marked_outputs_are_detected_for_their_tenant_alone(directory: Path) -> None:
+    (directory / "key").write_text("a secret of some length\n")
+    chassis = new_chassis("executor")
+    async with (
+        build(settings(directory, watermark_key_file=directory / "key"), chassis) as servicers,
+        chassis.background,
+        serve_in_memory(*servicers.registrations) as channel,
+        calling(stub := connect(channel)) as caller,
+    ):
+        assert caller.info.watermarks
+        sampling = SamplingParameters(seed=1, temperature=4, watermark=Watermark(bias=8))
+        await caller.submit(1, sampling=sampling, max_tokens=200, tenant="acme")
+        await caller.until_told(1)
+        tokens = caller.tokens[1, 0]
+        asked = pb.DetectWatermarkRequest(model_version=caller.info.model_version, tenant="acme", token_ids=tokens)
+        found = await stub.DetectWatermark(asked)
+        assert found.p_value < 1e-6 < found.z_score
+        assert found.green_tokens <= found.scored_tokens <= 199
+        asked.tenant = "other"
+        assert (await stub.DetectWatermark(asked)).p_value > 1e-3
+        for field, wrong in {
+            "token_ids": pb.DetectWatermarkRequest(token_ids=[1]),
+            "watermark.bias": pb.DetectWatermarkRequest(token_ids=[1, 2], watermark=Watermark(bias=-1)),
+        }.items():
+            wrong.model_version.CopyFrom(caller.info.model_version)
+            with pytest.raises(grpc.RpcError, match=field):
+                await stub.DetectWatermark(wrong)
+
+
+async def test_without_a_key_there_are_no_watermarks(directory: Path) -> None:
+    chassis = new_chassis("executor")
+    async with (
+        build(settings(directory, engine="fake"), chassis) as servicers,
+        chassis.background,
+        serve_in_memory(*servicers.registrations) as channel,
+        calling(stub := connect(channel)) as caller,
+    ):
+        assert not caller.info.watermarks
+        await caller.submit(1, sampling=SamplingParameters(watermark=Watermark()))
+        await caller.until_told(1)
+        assert isinstance(caller.failed[1], Unsupported)
+        asked = pb.DetectWatermarkRequest(model_version=caller.info.model_version, token_ids=[1, 2])
+        with pytest.raises(grpc.RpcError, match="no watermark key"):
+            await stub.DetectWatermark(asked)
+
+
+async def test_a_key_that_cannot_be_read_is_named(directory: Path) -> None:
+    with pytest.raises(SettingsError, match="WEIR_EXECUTOR_WATERMARK_KEY_FILE"):
+        async with build(settings(directory, watermark_key_file=directory / "nothing"), new_chassis("executor")):
+            pass
 
 
 async def test_its_metrics_show_load_and_ends(directory: Path) -> None:

@@ -181,6 +181,7 @@ def _info(config: PagedEngineConfig, workload: Workload) -> EngineInfo:
         transfers_blocks=True,
         embedding_size=model.hidden_size,
         takes_guides=True,
+        takes_watermarks=True,
         max_adapters=config.max_adapters,
         max_adapter_rank=workload.max_adapter_rank,
     )

@@ -1,4 +1,4 @@
-"""What is done to logits before a token is drawn: steps 1 to 5 of `sampler.py`, one processor for each.
+"""What is done to logits before a token is drawn: steps 1 to 6 of `sampler.py`, one processor for each.
 
 A processor changes the rows that ask for it, in place, and no other; those that nobody asks for cost nothing.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, repeat
 from typing import Any
 
+import numpy as np
 import torch
 
 from weir_executor.engine import Sampling
 from weir_executor.guided.bitmask import is_absent
+from weir_executor.watermark.green import place_words, threshold, token_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,29 @@ def add_bias(logits: torch.Tensor, rows: Sequence[SampleRow]) -> None:
         logits.view(-1).index_add_(0, _places(logits, biased), biases)
 
 
+def mark(logits: torch.Tensor, rows: Sequence[SampleRow]) -> None:
+    """Make green tokens likelier; which they are, `watermark/green.py` says."""
+    chosen = [
+        (index, row.token_ids[-1], row.sampling.watermark)
+        for index, row in enumerate(rows)
+        if row.sampling.watermark is not None
+    ]
+    if not chosen:
+        return
+    masks, factors = place_words([w.key for _, _, w in chosen], [previous for _, previous, _ in chosen])
+    limits = np.array([threshold(w.green_fraction) for _, _, w in chosen], dtype=np.int32)
+    mask, factor, limit = (torch.from_numpy(words).to(logits.device).unsqueeze(1) for words in (masks, factors, limits))
+    biases = torch.tensor([w.bias for _, _, w in chosen], dtype=logits.dtype, device=logits.device)
+    green = (_token_words(logits.shape[1], logits.device) ^ mask).mul_(factor) < limit
+    where = torch.tensor([index for index, _, _ in chosen], dtype=torch.int64, device=logits.device)
+    logits[where] += green * biases.unsqueeze(1)
+
+
+@lru_cache(maxsize=4)  # one vocabulary on one device, and those of tests
+def _token_words(vocab_size: int, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(token_words(vocab_size)).to(device)
+
+
 def forbid(logits: torch.Tensor, rows: Sequence[SampleRow]) -> None:
     forbidden = [(index, row.forbidden) for index, row in enumerate(rows) if row.forbidden]
     if forbidden:
@@ -83,7 +109,7 @@ def follow_guides(logits: torch.Tensor, rows: Sequence[SampleRow]) -> None:
         logits[where] = logits[where].masked_fill_(absent.to(logits.device), -torch.inf)
 
 
-_PROCESSORS: tuple[Processor, ...] = (penalise_repetition, penalise_occurrence, add_bias, forbid, follow_guides)
+_PROCESSORS: tuple[Processor, ...] = (penalise_repetition, penalise_occurrence, add_bias, mark, forbid, follow_guides)
 
 
 def _places(logits: torch.Tensor, chosen: Iterable[tuple[int, Iterable[int]]]) -> torch.Tensor:

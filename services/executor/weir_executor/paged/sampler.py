@@ -1,16 +1,17 @@
 """Logits → token ids, all rows at once. What a row draws depends on that row alone.
 
-In this order, each only where asked for (1 to 5 are in `logits.py`):
+In this order, each only where asked for (1 to 6 are in `logits.py`):
 
     1. repetition penalty    over prompt and generated tokens: positive logits divided by it, negative ones multiplied
     2. presence, frequency   subtracted once per, and per occurrence of, a generated token
     3. logit bias            added
-    4. forbidden tokens      minus infinity (those that would end an output before `min_tokens`)
-    5. guide                 minus infinity for every token that it does not allow here
-    6. temperature           logits divided by it; 0 takes the highest logit (the lowest id among equals) and skips 7, 8
+    4. watermark             its bias added to the logits of green tokens
+    5. forbidden tokens      minus infinity (those that would end an output before `min_tokens`)
+    6. guide                 minus infinity for every token that it does not allow here
+    7. temperature           logits divided by it; 0 takes the highest logit (the lowest id among equals) and skips 8, 9
        ── log-probabilities are of this distribution (of temperature 1, where the temperature is 0) ──
-    7. top-k, top-p, min-p   top-p is of the mass that top-k keeps; tokens as likely as the last one kept are kept too
-    8. draw                  inverse CDF over the kept tokens in the order of their ids, by one uniform number per token
+    8. top-k, top-p, min-p   top-p is of the mass that top-k keeps; tokens as likely as the last one kept are kept too
+    9. draw                  inverse CDF over the kept tokens in the order of their ids, by one uniform number per token
 """
 
 from __future__ import annotations

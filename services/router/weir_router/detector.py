@@ -1,0 +1,93 @@
+"""A DetectWatermark call's way: admit → tokenize → ask an executor of the model, and another one if that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+
+import grpc
+
+from weir.executor.v1 import executor_pb2
+from weir.router.v1.router_pb2 import DetectWatermarkRequest, DetectWatermarkResponse
+from weir_chassis.channel import call_metadata
+from weir_chassis.clock import Clock
+from weir_chassis.deadline import hop_timeout
+from weir_chassis.errors import InvalidArgument, NoWorker, WeirError, from_rpc_error
+from weir_router.admission import Admission
+from weir_router.call import Call, explain
+from weir_router.encoder import Encoder
+from weir_router.fleet import Fleet
+from weir_router.metrics import RouterMetrics
+from weir_router.model_version import Version
+from weir_router.policy import Demand, choose_executor
+from weir_router.retry import may_retry
+from weir_router.time_limit import time_limit
+
+_Call = Call[DetectWatermarkRequest]
+
+
+class Detector:
+    def __init__(self, *, fleet: Fleet, admission: Admission, encoder: Encoder, clock: Clock, metrics: RouterMetrics):
+        self._fleet, self._admission, self._encoder = fleet, admission, encoder
+        self._clock, self._metrics = clock, metrics
+        self._turns = count()
+
+    async def run(
+        self, request: DetectWatermarkRequest, request_id: str, tenant: str, left_seconds: float | None
+    ) -> DetectWatermarkResponse:
+        """Raises a WeirError: refused, or failed. The request is valid."""
+        expires_at = None if left_seconds is None else self._clock.monotonic() + left_seconds
+        call = Call(request, request_id, tenant, next(self._turns), self._clock, expires_at)
+        try:
+            async with time_limit(left_seconds):
+                model = self._fleet.snapshot().resolve_model(request.model)
+                async with self._admission.place(0, request_id):
+                    version, token_ids = await self._encoder.encode_text(model, request.text, call)
+                    if len(token_ids) < 2:
+                        raise InvalidArgument("text", "has no two tokens, and a mark lies between neighbours")
+                    return await self._detect(call, version, token_ids)
+        except WeirError as error:
+            self._metrics.refused(error)
+            raise
+
+    async def _detect(self, call: _Call, version: Version, token_ids: Sequence[int]) -> DetectWatermarkResponse:
+        excluded: frozenset[str] = frozenset()
+        failure: WeirError | None = None
+        for attempt in count(1):
+            address = self._choose(call, version, excluded, failure)
+            try:
+                return await self._ask(call, version, token_ids, address)
+            except WeirError as error:
+                if not may_retry(error, attempt, answering=False):
+                    raise
+                failure, excluded = error, excluded | {address}
+        raise AssertionError("attempts are counted without end")
+
+    def _choose(self, call: _Call, version: Version, excluded: frozenset[str], failure: WeirError | None) -> str:
+        """Nothing is computed that could not fit: the tokens need no place in an executor's context."""
+        demand = Demand(version, prompt_tokens=1, max_tokens=1, n=1, turn=call.turn, excluded=excluded)
+        try:
+            return choose_executor(self._fleet.snapshot(), demand)[0]
+        except NoWorker as error:
+            raise failure or error from None
+
+    async def _ask(
+        self, call: _Call, version: Version, token_ids: Sequence[int], address: str
+    ) -> DetectWatermarkResponse:
+        asked = executor_pb2.DetectWatermarkRequest(
+            model_version=version.message(),
+            tenant=call.tenant,
+            token_ids=token_ids,
+            watermark=call.request.watermark,
+        )
+        stub, timeout = self._fleet.executor(address).stub, hop_timeout(call.left_seconds())
+        try:
+            found = await stub.DetectWatermark(asked, timeout=timeout, metadata=call_metadata())
+        except grpc.RpcError as error:
+            raise explain(from_rpc_error(error), address) from None
+        return DetectWatermarkResponse(
+            scored_tokens=found.scored_tokens,
+            green_tokens=found.green_tokens,
+            z_score=found.z_score,
+            p_value=found.p_value,
+        )
