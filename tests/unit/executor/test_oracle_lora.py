@@ -21,7 +21,7 @@ from unit.executor.oracle import reference_greedy
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, scope_root
 from weir_chassis.errors import AlreadyExists, Cancelled, Internal, InvalidArgument, NotFound, Unsupported
 from weir_executor.adapters.files import read_config
-from weir_executor.engine import AdapterInfo, GenerationRequest, PoolingKind
+from weir_executor.engine import AdapterInfo, GenerationRequest, PoolingKind, SpeculationMode
 from weir_executor.paged.engine import PagedEngine, PagedEngineConfig, load_engine
 from weir_executor.paged.model.config import ModelConfigError
 
@@ -124,6 +124,19 @@ def test_under_preemption_and_resumed() -> None:
         assert engine.load().preemptions > 0
         resumed = replace(generations[1], key=99, resumed={0: expected[1][:5]})
         assert run(engine, heard, [resumed]) == {99: expected[1][5:]}
+
+
+def test_drafts_are_checked_by_the_adapter() -> None:
+    """Guesses out of a prompt that repeats itself, kept only where the adapter says the same."""
+    repeating = prompt(12) * 3
+    generations = [
+        request(key, repeating, _MAX_TOKENS, adapter=kind, speculation=SpeculationMode.NGRAM)
+        for key, kind in enumerate(("", *_KINDS))
+    ]
+    with running("llama3", *_KINDS) as (engine, heard):
+        tokens = run(engine, heard, generations)
+        assert sum(end.draft_tokens for end in heard.ends.values()) > 0
+    assert tokens == {generation.key: wanted("llama3", generation) for generation in generations}
 
 
 @pytest.mark.parametrize("kind", PoolingKind)

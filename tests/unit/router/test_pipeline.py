@@ -172,6 +172,19 @@ async def test_an_adapter_that_comes_and_goes_is_known_soon_and_else_not_found()
         assert reason == "NOT_FOUND"
 
 
+async def test_an_executor_that_has_just_unloaded_an_adapter_is_replaced_by_one_that_holds_it() -> None:
+    executors = [FakeExecutor(), FakeExecutor()]
+    for executor in executors:
+        executor.adapters = {"mine": "f" * 32}
+    message = request()
+    message.adapter = "mine"
+    async with suite(executors=executors, load_interval_seconds=60.0) as running:
+        executors[0].adapters = {}  # the router will not hear of it for a minute
+        answers = [await collect(running.router.Generate(message)) for _ in range(2)]
+        assert sorted(answer.receipt.attempts for answer in answers) == [1, 2]
+        assert {answer.receipt.worker for answer in answers} == {"memory:executor-1"}
+
+
 def chat_with(adapter: str) -> pb.ChatRequest:
     messages = [ChatMessage(role="user", content=[ContentPart(text="hello")])]
     return pb.ChatRequest(prompt=ChatPrompt(messages=messages), adapter=adapter)

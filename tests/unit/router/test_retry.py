@@ -9,7 +9,10 @@ from weir.inference.v1.error_pb2 import ErrorReason
 from weir_chassis.errors import TABLE, WorkerLost, from_status, reason_name
 from weir_router.retry import may_retry
 
-RETRIED = {"OVERLOADED", "NO_WORKER", "WORKER_LOST", "DRAINING", "LEASE_EXPIRED", "DATA_CORRUPT", "INTERNAL"}
+RETRIED = {
+    *("OVERLOADED", "NO_WORKER", "WORKER_LOST", "DRAINING", "LEASE_EXPIRED", "DATA_CORRUPT", "INTERNAL"),
+    "NOT_FOUND",  # an adapter that this executor has no more
+}
 
 
 @pytest.mark.parametrize("reason", TABLE, ids=reason_name)

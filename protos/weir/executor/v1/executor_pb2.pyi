@@ -139,8 +139,12 @@ class Submit(_message.Message):
     `model_version` and `tenant_salt`. Empty: this prompt shares no blocks.
     """
     adapter: _builtins.str
-    """Seeds the hashes of blocks that generated tokens fill; as given to the tokenizer. At most 128 bytes."""
+    """The name of an adapter that is loaded here, or its fingerprint, whatever its name. With `block_hashes`: the fingerprint,
+    as given to the tokenizer, because an adapter that comes back under its name with other weights must not find old blocks.
+    Empty: none. At most 128 bytes.
+    """
     tenant_salt: _builtins.str
+    """Seeds the hashes of blocks that generated tokens fill; as given to the tokenizer. At most 128 bytes."""
     priority: _builtins.int
     """Higher goes first. [-100, 100]."""
     tenant: _builtins.str
@@ -785,6 +789,7 @@ class EmbedRequest(_message.Message):
     normalize: _builtins.bool
     """Scale each vector to length 1. Unset: yes."""
     adapter: _builtins.str
+    """As in `Submit`."""
     tenant: _builtins.str
     priority: _builtins.int
     """Higher goes first. [-100, 100]."""
@@ -969,7 +974,7 @@ class Adapter(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     LIVE_REQUESTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """1 to 128 bytes; what requests name."""
+    """1 to 128 bytes, printable and without spaces, and no fingerprint; what requests name."""
     rank: _builtins.int
     fingerprint: _builtins.str
     """BLAKE2b-128 of the adapter's files, 32 hex characters."""

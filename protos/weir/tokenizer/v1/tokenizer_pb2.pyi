@@ -30,7 +30,7 @@ class HashScope(_message.Message):
     TENANT_SALT_FIELD_NUMBER: _builtins.int
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
-    """At most 128 bytes."""
+    """The adapter's fingerprint (ExecutorService.ListAdapters): a name may come back with other weights. At most 128 bytes."""
     tenant_salt: _builtins.str
     """Keeps one tenant's blocks from being found by another. Empty: shared. At most 128 bytes."""
     block_size: _builtins.int
