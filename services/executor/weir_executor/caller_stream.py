@@ -4,7 +4,8 @@
     steps    ─▶ hear_…  ─▶ ┌ StepMessage ┐ ─▶ next_message() ─▶ the wire
                            └ one, bounded ┘
 
-While a message is being written, what is heard meanwhile comes together in the next one. A caller that does not read
+While a message is being written, what is heard meanwhile comes together in the next one, and so it does between two
+messages of a stream with many requests; see `StreamPace`. A caller that does not read
 lets that one grow to its bound. Then its requests are aborted, the message is dropped, and the stream ends as soon as
 the write under way does: gRPC has no means to end a call whose write is stuck. Neither engine nor neighbour waits.
 """
@@ -21,18 +22,24 @@ from weir_executor.engine import RequestEnd, TokenOutput
 from weir_executor.live_requests import LiveRequest
 from weir_executor.replies import to_finished, to_request_end, to_request_failed
 from weir_executor.step_message import StepMessage
+from weir_executor.stream_pace import StreamPace
 
 
 class CallerStream:
     """A `Listener`. Used from one event loop; `next_message` by one task."""
 
-    def __init__(self, admission: Admission, max_buffered: int) -> None:
-        """`max_buffered` bounds what has not been written: tokens, log-probabilities and other entries."""
+    def __init__(self, admission: Admission, max_buffered: int, pace: StreamPace) -> None:
+        """`max_buffered` bounds what has not been written: tokens, log-probabilities and other entries.
+
+        Needs a running event loop.
+        """
         self._admission, self._max_buffered = admission, max_buffered
         self._by_handle: dict[int, LiveRequest] = {}
         self._last_words: list[int] = []  # handles whose last word is in `_message`
         self._message = StepMessage()
         self._wake = asyncio.Event()
+        self._loop, self._pace = asyncio.get_running_loop(), pace
+        self._alarm: asyncio.TimerHandle | None = None  # rings when what waits for its time is due
         self._half_closed = False
         self._draining = False
         self._error: Exception | None = None
@@ -98,6 +105,19 @@ class CallerStream:
             waiting = f"{self._message.size} entries wait to be read, the limit is {self._max_buffered}"
             self._message = StepMessage()
             self.fail(SlowConsumer(f"the stream is read too slowly: {waiting}"))
+        if self._due():
+            self._wake.set()
+        elif self._alarm is None:
+            self._alarm = self._loop.call_at(self._due_at(), self._ring)
+
+    def _due(self) -> bool:
+        return self._message.urgent or self._error is not None or self._loop.time() >= self._due_at()
+
+    def _due_at(self) -> float:
+        return self._pace.due_at(len(self._by_handle))
+
+    def _ring(self) -> None:
+        self._alarm = None
         self._wake.set()
 
     def _told(self, live: LiveRequest) -> None:
@@ -111,7 +131,7 @@ class CallerStream:
 
         Raises the error with which the stream ends; Draining when the executor stops and nothing lives here any more.
         """
-        while not self._message:
+        while not (self._message and self._due()):
             if self._error is not None:
                 raise self._error
             if not self._by_handle and self._draining:
@@ -124,6 +144,7 @@ class CallerStream:
 
     def _take(self) -> pb.GenerateResponse:
         message, self._message = self._message, StepMessage()
+        self._pace.spoke(self._loop.time())
         # Only now may the caller know that they are free.
         for handle in self._last_words:
             del self._by_handle[handle]
@@ -148,6 +169,8 @@ class CallerStream:
         """The stream has ended, in whatever way: what still lives on it is aborted."""
         self._discard_all()
         self._by_handle.clear()
+        if self._alarm is not None:
+            self._alarm.cancel()
 
     def _discard_all(self) -> None:
         for live in self._by_handle.values():

@@ -106,6 +106,7 @@ async def serving(
             kv_events=kv_events,
             leases=chassis.leases,
             max_buffered=settings.stream_buffer_entries,
+            deltas_per_second=settings.stream_deltas_per_second,
         )
         stack.callback(fanout.close)
         stack.push_async_callback(asyncio.to_thread, engine.close)

@@ -31,6 +31,7 @@ from weir_executor.replies import (
     to_request_state,
     to_unknown_state,
 )
+from weir_executor.stream_pace import StreamPace
 from weir_executor.watermark.detect import detect
 
 
@@ -47,17 +48,19 @@ class ExecutorServicer(ExecutorServiceServicer):
         kv_events: KvEventLog,
         leases: LeaseLedger,
         max_buffered: int,
+        deltas_per_second: float,
     ) -> None:
         self._engine, self._admission, self._requests = engine, admission, requests
         self._adapters, self._operations = adapters, operations
-        self._kv_events, self._leases, self._max_buffered = kv_events, leases, max_buffered
+        self._kv_events, self._leases = kv_events, leases
+        self._max_buffered, self._deltas_per_second = max_buffered, deltas_per_second
         self._served, self._model_info = served, to_model_info(served)
         self._streams: set[CallerStream] = set()
 
     async def Generate(
         self, request_iterator: AsyncIterator[pb.GenerateRequest], _: Any
     ) -> AsyncIterator[pb.GenerateResponse]:
-        stream = CallerStream(self._admission, self._max_buffered)
+        stream = CallerStream(self._admission, self._max_buffered, StreamPace(self._deltas_per_second))
         self._streams.add(stream)
         reader = asyncio.create_task(stream.read(request_iterator), name="read-commands")
         request = current_request()

@@ -132,6 +132,13 @@ class ExecutorSettings(ServiceSettings):
         ge=64,
         description="tokens, log-probabilities and other entries kept for a caller that does not read",
     )
+    # With 32 requests each hears of its tokens twelve times a second, and of its first one and its end at once.
+    stream_deltas_per_second: float = Field(
+        default=400.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="of all requests on a stream; beyond it, the tokens of several steps come in one delta",
+    )
     # About 5 MB, and what a full engine stores and removes in a minute; one that comes back later starts anew.
     kv_event_log: int = Field(
         default=65_536,

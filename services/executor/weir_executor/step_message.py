@@ -52,6 +52,11 @@ class StepMessage:
     def __bool__(self) -> bool:
         return self.size > 0
 
+    @property
+    def urgent(self) -> bool:
+        """Whether a request begins or ends in it: somebody waits for that."""
+        return bool(self._accepted or self._finished or self._ended or self._failed)
+
     def add_accepted(self, handle: int) -> None:
         self._accepted.append(handle)
         self.size += 1
