@@ -15,10 +15,11 @@ from contract.engine_contract import GREEDY, Listener, prompt, request
 from models_fixture import EOS, tiny_model
 from unit.executor.guide_tokens import compiled, ids_of, text_of, token_bytes
 from weir_chassis.errors import InvalidArgument
-from weir_executor.engine import FinishReason, GenerationRequest, Sampling, TokenOutput
+from weir_executor.engine import FinishReason, GenerationRequest, Sampling, SpeculationMode, TokenOutput
 from weir_executor.guided.guide import GuideKind, choice_guide
 from weir_executor.guided.state import XgrammarGuide
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.paged.speculation.drafter import SpeculationOptions
 
 Outputs = Mapping[tuple[int, int], TokenOutput]
 _PERSON: dict[str, Any] = {
@@ -248,6 +249,33 @@ def test_preempted_and_resumed_draws_are_those_of_undisturbed_ones() -> None:
         assert {place: [*undisturbed.tokens[place][:cut], *rest] for place, rest in resumed.tokens.items()} == {
             place: undisturbed.tokens[place] for place in resumed.tokens
         }
+
+
+_ALWAYS = SpeculationOptions(mode=SpeculationMode.NGRAM, max_draft_tokens=5, adaptive=False)
+
+
+def test_drafts_change_no_token() -> None:
+    undisturbed, drafted = run(_varied()), run(_varied(), speculation=_ALWAYS)
+    assert drafted.tokens == undisturbed.tokens
+    assert {key: output.finish_reason for key, output in drafted.finished.items()} == {
+        key: output.finish_reason for key, output in undisturbed.finished.items()
+    }
+    squeezed = run(_varied(), speculation=_ALWAYS, num_blocks=9, max_num_seqs=6)
+    assert sum(end.preemptions for end in squeezed.ends.values()) > 0
+    assert squeezed.tokens == undisturbed.tokens
+
+
+@pytest.mark.parametrize("tail", ["", "(xyz)?", "x"])
+def test_drafts_stand_as_far_as_the_guide_goes(tail: str) -> None:
+    """What repeats itself is drafted beyond the end; the output ends where it does without."""
+    guide = compiled(GuideKind.REGEX, "(pq){13}" + tail)
+    plain, drafted = (
+        run([guided(1, guide, n=3, sampling=Sampling(seed=4), min_tokens=3)], **options)
+        for options in ({}, {"speculation": _ALWAYS})
+    )
+    assert drafted.tokens == plain.tokens
+    assert drafted.ends[1].accepted_draft_tokens > 30
+    assert texts(drafted)[0].startswith("pq" * 13)
 
 
 def _cut(heard: Listener, generation: GenerationRequest, cut: int) -> dict[int, list[int]]:

@@ -18,9 +18,10 @@ from unit.executor.guide_tokens import compiled
 from unit.executor.oracle import run_paged
 from weir.inference.v1 import watermark_pb2 as pb
 from weir_chassis.errors import InvalidArgument, Unsupported
-from weir_executor.engine import GenerationRequest, Sampling, Watermark
+from weir_executor.engine import GenerationRequest, Sampling, SpeculationMode, Watermark
 from weir_executor.guided.guide import GuideKind
 from weir_executor.paged.logits import SampleRow, process
+from weir_executor.paged.speculation.drafter import SpeculationOptions
 from weir_executor.watermark.detect import Detection, detect, tail
 from weir_executor.watermark.green import are_green, token_words
 from weir_executor.watermark.keys import WatermarkKeys, read_keys
@@ -144,12 +145,17 @@ def test_a_greedy_output_is_found_too() -> None:
     assert _found(tokens[2]).p_value > 1e-3
 
 
-def test_preempted_and_resumed_outputs_draw_the_same_tokens() -> None:
+def test_preempted_drafted_and_resumed_outputs_draw_the_same_tokens() -> None:
     requests = [_request(key, 40) for key in range(5)]
     undisturbed, _ = run_paged("llama3", requests)
     preempted, ends = run_paged("llama3", requests, num_blocks=9)
     assert sum(end.preemptions for end in ends.values()) > 0
     assert preempted == undisturbed
+    repetitive = [replace(r, token_ids=[*r.token_ids] * 4) for r in requests]
+    always = SpeculationOptions(mode=SpeculationMode.NGRAM, adaptive=False)
+    drafted, ends = run_paged("llama3", repetitive, speculation=always)
+    assert sum(end.draft_tokens for end in ends.values()) > 0
+    assert drafted == run_paged("llama3", repetitive)[0]
     resumed, _ = run_paged("llama3", [replace(r, resumed={0: undisturbed[r.key][:13]}) for r in requests])
     assert resumed == {key: tokens[13:] for key, tokens in undisturbed.items()}
 

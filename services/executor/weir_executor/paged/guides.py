@@ -9,6 +9,7 @@ from weir_chassis.errors import InvalidArgument, WeirError
 from weir_executor.engine import GenerationRequest
 from weir_executor.guided.guide import CompiledGuide, GuideState
 from weir_executor.paged.batch import Scheduled
+from weir_executor.paged.sequence import Sequence as LiveSequence
 
 
 def start_guides(request: GenerationRequest, stop_token_ids: frozenset[int]) -> list[GuideState]:
@@ -28,6 +29,17 @@ def _replay(guide: CompiledGuide, token_ids: Sequence[int], stop_token_ids: froz
         if token_id not in stop_token_ids and not state.advance(token_id):
             raise InvalidArgument("resumed", f"{guide.guide.field} does not allow token {place} of an output")
     return state
+
+
+def allowed_drafts(sequence: LiveSequence, draft_token_ids: Sequence[int]) -> Sequence[int]:
+    """The drafts up to the first that the sequence's guide does not take as text: the others would not stand."""
+    state, taken = sequence.guide, 0
+    if state is None:
+        return draft_token_ids
+    while taken < len(draft_token_ids) and state.advance(draft_token_ids[taken]):
+        taken += 1
+    state.rollback(taken)
+    return draft_token_ids[:taken]
 
 
 def allowed_by_guides(rows: Sequence[Scheduled]) -> tuple[dict[int, list[Any]], dict[int, WeirError]]:

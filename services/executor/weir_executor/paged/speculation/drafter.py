@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from weir_executor.engine import SpeculationMode
 from weir_executor.paged.batch import Batch, Scheduled
+from weir_executor.paged.guides import allowed_drafts
 from weir_executor.paged.scheduler import Scheduler
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.speculation.controller import Acceptance, Controller, CostMeter
@@ -86,7 +87,7 @@ class Drafter:
                 wishes.append(Wish(row, room))
         for wish, drafts in zip(wishes, self._guesses(mode, proposer, wishes), strict=True):
             assert len(drafts) <= wish.most, (len(drafts), wish)
-            batch.add_drafts(wish.row, tuple(drafts))
+            batch.add_drafts(wish.row, tuple(allowed_drafts(wish.row.sequence, drafts)))
 
     def _lengths(
         self, rows: Sequence[Scheduled], mode: SpeculationMode, proposer: Proposer, num_tokens: int
