@@ -18,6 +18,8 @@ from weir_executor.guided.guide import Guide
 _PROGRAM = "weir_executor.guided.compile_process"
 # Python starts in tenths of a second and a large vocabulary is read in two; a machine that swaps takes longer.
 _START_SECONDS = 60.0
+# A child that has closed its end is about to exit; to kill it then would hide how it ended.
+_EXIT_SECONDS = 5.0
 
 
 class CompileProcess:
@@ -39,7 +41,7 @@ class CompileProcess:
             await self.end()
             raise GuideError(f"takes more than {self._max_seconds:g} s to compile") from None
         except (EOFError, ConnectionError):
-            returncode = await self.end()
+            returncode = await self.end(_EXIT_SECONDS)
             raise GuideError(f"the compiler broke down over it ({_how_it_ended(returncode)})") from None
         except BaseException:
             await self.end()  # whoever asked has left, and the next must not read this reply
@@ -48,11 +50,17 @@ class CompileProcess:
             raise GuideError(reply[1:].decode(errors="replace"))
         return reply[1:]
 
-    async def end(self) -> int | None:
-        """Gives back what the child holds; the next guide gets a new one. How the child ended, if there was one."""
+    async def end(self, grace_seconds: float = 0.0) -> int | None:
+        """Gives back what the child holds; the next guide gets a new one. How the child ended, if there was one.
+
+        It may take so long to end by itself.
+        """
         process, self._process = self._process, None
         if process is None:
             return None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                return await process.wait()
         with suppress(ProcessLookupError):
             process.kill()
         return await asyncio.shield(process.wait())
@@ -67,7 +75,7 @@ class CompileProcess:
             async with asyncio.timeout(_START_SECONDS):
                 await _read(process)
         except (TimeoutError, EOFError) as error:
-            returncode = await self.end()
+            returncode = await self.end(_EXIT_SECONDS if isinstance(error, EOFError) else 0.0)
             raise Internal(f"the process that compiles guides did not start ({_how_it_ended(returncode)})") from error
         except BaseException:
             await self.end()
