@@ -10,12 +10,11 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
+from array import array
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from weir_executor.paged.decoder import Decoded
 from weir_executor.paged.flat_batch import FlatBatch
@@ -82,7 +81,7 @@ class NativeDecoder:
     # ── a step ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def decode(self, batch: FlatBatch) -> Decoded:
-        sound = np.empty(len(batch.rows), dtype=np.uint8)
+        sound = ctypes.create_string_buffer(len(batch.rows))
         decoded = Decoded(sound=(), logits=None)
         if batch.wanted and batch.best_only:
             decoded.best = torch.empty(len(batch.wanted), dtype=torch.int64)
@@ -91,34 +90,26 @@ class NativeDecoder:
         if batch.pooled:
             decoded.hidden = torch.empty((len(batch.pooled), self._config.hidden_size))
         self._step(batch, decoded, sound)
-        decoded.sound = sound.astype(bool).tolist()
+        decoded.sound = [byte != 0 for byte in sound.raw]
         return decoded
 
-    def _step(self, batch: FlatBatch, decoded: Decoded, sound: NDArray[np.uint8]) -> None:
+    def _step(self, batch: FlatBatch, decoded: Decoded, sound: ctypes.Array[ctypes.c_char]) -> None:
         tables = [row.blocks for row in batch.rows]
-        inputs = {
-            "token_ids": batch.token_ids,
-            "row_starts": [0, *accumulate(row.count for row in batch.rows)],
-            "row_positions": [row.first for row in batch.rows],
-            "table": [block for table in tables for block in table],
-            "table_starts": [0, *accumulate(map(len, tables))],
-            "wanted_places": batch.wanted,
-            "pooled_places": batch.pooled,
-        }
-        arrays = {name: np.array(values, dtype=np.int32) for name, values in inputs.items()}  # alive until the end
-        step = Step(
-            tokens=len(batch.token_ids),
-            rows=len(batch.rows),
-            wanted=len(batch.wanted),
-            pooled=len(batch.pooled),
-            logits=_pointer(decoded.logits),
-            best=_pointer(decoded.best),
-            hidden=_pointer(decoded.hidden),
-            sound=sound.ctypes.data,
-            **{name: array.ctypes.data for name, array in arrays.items()},
+        numbers, pointers = _side_by_side(
+            batch.token_ids,
+            [0, *accumulate(row.count for row in batch.rows)],
+            [row.first for row in batch.rows],
+            list(chain.from_iterable(tables)),
+            [0, *accumulate(map(len, tables))],
+            batch.wanted,
+            batch.pooled,
         )
+        counts = (len(batch.token_ids), len(batch.rows), len(batch.wanted), len(batch.pooled))
+        results = map(_pointer, (decoded.logits, decoded.best, decoded.hidden))
+        step = Step(*counts, *pointers, *results, ctypes.addressof(sound))
         with self._stepping:
             failed = self._library.weir_step(self._handle, step)
+        del numbers  # which the pointers point into
         if failed:
             raise MemoryError(f"no memory for a step of {step.tokens} tokens")
 
@@ -186,6 +177,16 @@ def _shape(config: LlamaConfig, workload: Workload, num_threads: int) -> Shape:
         threads=num_threads,
         eps=config.rms_norm_eps,
     )
+
+
+def _side_by_side(*lists: list[int]) -> tuple[array[int], list[int]]:
+    """All lists as 32-bit numbers, and where in memory each begins."""
+    numbers, starts = array("i"), []
+    for values in lists:
+        starts.append(len(numbers))
+        numbers.fromlist(values)
+    address, _ = numbers.buffer_info()
+    return numbers, [address + start * numbers.itemsize for start in starts]
 
 
 def _weight(linear: Linear) -> torch.Tensor:
