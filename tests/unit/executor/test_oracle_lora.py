@@ -17,7 +17,7 @@ import transformers
 
 from adapters_fixture import base_of, edit_adapter, merged_model, save_adapter, tensor_name
 from contract.engine_contract import Listener, hashes, is_idle, pooled, prompt, request
-from unit.executor.oracle import reference_greedy
+from unit.executor.oracle import RUNS, reference_greedy
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, scope_root
 from weir_chassis.errors import AlreadyExists, Cancelled, Internal, InvalidArgument, NotFound, Unsupported
 from weir_executor.adapters.files import read_config
@@ -108,9 +108,9 @@ def mixed(lengths: tuple[int, ...] = (1, 17, 40, 60)) -> list[GenerationRequest]
 # ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("family", _FAMILIES)
-def test_several_adapters_and_none_in_one_batch_of_chunks_and_decodes(family: str) -> None:
-    with running(family, *_KINDS, max_batched_tokens=48, max_num_seqs=16) as (engine, heard):
+@pytest.mark.parametrize(("family", "kernels"), [run for run in RUNS if run[0] in _FAMILIES])
+def test_several_adapters_and_none_in_one_batch_of_chunks_and_decodes(family: str, kernels: str) -> None:
+    with running(family, *_KINDS, max_batched_tokens=48, max_num_seqs=16, kernels=kernels) as (engine, heard):
         tokens = run(engine, heard, mixed())
     assert tokens == {generation.key: wanted(family, generation) for generation in mixed()}
     assert len({tuple(tokens[key]) for key in range(4)}) == 4, "each adapter says something else"

@@ -53,21 +53,17 @@ class Compute:
 def build_compute(workload: Workload, placement: Placement, resources: ExitStack) -> Compute:
     """Load the weights and allocate the cache; what must be ended goes on `resources`. Raises `ModelConfigError`,
     `ModelLoadError`, `RankLostError`."""
-    if workload.weight_bits and (workload.max_adapter_rank or placement.layout.num_ranks > 1):
-        raise ModelConfigError(f"weights int{workload.weight_bits}: neither with adapters nor over several ranks")
-    if workload.max_adapter_rank:
-        return _with_adapters(workload, placement)
     if placement.layout.num_ranks > 1:
         return _over_ranks(workload, placement, resources)
     device = torch.device(placement.device)
-    if device.type == "cuda" and not workload.weight_bits:
+    if device.type == "cuda" and not workload.weight_bits and not workload.max_adapter_rank:
         cuda = load_cuda(workload, device)
         return Compute(cuda.decoder, cuda.blocks, check=lambda: None)
     native = load_native(workload, device, placement.kernels)
     if native is not None:
         resources.callback(native.close)
-        return Compute(native, native, check=lambda: None)
-    return _in_torch(workload, device)
+        return Compute(native, native, check=lambda: None, adapters=native.adapters or NoAdapters())
+    return _with_adapters(workload, device) if workload.max_adapter_rank else _in_torch(workload, device)
 
 
 def _in_torch(workload: Workload, device: torch.device, wrap: Wrap = as_it_is) -> Compute:
@@ -77,20 +73,22 @@ def _in_torch(workload: Workload, device: torch.device, wrap: Wrap = as_it_is) -
     return Compute(decoder, cache, check=lambda: None)
 
 
-def _with_adapters(workload: Workload, placement: Placement) -> Compute:
-    """PyTorch's operations, one after the other: whatever computes a step in one piece knows no adapters."""
-    if placement.layout.num_ranks > 1:
-        raise ModelConfigError("max_adapters: adapters are not supported over several ranks")
-    sites, device = Sites(), torch.device(placement.device)
+def _with_adapters(workload: Workload, device: torch.device) -> Compute:
+    """PyTorch's operations, one after the other: a captured CUDA step knows no adapters."""
+    sites = Sites()
     compute = _in_torch(workload, device, sites.wrap)
     if not sites.sites:
         raise ModelConfigError(f"max_adapters: no layer of a {workload.model.architecture} takes adapters here")
-    _log.info("room for adapters: every step is computed by PyTorch, operation by operation")
+    _log.info("room for adapters: PyTorch computes every step, operation by operation")
     adapters = LoadedAdapters(sites, workload.max_adapter_rank, workload.dtype, device)
     return replace(compute, decoder=AdapterDecoder(compute.decoder, adapters, sites), adapters=adapters)
 
 
 def _over_ranks(workload: Workload, placement: Placement, resources: ExitStack) -> Compute:
+    if workload.max_adapter_rank:
+        raise ModelConfigError("max_adapters: adapters are not supported over several ranks")
+    if workload.weight_bits:
+        raise ModelConfigError("weights: rounded ones are not supported over several ranks")
     check_layout(workload.model, placement.layout, splits=FAMILIES[workload.model.architecture].splits)
     config = RankConfig(
         rank=0,

@@ -70,7 +70,7 @@ def native(
     model = load_model(model_dir, config, 700, getattr(torch, dtype), _CPU, make_linear=DenseLinear)
     assert isinstance(model, LlamaModel)
     workload = Workload(model_dir, config, getattr(torch, dtype), 700, block_size, _NUM_BLOCKS, weight_bits=weight_bits)
-    return NativeDecoder(load_library(), workload, model, threads, isa)
+    return NativeDecoder(load_library(), workload, model, num_threads=threads, isa=isa)
 
 
 def in_torch(model_dir: Path, dtype: str, block_size: int = 16) -> TorchDecoder:

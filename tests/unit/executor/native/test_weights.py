@@ -116,8 +116,7 @@ def test_an_engine_says_that_its_blocks_are_of_rounded_weights() -> None:
     ("family", "options", "words"),
     [
         ("gemma2", {}, "weights int8 cannot be had here: the architecture is Gemma2"),
-        ("llama3", {"max_adapters": 1}, "weights int8: neither with adapters nor over several ranks"),
-        ("llama3", {"tensor_parallel": 2}, "weights int8: neither with adapters nor over several ranks"),
+        ("llama3", {"tensor_parallel": 2}, "weights: rounded ones are not supported over several ranks"),
     ],
 )
 def test_where_they_cannot_be_had_the_engine_says_so(family: str, options: dict[str, int], words: str) -> None:

@@ -13,6 +13,7 @@ from weir_executor.paged.native.build import NativeUnavailableError, library_pat
 BF16, F32 = 0, 1
 # Room on the stack in `src/decoder.h`.
 MOST_DIMS, MOST_QUERY_ROWS = 256, 128
+PANEL = 32
 
 
 class Shape(ctypes.Structure):
@@ -38,11 +39,16 @@ class EndTensors(ctypes.Structure):
     _fields_ = tuple((name, c_void_p) for name in ("embedding", "lm_head", "norm", "rope"))
 
 
+class Adapter(ctypes.Structure):
+    _fields_ = (("down", POINTER(c_void_p)), ("up", POINTER(c_void_p)), ("ranks", POINTER(c_int32)))
+
+
 class Step(ctypes.Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("tokens", "rows", "wanted", "pooled")),
+        *((name, c_int32) for name in ("tokens", "rows", "wanted", "pooled", "most_rank")),
         *((name, c_void_p) for name in ("token_ids", "row_starts", "row_positions", "table", "table_starts")),
-        *((name, c_void_p) for name in ("wanted_places", "pooled_places", "logits", "best", "hidden", "sound")),
+        *((name, c_void_p) for name in ("wanted_places", "pooled_places", "token_adapters", "adapters")),
+        *((name, c_void_p) for name in ("logits", "best", "hidden", "sound")),
     )
 
 

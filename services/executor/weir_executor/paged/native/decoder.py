@@ -24,7 +24,8 @@ from weir_executor.paged.model.layers import DenseLinear, Linear, Mlp, Norm, Rms
 from weir_executor.paged.model.llama import Layer, LlamaConfig, LlamaModel
 from weir_executor.paged.model.rope import rope_table
 from weir_executor.paged.native import binding
-from weir_executor.paged.native.binding import EndTensors, LayerTensors, Shape, Step
+from weir_executor.paged.native.adapters import NativeAdapters
+from weir_executor.paged.native.binding import Adapter, EndTensors, LayerTensors, Shape, Step
 from weir_executor.paged.workload import Workload
 
 _ELEMENTS = {torch.bfloat16: binding.BF16, torch.float32: binding.F32}
@@ -60,8 +61,16 @@ class NativeDecoder:
     """
 
     def __init__(
-        self, library: ctypes.CDLL, workload: Workload, model: LlamaModel, num_threads: int, isa: str = ""
+        self,
+        library: ctypes.CDLL,
+        workload: Workload,
+        model: LlamaModel,
+        *,
+        num_threads: int,
+        isa: str = "",
+        adapters: NativeAdapters | None = None,
     ) -> None:
+        self.adapters = adapters
         self._library, self._config, self._dtype = library, model.config, workload.dtype
         self.isa = binding.best_isa(library, isa)
         self.block_bytes = block_bytes(model.config, workload.block_size, workload.dtype)
@@ -95,6 +104,7 @@ class NativeDecoder:
 
     def _step(self, batch: FlatBatch, decoded: Decoded, sound: ctypes.Array[ctypes.c_char]) -> None:
         tables = [row.blocks for row in batch.rows]
+        used, token_adapters = self.adapters.used_by(batch) if self.adapters is not None else ([], [])
         numbers, pointers = _side_by_side(
             batch.token_ids,
             [0, *accumulate(row.count for row in batch.rows)],
@@ -103,10 +113,14 @@ class NativeDecoder:
             [0, *accumulate(map(len, tables))],
             batch.wanted,
             batch.pooled,
+            token_adapters,
         )
-        counts = (len(batch.token_ids), len(batch.rows), len(batch.wanted), len(batch.pooled))
+        most_rank = max((adapter.most_rank for adapter in used), default=0)
+        structs = (Adapter * len(used))(*(adapter.struct for adapter in used)) if used else None
+        counts = (len(batch.token_ids), len(batch.rows), len(batch.wanted), len(batch.pooled), most_rank)
         results = map(_pointer, (decoded.logits, decoded.best, decoded.hidden))
-        step = Step(*counts, *pointers, *results, ctypes.addressof(sound))
+        adapters = None if structs is None else ctypes.addressof(structs)
+        step = Step(*counts, *pointers, adapters, *results, ctypes.addressof(sound))
         with self._stepping:
             failed = self._library.weir_step(self._handle, step)
         del numbers  # which the pointers point into

@@ -10,6 +10,7 @@ from weir_executor.paged.model.config import ModelConfigError
 from weir_executor.paged.model.layers import DenseLinear
 from weir_executor.paged.model.llama import LlamaModel
 from weir_executor.paged.model.registry import load_model
+from weir_executor.paged.native.adapters import NativeAdapters, NativeSites
 from weir_executor.paged.native.binding import best_isa, load_library
 from weir_executor.paged.native.build import NativeUnavailableError
 from weir_executor.paged.native.decoder import NativeDecoder, why_not
@@ -44,15 +45,30 @@ def load_native(workload: Workload, device: torch.device, kernels: str) -> Nativ
         if device.type == "cpu":
             _log.warning("PyTorch computes, slower than the native kernels would: %s", error)
         return None
-    decoder = NativeDecoder(library, workload, _load_model(workload, device), torch.get_num_threads(), isa)
-    _log.info("native kernels compute: %s, %d threads", isa, torch.get_num_threads())
+    sites = NativeSites()
+    model = _load_model(workload, device, sites)
+    threads, adapters = torch.get_num_threads(), _room_for_adapters(workload, device, sites)
+    decoder = NativeDecoder(library, workload, model, num_threads=threads, isa=isa, adapters=adapters)
+    _log.info("native kernels compute: %s, %d threads", isa, threads)
     return decoder
 
 
-def _load_model(workload: Workload, device: torch.device) -> LlamaModel:
+def _load_model(workload: Workload, device: torch.device, sites: NativeSites) -> LlamaModel:
     """With its weights as the checkpoint has them: the decoder packs them itself."""
     model = load_model(
-        workload.model_dir, workload.model, workload.max_model_len, workload.dtype, device, make_linear=DenseLinear
+        workload.model_dir,
+        workload.model,
+        workload.max_model_len,
+        workload.dtype,
+        device,
+        make_linear=DenseLinear,
+        wrap=sites.wrap,
     )
     assert isinstance(model, LlamaModel), model
     return model
+
+
+def _room_for_adapters(workload: Workload, device: torch.device, sites: NativeSites) -> NativeAdapters | None:
+    if not workload.max_adapter_rank:
+        return None
+    return NativeAdapters(sites, workload.max_adapter_rank, workload.dtype, device)

@@ -32,9 +32,16 @@ struct EndTensors {
   const float *rope;  // [positions, 2, rope_dim / 2]: cosines, sines
 };
 
+// One adapter's matrices by site: four to a layer, in the order of LayerTensors. No rank: the adapter leaves the site alone.
+struct Adapter {
+  const float *const *down;  // [rank, inputs], rows filled up with zeros to whole 16s
+  const float *const *up;    // [panels, rank, 32], as the site's weights are packed; the scale is in it
+  const int32_t *ranks;
+};
+
 // One step: tokens of several rows side by side. A row is some consecutive tokens of one sequence.
 struct Step {
-  int32_t tokens, rows, wanted, pooled;
+  int32_t tokens, rows, wanted, pooled, most_rank;
   const int32_t *token_ids;      // [tokens]
   const int32_t *row_starts;     // [rows + 1]: each row's first token in this step, and the end of the last
   const int32_t *row_positions;  // [rows]: that token's position in its sequence
@@ -42,6 +49,8 @@ struct Step {
   const int32_t *table_starts;   // [rows + 1]
   const int32_t *wanted_places;  // [wanted], ascending: tokens whose logits are wanted
   const int32_t *pooled_places;  // [pooled]: tokens whose hidden states are wanted
+  const int32_t *token_adapters;  // [tokens]: which of `adapters`, or -1
+  const Adapter *adapters;        // null when no token has any
   float *logits;                 // [wanted, vocab], or null
   int64_t *best;                 // [wanted], or null: the highest logit's token, the lowest id among equals
   float *hidden;                 // [pooled, hidden], after the last norm

@@ -48,6 +48,8 @@ static void grow(Decoder &d, const Step &step) {
     room.last = Memory(wanted * d.hidden_stride * raw);
     room.best = Memory(wanted * s.threads * 3 * 16 * sizeof(float));  // three vectors of at most 16
   }
+  const size_t lowered = (size_t)room.tokens * step.most_rank * sizeof(float);
+  if (lowered > room.lowered.bytes()) room.lowered = Memory(lowered);
   if (!room.scratch[0].bytes()) {
     // Scores and weights of a tile of at most six rows; built tiles; and what the rows of a group have found.
     const size_t tiles = d.blocks.tiled ? 0 : CHUNK / TILE * (d.blocks.key_tile + d.blocks.value_tile);

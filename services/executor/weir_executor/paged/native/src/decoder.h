@@ -86,6 +86,7 @@ struct Room {
   Memory last;      // element [wanted][hidden]
   Memory whole;     // int16 [tokens][inputs], and each row's scale, where weights are whole numbers
   Memory whole_scales;
+  Memory lowered;   // float [tokens][most_rank], where tokens have adapters
   Memory best;      // per member and wanted place: what `argmax.h` keeps
   std::vector<Memory> scratch;  // per member, for attention
 };

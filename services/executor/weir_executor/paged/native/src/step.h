@@ -6,6 +6,7 @@
 #pragma once
 #include <cmath>
 
+#include "adapters.h"
 #include "argmax.h"
 #include "attention.h"
 
@@ -24,7 +25,7 @@ class StepWork {
     for (int index = 0; index < d.shape.layers; index++) {
       const Layer &layer = d.layers[index];
       attention(index, layer);
-      mlp(layer);
+      mlp(index, layer);
     }
     end();
   }
@@ -36,6 +37,7 @@ class StepWork {
   Room &room;
   const int tokens;
 
+  Adapted adapted(int layer, Site site) const { return {step, room, layer, site}; }
   float *residual(int token) const { return room.residual.as<float>() + (size_t)token * d.hidden_stride; }
   Raw *normed(int token) const { return room.normed.as<Raw>() + (size_t)token * d.hidden_stride; }
   float *qkv(int token) const { return room.qkv.as<float>() + (size_t)token * d.qkv_stride; }
@@ -45,20 +47,33 @@ class StepWork {
     return room.queries.as<Raw>() + ((size_t)kv_head * tokens + token) * d.group_heads() * d.dims;
   }
 
-  // Rows of elements, `stride` apart, by a matrix; see `multiply_range` for `take`.
+  // Rows of elements, `stride` apart, by a matrix, with what adapters add; see `multiply_range` for `take`.
   template <class Take>
-  void product(const Matrix &matrix, const Memory &rows, int stride, int count, Take take) {
+  void product(const Matrix &matrix, const Memory &rows, int stride, int count, const Adapted &adapted, Take take) {
+    if (!adapted.any()) return plain_product(matrix, rows, stride, count, take);
+    const Range mine = share(count, member);
+    for (int row = mine.first; row < mine.end; row++)
+      adapted.lower<E>(row, rows.as<Raw>() + (size_t)row * stride, matrix.inputs);
+    member.meet();
+    plain_product(matrix, rows, stride, count, [&](int row, int panel, float *values) {
+      adapted.add(row, panel, values);
+      take(row, panel, values);
+    });
+  }
+
+  template <class Take>
+  void plain_product(const Matrix &matrix, const Memory &rows, int stride, int count, Take take) {
     if (!matrix.bits) {
       const size_t units = stride / E::PER_UNIT;
       return multiply(member, PlainTiles<E>{matrix, rows.as<uint32_t>(), units}, count, take);
     }
     const Range mine = share(count, member);
+    float *scales = room.whole_scales.as<float>();
     for (int row = mine.first; row < mine.end; row++)
-      room.whole_scales.as<float>()[row] = to_whole<E>(rows.as<Raw>() + (size_t)row * stride, matrix.inputs,
-                                                       2 * matrix.steps, room.whole.as<int16_t>() + (size_t)row * d.whole_stride);
+      scales[row] = to_whole<E>(rows.as<Raw>() + (size_t)row * stride, matrix.inputs, 2 * matrix.steps,
+                                room.whole.as<int16_t>() + (size_t)row * d.whole_stride);
     member.meet();
     const uint32_t *pairs = room.whole.as<uint32_t>();
-    const float *scales = room.whole_scales.as<float>();
     if (matrix.bits == 8)
       multiply(member, WholeTiles<Whole8>{matrix, pairs, (size_t)d.whole_stride / 2, scales}, count, take);
     else
@@ -94,8 +109,8 @@ class StepWork {
     rms_norm(residual(token), weight, d.shape.hidden, d.shape.eps, [to](int i, Floats v) { E::put(to + i, v); });
   }
 
-  void add_product(const Matrix &matrix, const Memory &rows, int stride) {
-    product(matrix, rows, stride, tokens, [this](int row, int panel, float *values) {
+  void add_product(const Matrix &matrix, const Memory &rows, int stride, const Adapted &adapted) {
+    product(matrix, rows, stride, tokens, adapted, [this](int row, int panel, float *values) {
       float *to = residual(row) + panel * PANEL;
       for (int i = 0; i < PANEL; i += LANES) store(to + i, floats(to + i) + floats(values + i));
     });
@@ -106,7 +121,7 @@ class StepWork {
 
   void attention(int index, const Layer &layer) {
     norm_rows(layer.attention_norm);
-    product(layer.qkv, room.normed, d.hidden_stride, tokens,
+    product(layer.qkv, room.normed, d.hidden_stride, tokens, adapted(index, QKV),
             [this](int row, int panel, float *values) {
                   memcpy(qkv(row) + panel * PANEL, values, PANEL * sizeof(float));
                 });
@@ -115,7 +130,7 @@ class StepWork {
     member.meet();
     attend_all(index, layer);
     member.meet();
-    add_product(layer.output, room.attended, d.attended_stride);
+    add_product(layer.output, room.attended, d.attended_stride, adapted(index, OUTPUT));
   }
 
   // Queries and keys are normed, where the model does that, and turned by their positions; keys and values go to the
@@ -247,16 +262,16 @@ class StepWork {
 
   // ── the rest ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-  void mlp(const Layer &layer) {
+  void mlp(int index, const Layer &layer) {
     norm_rows(layer.mlp_norm);
-    product(layer.gate_up, room.normed, d.hidden_stride, tokens,
+    product(layer.gate_up, room.normed, d.hidden_stride, tokens, adapted(index, GATE_UP),
             [this](int row, int panel, float *values) {
                   Raw *to = gated(row) + panel * (PANEL / 2);
                   for (int i = 0; i < PANEL / 2; i += LANES)
                     E::put(to + i, silu(floats(values + i)) * floats(values + PANEL / 2 + i));
                 });
     member.meet();
-    add_product(layer.down, room.gated, d.inner_stride);
+    add_product(layer.down, room.gated, d.inner_stride, adapted(index, DOWN));
   }
 
   void end() {
@@ -295,7 +310,7 @@ class StepWork {
 
   template <class Take>
   void each_logits(Take take) {
-    product(d.lm_head, room.last, d.hidden_stride, step.wanted, take);
+    plain_product(d.lm_head, room.last, d.hidden_stride, step.wanted, take);
     member.meet();
   }
 
