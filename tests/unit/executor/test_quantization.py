@@ -232,9 +232,9 @@ def test_a_damaged_tensor_is_named_with_its_file(
         ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*q_proj": {"bits": 8}}}, "dynamic"),
         ({"quant_method": "awq", "bits": 8}, "awq with 8 bits"),
         ({"quant_method": "awq", "version": "gemv"}, "version 'gemv' is not known here; known: gemm"),
-        ({"quant_method": "awq", "modules_to_not_convert": "lm_head"}, "not a list of names"),
+        ({"quant_method": "awq", "modules_to_not_convert": "lm_head"}, "is 'lm_head', not a list"),
         ({"quant_method": "fp8", "modules_to_not_convert": ["("]}, r"'\(': missing \)"),
-        ({"quant_method": "fp8", "weight_block_size": [128]}, r"weight_block_size is \[128\]"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, r"'weight_block_size' is \[128\], not two"),
     ],
 )
 def test_an_unknown_scheme_is_refused_by_name(config: dict[str, Any], message: str, tmp_path: Path) -> None:

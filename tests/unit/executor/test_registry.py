@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from models_fixture import FAMILIES, save_tiny_model
@@ -17,6 +20,7 @@ from weir_executor.paged.model.config import Fields, ModelConfig, ModelConfigErr
 from weir_executor.paged.model.gemma import GemmaConfig
 from weir_executor.paged.model.registry import FAMILIES as ARCHITECTURES
 from weir_executor.paged.model.registry import load_config, load_model, parse_config
+from weir_executor.paged.model.rope import rope_table
 
 # transformers' words → ours, where every family has them.
 _WORDS = {
@@ -27,6 +31,32 @@ _WORDS = {
     "tie_word_embeddings": "tie_word_embeddings",
     "max_position_embeddings": "position_limit",
 }
+
+
+_QUANTIZED: list[dict[str, Any]] = [
+    {"quant_method": "gptq", "bits": 4, "group_size": 16, "checkpoint_format": "gptq", "dynamic": {"-:x": {}}},
+    {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm", "modules_to_not_convert": ["lm_head"]},
+    {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]},
+    {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "ignore": ["lm_head"],
+        "sparsity_config": {"format": "dense"},
+        "config_groups": {
+            "a": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 4, "strategy": "group", "group_size": 16, "symmetric": True},
+            },
+            "b": {"targets": ["x"], "weights": {"num_bits": 8, "strategy": "block", "block_structure": [16, 16]}},
+        },
+    },
+]
+_CONFIGS: list[dict[str, Any]] = [
+    *(dict(config) for config in FAMILIES.values()),
+    *({**FAMILIES["llama3"], "quantization_config": quantization} for quantization in _QUANTIZED),
+    {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": dict(FAMILIES["gemma3"])},
+]
+_ROPES = {"rope", "windowed_rope", "full_rope"}
 
 
 def _parse(**raw: Any) -> ModelConfig:
@@ -93,13 +123,34 @@ def test_the_known_architectures_are_listed_in_order(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
+_JUNK = [None, "x", "", -1, 0, 1, 7.5, float("inf"), float("nan"), True, [], ["x"], [1], {}, {"x": 1}]
+
+
+@given(st.data())
+def test_a_damaged_configuration_is_refused_and_never_crashes(data: st.DataObject) -> None:
+    raw = data.draw(st.sampled_from(_CONFIGS).map(deepcopy))
+    place = raw
+    while True:
+        name = data.draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[name], dict) or not place[name] or data.draw(st.booleans()):
+            break
+        place = place[name]
+    place[name] = data.draw(st.sampled_from(_JUNK))
+    try:
+        config = _parse(**raw)
+        for name in _ROPES & set(dir(config)):
+            rope_table(getattr(config, name), 8, torch.device("cpu"))
+    except ModelConfigError:
+        pass
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
         ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not known here; known: gelu_pytorch"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gpt2", {"activation_function": "swish2"}, "known: gelu, gelu_fast, gelu_new, gelu_pytorch_tanh, relu, silu"),
-        ("gpt_neox", {"rotary_pct": 0.4}, "3 dimensions of a head are odd"),
+        ("gpt_neox", {"rotary_pct": 0.4}, "cannot turn 3 dimensions"),
     ],
 )
 def test_what_a_family_cannot_compute_is_refused(family: str, changes: dict[str, Any], message: str) -> None:

@@ -141,7 +141,7 @@ def test_a_damaged_index_is_named(model_dir: Path, text: str) -> None:
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"rope_scaling": {"rope_type": "spiral"}}, "rope_type 'spiral'.*known: default, dynamic, linear"),
         ({"partial_rotary_factor": 0.5}, "partial rotary"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'llama3' needs 'low_freq_factor'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'llama3': 'low_freq_factor' is missing"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "'bitsandbytes' is not known here; known: awq, "),
         ({"layer_types": ["full_attention"]}, "layer_types does not name 3 layers"),
         ({"layer_types": ["linear_attention"] * 3}, "'linear_attention' is not known here; known: full_attention"),

@@ -92,10 +92,10 @@ def test_yarn_stretches_the_longest_sequence() -> None:
     ("options", "message"),
     [
         ({"rope_type": "spiral"}, "rope_type 'spiral' is not known here; known: default, dynamic, linear, llama3"),
-        ({"rope_type": "linear"}, "'linear' needs 'factor'"),
-        ({"rope_type": "longrope", "short_factor": [1.0]}, "needs 'original_max_position_embeddings'"),
+        ({"rope_type": "linear"}, "'linear': 'factor' is missing"),
+        ({"rope_type": "longrope", "short_factor": [1.0]}, "'original_max_position_embeddings' is missing"),
         ({**_LONG, "short_factor": [1.0]}, "has 1 factors for 8 pairs"),
-        ({"partial_rotary_factor": 0.2}, "3 dimensions of a head are odd"),
+        ({"partial_rotary_factor": 0.2}, "cannot turn 3 dimensions"),
         ({"rope_theta": "far"}, "'rope_theta' is 'far', not a finite number"),
     ],
 )

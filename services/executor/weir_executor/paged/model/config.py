@@ -34,14 +34,17 @@ class RopeConfig:
     def __post_init__(self) -> None:
         if self.kind not in _ROPE_TYPES:
             raise ModelConfigError(f"rope_type {self.kind!r} is not known here; known: {', '.join(_ROPE_TYPES)}")
-        if self.dim % 2:
-            raise ModelConfigError(f"{self.dim} dimensions of a head are odd, and rotary embedding turns pairs")
+        if self.dim % 2 or not self.dim:
+            raise ModelConfigError(f"a rotary embedding turns pairs, and cannot turn {self.dim} dimensions")
+        if self.theta <= 1:
+            raise ModelConfigError(f"rope_theta {self.theta} is not above 1")
 
     @property
     def position_limit(self) -> int:
         """The longest sequence whose positions are as the model was trained for."""
         if self.kind == "yarn" and "original_max_position_embeddings" in self.options:
-            stretched = float(self.options["factor"]) * int(self.options["original_max_position_embeddings"])
+            options = Fields(self.options)
+            stretched = options.positive("factor") * options.whole("original_max_position_embeddings")
             return max(self.trained_positions, int(stretched))
         return self.trained_positions
 
@@ -49,7 +52,7 @@ class RopeConfig:
         """Which of longrope's two sets of factors serves so many positions. Other kinds have no variants."""
         if self.kind != "longrope":
             return ""
-        return "long" if num_positions > int(self.options["original_max_position_embeddings"]) else "short"
+        return "long" if num_positions > Fields(self.options).whole("original_max_position_embeddings") else "short"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +104,27 @@ class Fields:
 
     def whole(self, name: str, default: Any = _MISSING, least: int = 1) -> int:
         value = self._needed(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < least:
+        if not _is_number(value) or value != int(value) or value < least:
             raise ModelConfigError(f"{name!r} is {value!r}, not a whole number of at least {least}")
         return int(value)
 
     def number(self, name: str, default: Any = _MISSING) -> float:
         value = self._needed(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_number(value):
             raise ModelConfigError(f"{name!r} is {value!r}, not a finite number")
         return float(value)
 
+    def positive(self, name: str, default: Any = _MISSING) -> float:
+        value = self.number(name, default)
+        if value <= 0:
+            raise ModelConfigError(f"{name!r} is {value!r}, not above zero")
+        return value
+
     def optional_number(self, name: str, default: float | None = None) -> float | None:
         """Null means none here: only an absent name takes the default."""
-        given = name in self.raw
-        return self.number(name) if given and self.raw[name] is not None else None if given else default
+        if name not in self.raw:
+            return default
+        return None if self.raw[name] is None else self.positive(name)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._needed(name, default)
@@ -128,23 +138,56 @@ class Fields:
             raise ModelConfigError(f"{name} {value!r} is not known here; known: {', '.join(known)}")
         return str(value)
 
+    def inner(self, name: str) -> Fields:
+        """An object inside this one; an empty one where there is none."""
+        value = self.get(name, {})
+        if not isinstance(value, dict):
+            raise ModelConfigError(f"{name!r} is {value!r}, not an object")
+        return Fields(value)
+
+    def items(self, name: str) -> list[Any]:
+        value = self.get(name, [])
+        if not isinstance(value, list):
+            raise ModelConfigError(f"{name!r} is {value!r}, not a list")
+        return value
+
+    def numbers(self, name: str) -> list[float]:
+        value = self._needed(name, _MISSING)
+        if not isinstance(value, list) or not all(_is_number(item) for item in value):
+            raise ModelConfigError(f"{name!r} is {value!r}, not a list of numbers")
+        return [float(item) for item in value]
+
+    def names(self, name: str) -> tuple[str, ...]:
+        value = self.items(name)
+        if not all(isinstance(item, str) for item in value):
+            raise ModelConfigError(f"{name!r} is {value!r}, not a list of names")
+        return tuple(value)
+
     def patterns(self, name: str) -> tuple[str, ...]:
-        """A list of names of modules, each of which may be a regular expression, marked as one or not."""
-        given = self.get(name, [])
-        if not isinstance(given, list) or not all(isinstance(pattern, str) for pattern in given):
-            raise ModelConfigError(f"{name!r} is {given!r}, not a list of names")
-        for pattern in given:
+        """Names of modules, each of which may be a regular expression, marked as one or not."""
+        for pattern in self.names(name):
             try:
                 re.compile(pattern.removeprefix("re:"))
             except re.error as error:
                 raise ModelConfigError(f"{name!r}: {pattern!r}: {error}") from error
-        return tuple(given)
+        return self.names(name)
+
+    def pair(self, name: str, default: tuple[int, int]) -> tuple[int, int]:
+        """Of whole numbers above zero."""
+        value = self.get(name, list(default))
+        if not (isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value)):
+            raise ModelConfigError(f"{name!r} is {value!r}, not two whole numbers")
+        return value[0], value[1]
 
     def _needed(self, name: str, default: Any) -> Any:
         value = self.get(name, default)
         if value is _MISSING:
             raise ModelConfigError(f"{name!r} is missing")
         return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_fields(model_dir: Path) -> Fields:
@@ -159,7 +202,17 @@ def read_eos_token_ids(model_dir: Path, fields: Fields) -> frozenset[int]:
     eos = generation.get("eos_token_id", fields.get("eos_token_id"))
     if eos is None:
         return frozenset()
-    return frozenset(int(token_id) for token_id in (eos if isinstance(eos, list) else [eos]))
+    try:
+        return frozenset(int(token_id) for token_id in (eos if isinstance(eos, list) else [eos]))
+    except (TypeError, ValueError) as error:
+        raise ModelConfigError(f"{model_dir}: eos_token_id {eos!r}: {error}") from error
+
+
+def even_head_dim(hidden_size: int, num_heads: int) -> int:
+    """In families whose heads share the hidden state among them."""
+    if hidden_size % num_heads:
+        raise ModelConfigError(f"{hidden_size} hidden features cannot be spread over {num_heads} heads evenly")
+    return hidden_size // num_heads
 
 
 def dtype_name(fields: Fields) -> str:
@@ -170,13 +223,15 @@ def parse_rope(options: Mapping[str, Any], head_dim: int, trained_positions: int
     """From `rope_parameters` or the older `rope_scaling`; `theta` stands where the options do not name one."""
     known = Fields(options)
     kind = str(known.get("rope_type") or known.get("type") or "default")
-    dim = int(head_dim * known.number("partial_rotary_factor", 1.0))
+    dim = int(head_dim * known.positive("partial_rotary_factor", 1.0))
+    if dim > head_dim:
+        raise ModelConfigError(f"a rotary embedding of {dim} dimensions is wider than a head of {head_dim}")
     return RopeConfig(kind, known.number("rope_theta", theta), dim, trained_positions, options)
 
 
 def rope_options(fields: Fields) -> dict[str, Any]:
     """The one description behind two spellings: `rope_parameters` is newer than `rope_scaling` and its like."""
-    options = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
+    options = {**fields.inner("rope_scaling").raw, **fields.inner("rope_parameters").raw}
     if fields.get("partial_rotary_factor") is not None:
         options.setdefault("partial_rotary_factor", fields.number("partial_rotary_factor"))
     return options
@@ -196,7 +251,7 @@ def layer_windows(
     kinds = fields.get("layer_types")
     if kinds is None:
         return [window if slides(index) else None for index in range(num_layers)]
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
+    if len(fields.items("layer_types")) != num_layers:
         raise ModelConfigError(f"layer_types does not name {num_layers} layers")
     for kind in kinds:
         if kind not in (_FULL, _SLIDING):

@@ -118,8 +118,7 @@ def parse_gemma3(architecture: str, fields: Fields) -> GemmaConfig:
 
 def parse_gemma3_with_images(architecture: str, fields: Fields) -> GemmaConfig:
     """The text model inside one that sees images too; it is served alone."""
-    inner = fields.get("text_config", {})
-    return parse_gemma3(architecture, Fields({"dtype": dtype_name(fields), **inner}))
+    return parse_gemma3(architecture, Fields({"dtype": dtype_name(fields), **fields.inner("text_config").raw}))
 
 
 def load_gemma(config: GemmaConfig, checkpoint: Checkpoint, max_model_len: int) -> GemmaModel:
@@ -142,7 +141,7 @@ def _parse(
     _refuse_what_is_not_computed(fields)
     num_layers, window = fields.whole("num_hidden_layers", 26), fields.whole("sliding_window", 4096)
     windows = layer_windows(fields, num_layers, window, lambda index: (index + 1) % period != 0)
-    scale = fields.number("query_pre_attn_scalar", 256) ** -0.5
+    scale = fields.positive("query_pre_attn_scalar", 256) ** -0.5
     cap = fields.optional_number("attn_logit_softcapping", attention_cap)
     return GemmaConfig(
         architecture=architecture,
@@ -174,9 +173,9 @@ def _refuse_what_is_not_computed(fields: Fields) -> None:
 
 def _rope_options_by_kind(fields: Fields) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Of windowed and of full layers: `rope_parameters` names both; the older `rope_scaling` is for full ones only."""
-    by_kind = fields.get("rope_parameters", {})
-    full = {**fields.get("rope_scaling", {}), **(by_kind.get("full_attention") or {})}
-    return by_kind.get("sliding_attention") or {}, full
+    by_kind = fields.inner("rope_parameters")
+    full = {**fields.inner("rope_scaling").raw, **by_kind.inner("full_attention").raw}
+    return by_kind.inner("sliding_attention").raw, full
 
 
 def _names(checkpoint: Checkpoint) -> tuple[str, str]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from weir_executor.paged.model.config import Fields, LayerAttention, ModelConfig, dtype_name
+from weir_executor.paged.model.config import Fields, LayerAttention, ModelConfig, dtype_name, even_head_dim
 from weir_executor.paged.model.decoder_model import Attend, AttentionWeights, DecoderModel
-from weir_executor.paged.model.layers import ACTIVATIONS, Linear, Norm, PlainMlp, linear
+from weir_executor.paged.model.layers import ACTIVATIONS, Linear, Norm, PlainMlp
 from weir_executor.paged.model.loading import load_embedding, load_layer_norm, load_lm_head
 from weir_executor.paged.model.weights import Checkpoint
 
@@ -53,7 +53,7 @@ class Gpt2Model(DecoderModel):
 
 def parse_gpt2(architecture: str, fields: Fields) -> Gpt2Config:
     num_layers, num_heads, hidden_size = fields.whole("n_layer"), fields.whole("n_head"), fields.whole("n_embd")
-    head_dim = hidden_size // num_heads
+    head_dim = even_head_dim(hidden_size, num_heads)
     return Gpt2Config(
         architecture=architecture,
         vocab_size=fields.whole("vocab_size"),
@@ -99,4 +99,4 @@ def _load_layer(config: Gpt2Config, checkpoint: Checkpoint, base: str) -> Layer:
 def _load_transposed(checkpoint: Checkpoint, name: str, rows: int, columns: int) -> Linear:
     """A projection to `rows` outputs from `columns` inputs, kept as [columns, rows]."""
     weight = checkpoint.weight(name, rows, columns, transposed=True)
-    return linear(weight, checkpoint.tensor(f"{name}.bias", (rows,)))
+    return checkpoint.make_linear(weight, checkpoint.tensor(f"{name}.bias", (rows,)))

@@ -15,11 +15,12 @@ from weir_executor.paged.model.config import (
     ModelConfig,
     RopeConfig,
     dtype_name,
+    even_head_dim,
     parse_rope,
     rope_options,
 )
 from weir_executor.paged.model.decoder_model import Attend, AttentionWeights, DecoderModel
-from weir_executor.paged.model.layers import ACTIVATIONS, Linear, Norm, PlainMlp, Rotation, linear
+from weir_executor.paged.model.layers import ACTIVATIONS, Linear, Norm, PlainMlp, Rotation
 from weir_executor.paged.model.loading import load_embedding, load_layer_norm, load_linear, load_lm_head
 from weir_executor.paged.model.rope import rope_table
 from weir_executor.paged.model.weights import Checkpoint
@@ -66,7 +67,7 @@ class GptNeoxModel(DecoderModel):
 def parse_gpt_neox(architecture: str, fields: Fields) -> GptNeoxConfig:
     num_layers, num_heads = fields.whole("num_hidden_layers"), fields.whole("num_attention_heads")
     hidden_size = fields.whole("hidden_size")
-    head_dim = hidden_size // num_heads
+    head_dim = even_head_dim(hidden_size, num_heads)
     options = {"partial_rotary_factor": fields.number("rotary_pct", 0.25), **rope_options(fields)}
     theta = fields.number("rotary_emb_base", 10_000.0)
     rope = parse_rope(options, head_dim, fields.whole("max_position_embeddings"), theta)
@@ -120,4 +121,4 @@ def _load_qkv(config: GptNeoxConfig, checkpoint: Checkpoint, name: str) -> Linea
 
     weight = by_part(checkpoint.weight(name, 3 * hidden, hidden))
     bias = by_part(checkpoint.tensor(f"{name}.bias", (3 * hidden,))) if config.attention_bias else None
-    return linear(weight, bias)
+    return checkpoint.make_linear(weight, bias)

@@ -40,7 +40,7 @@ def load_qwen3_moe(config: LlamaConfig, checkpoint: Checkpoint, max_model_len: i
 
 def _expert_layers(fields: Fields, num_layers: int) -> frozenset[int]:
     """Every so many layers, but for those that are named."""
-    step, plain = fields.whole("decoder_sparse_step", 1), fields.get("mlp_only_layers", [])
+    step, plain = fields.whole("decoder_sparse_step", 1), fields.items("mlp_only_layers")
     return frozenset(index for index in range(num_layers) if (index + 1) % step == 0 and index not in plain)
 
 

@@ -58,12 +58,12 @@ def load_config(model_dir: Path) -> ModelConfig:
 
 
 def parse_config(fields: Fields) -> ModelConfig:
-    architecture = (fields.get("architectures") or ["(none)"])[0]
+    architecture = next(iter(fields.names("architectures")), "(none)")
     if architecture not in FAMILIES:
         raise ModelConfigError(f"architecture {architecture!r} is not known here; known: {', '.join(sorted(FAMILIES))}")
     config = FAMILIES[architecture].parse(architecture, fields)
-    quantization = fields.get("quantization_config")
-    return replace(config, quantization=parse_scheme(Fields(quantization))) if quantization else config
+    quantization = fields.inner("quantization_config")
+    return replace(config, quantization=parse_scheme(quantization)) if quantization.raw else config
 
 
 def load_model(

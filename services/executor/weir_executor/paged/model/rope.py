@@ -16,15 +16,15 @@ from collections.abc import Callable
 
 import torch
 
-from weir_executor.paged.model.config import ModelConfigError, RopeConfig
+from weir_executor.paged.model.config import Fields, ModelConfigError, RopeConfig
 
 
 def rope_table(rope: RopeConfig, num_positions: int, device: torch.device) -> torch.Tensor:
     """[num_positions, 2, dim / 2] in float32: cosines and sines of each position."""
     try:
         frequencies, scale = _KINDS[rope.kind](rope, num_positions)
-    except KeyError as error:
-        raise ModelConfigError(f"rope_type {rope.kind!r} needs {error.args[0]!r}") from error
+    except ModelConfigError as error:
+        raise ModelConfigError(f"rope_type {rope.kind!r}: {error}") from error
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
     return (torch.stack((angles.cos(), angles.sin()), dim=1) * scale).to(device)
 
@@ -39,15 +39,15 @@ def _default(rope: RopeConfig, _: int) -> tuple[torch.Tensor, float]:
 
 
 def _linear(rope: RopeConfig, _: int) -> tuple[torch.Tensor, float]:
-    return _base(rope) / float(rope.options["factor"]), 1.0
+    return _base(rope) / Fields(rope.options).positive("factor"), 1.0
 
 
 def _llama3(rope: RopeConfig, _: int) -> tuple[torch.Tensor, float]:
     """Long waves are divided by the factor, short ones kept, those between blended."""
-    options, frequencies = rope.options, _base(rope)
-    factor = float(options["factor"])
-    low, high = float(options["low_freq_factor"]), float(options["high_freq_factor"])
-    trained = int(options["original_max_position_embeddings"])
+    options, frequencies = Fields(rope.options), _base(rope)
+    factor = options.positive("factor")
+    low, high = options.positive("low_freq_factor"), options.positive("high_freq_factor")
+    trained = options.whole("original_max_position_embeddings")
     waves = 2 * math.pi / frequencies
     kept = ((trained / waves - low) / (high - low)).clamp(0, 1)
     return (1 - kept) * frequencies / factor + kept * frequencies, 1.0
@@ -55,12 +55,12 @@ def _llama3(rope: RopeConfig, _: int) -> tuple[torch.Tensor, float]:
 
 def _yarn(rope: RopeConfig, _: int) -> tuple[torch.Tensor, float]:
     """Dimensions that turn often within the trained context are kept, those that turn rarely divided, with a ramp."""
-    options, frequencies = rope.options, _base(rope)
-    factor = float(options["factor"])
-    trained = int(options.get("original_max_position_embeddings") or rope.trained_positions)
-    low = _yarn_dimension(float(options.get("beta_fast") or 32), trained, rope)
-    high = _yarn_dimension(float(options.get("beta_slow") or 1), trained, rope)
-    if options.get("truncate", True):
+    options, frequencies = Fields(rope.options), _base(rope)
+    factor = options.positive("factor")
+    trained = options.whole("original_max_position_embeddings", rope.trained_positions)
+    low = _yarn_dimension(options.positive("beta_fast", 32), trained, rope)
+    high = _yarn_dimension(options.positive("beta_slow", 1), trained, rope)
+    if options.flag("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dim - 1)
     ramp = (torch.arange(rope.dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
@@ -75,12 +75,12 @@ def _yarn_dimension(turns: float, trained: int, rope: RopeConfig) -> float:
 
 def _yarn_scale(rope: RopeConfig, factor: float) -> float:
     """What queries and keys are multiplied by, so that attention stays as sharp over more tokens."""
-    given = rope.options.get("attention_factor")
-    if given is not None:
-        return float(given)
-    mscale, all_dims = rope.options.get("mscale"), rope.options.get("mscale_all_dim")
+    options = Fields(rope.options)
+    if options.get("attention_factor") is not None:
+        return options.positive("attention_factor")
+    mscale, all_dims = options.number("mscale", 0), options.number("mscale_all_dim", 0)
     if mscale and all_dims:
-        return _yarn_mscale(factor, float(mscale)) / _yarn_mscale(factor, float(all_dims))
+        return _yarn_mscale(factor, mscale) / _yarn_mscale(factor, all_dims)
     return _yarn_mscale(factor, 1.0)
 
 
@@ -90,19 +90,18 @@ def _yarn_mscale(factor: float, mscale: float) -> float:
 
 def _longrope(rope: RopeConfig, num_positions: int) -> tuple[torch.Tensor, float]:
     """Every pair has a factor of its own, found by search. The farther the stretch, the sharper the attention."""
-    options = rope.options
-    original = int(options["original_max_position_embeddings"])
-    factors = torch.tensor(options[f"{rope.variant(num_positions)}_factor"], dtype=torch.float32)
+    factors = Fields(rope.options).numbers(f"{rope.variant(num_positions)}_factor")
     if len(factors) != rope.dim // 2:
         raise ModelConfigError(f"rope_type 'longrope' has {len(factors)} factors for {rope.dim // 2} pairs")
-    return _base(rope) / factors, _longrope_scale(rope, original)
+    return _base(rope) / torch.tensor(factors, dtype=torch.float32), _longrope_scale(rope)
 
 
-def _longrope_scale(rope: RopeConfig, original: int) -> float:
-    given = rope.options.get("attention_factor")
-    if given is not None:
-        return float(given)
-    stretch = float(rope.options.get("factor") or rope.trained_positions / original)
+def _longrope_scale(rope: RopeConfig) -> float:
+    options = Fields(rope.options)
+    if options.get("attention_factor") is not None:
+        return options.positive("attention_factor")
+    original = options.whole("original_max_position_embeddings", least=2)
+    stretch = options.positive("factor", rope.trained_positions / original)
     return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
 
 

@@ -33,7 +33,7 @@ class Group:
     bits: int
     strategy: str
     group_size: int | None
-    block: tuple[int, int] | None
+    block: tuple[int, int]
     symmetric: bool
 
 
@@ -82,11 +82,11 @@ class _Places:
 
 def parse_compressed_tensors(fields: Fields) -> CompressedTensors:
     for name in ("sparsity_config", "transform_config"):
-        inner = Fields(fields.get(name, {}))
+        inner = fields.inner(name)
         if inner.get("format", "dense") != "dense" or inner.get("config_groups"):
             raise ModelConfigError(f"compressed-tensors with a {name} is not known here")
-    usual = fields.get("format", "dense")
-    groups = (_parse_group(Fields(raw), usual) for raw in fields.get("config_groups", {}).values())
+    usual, by_name = fields.get("format", "dense"), fields.inner("config_groups")
+    groups = (_parse_group(by_name.inner(name), usual) for name in by_name.raw)
     return CompressedTensors(tuple(group for group in groups if group), fields.patterns("ignore"))
 
 
@@ -97,17 +97,16 @@ def _parse_group(fields: Fields, usual_format: str) -> Group | None:
     kept = fields.get("format", usual_format)
     if kept not in _FORMATS:
         raise ModelConfigError(f"compressed-tensors in format {kept!r} is not known here; known: {', '.join(_FORMATS)}")
-    weights = Fields(fields.get("weights"))
+    weights = fields.inner("weights")
     bits = weights.whole("num_bits")
     if bits not in _BITS:
         raise ModelConfigError(f"compressed-tensors with {bits} bits is not known here; known: 2, 4, 8")
-    block = weights.get("block_structure")
     return Group(
         targets=fields.patterns("targets"),
         bits=bits,
         strategy=_strategy(weights),
         group_size=weights.whole("group_size") if weights.get("group_size", -1) != -1 else None,
-        block=(int(block[0]), int(block[1])) if block else None,
+        block=weights.pair("block_structure", (128, 128)),
         symmetric=weights.flag("symmetric", True),
     )
 
@@ -137,7 +136,7 @@ def _block(group: Group, rows: int, columns: int) -> tuple[int, int]:
         case "group":
             return 1, group.group_size or columns
         case _:
-            return group.block or (rows, columns)
+            return group.block
 
 
 def _shapes(grid: tuple[int, int]) -> list[tuple[int, ...]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from weir_executor.paged.model.config import Fields, ModelConfigError
+from weir_executor.paged.model.config import Fields
 from weir_executor.paged.model.quantization.scheme import FLOATS, StoredTensors, is_named, spread
 
 _SCALES = ("weight_scale_inv", "weight_scale")
@@ -48,8 +48,6 @@ class Fp8:
 
 
 def parse_fp8(fields: Fields) -> Fp8:
-    block = fields.get("weight_block_size", [128, 128])
-    if not (isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block)):
-        raise ModelConfigError(f"weight_block_size is {block!r}, not two whole numbers")
+    block = fields.pair("weight_block_size", (128, 128))
     left_out = fields.patterns("modules_to_not_convert") + fields.patterns("ignored_layers")
-    return Fp8((block[0], block[1]), left_out)
+    return Fp8(block, left_out)

@@ -63,7 +63,7 @@ def parse_gptq(fields: Fields) -> Gptq:
         raise ModelConfigError(f"gptq with {bits} bits is not known here; known: {', '.join(map(str, _BITS))}")
     if fields.flag("is_marlin_format", False):
         raise ModelConfigError("gptq in the marlin format is not known here; known: gptq, gptq_v2")
-    if any(not rule.startswith("-:") for rule in fields.get("dynamic", {})):
+    if any(not rule.startswith("-:") for rule in fields.inner("dynamic").raw):
         raise ModelConfigError("gptq with other settings for some modules (dynamic) is not known here")
     fields.one_of("pack_dtype", ("int32",), "int32")
     kept = fields.one_of("checkpoint_format", _FORMATS, "gptq")

@@ -22,7 +22,7 @@ SCHEMES: Mapping[str, Callable[[Fields], WeightScheme]] = {
 
 def parse_scheme(fields: Fields) -> WeightScheme:
     """Of a `quantization_config`. Raises `ModelConfigError` naming the scheme and those that are known."""
-    method = fields.get("quant_method", "(none)")
+    method = str(fields.get("quant_method", "(none)"))
     if method not in SCHEMES:
         raise ModelConfigError(f"quantization {method!r} is not known here; known: {', '.join(sorted(SCHEMES))}")
     return SCHEMES[method](fields)
