@@ -7,6 +7,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,10 +33,12 @@ class Toy:
     arrivals: int = 0
     computed_tokens: int = 0
     draft_dice: random.Random | None = None  # with it, rows get drafts of which some stand
+    looks_ahead: bool = False
     scheduler: Scheduler = field(init=False)
 
     def __post_init__(self) -> None:
-        limits = SchedulerLimits(self.max_num_seqs, self.max_batched_tokens, _BLOCK, Tenants(self.tenants))
+        tenants = Tenants(self.tenants)
+        limits = SchedulerLimits(self.max_num_seqs, self.max_batched_tokens, _BLOCK, tenants, self.looks_ahead)
         self.scheduler = Scheduler(BlockPool(self.num_blocks), limits)
 
     def add(self, generation: GenerationRequest, stored: StoredPrefix | None = None) -> LiveRequest:
@@ -143,7 +146,7 @@ _limits = st.builds(
     st.tuples(st.integers(15, 40), st.integers(1, 8), st.integers(8, 40)),
     st.lists(st.tuples(st.integers(0, 11), st.integers(0, 3)), max_size=8),
     st.dictionaries(st.sampled_from(["", "acme", "*"]), _limits),
-    st.none() | st.integers(),
+    st.tuples(st.none() | st.integers(), st.booleans()),
 )
 @settings(max_examples=150, deadline=None)
 def test_everything_ends_and_every_block_returns(
@@ -151,11 +154,12 @@ def test_everything_ends_and_every_block_returns(
     limits: tuple[int, int, int],
     aborts: list[tuple[int, int]],
     tenants: dict[str, TenantLimits],
-    draft_seed: int | None,
+    beyond: tuple[int | None, bool],
 ) -> None:
-    """And no quota is ever exceeded, which `check_integrity` sees to."""
+    """And no quota is ever exceeded, which `check_integrity` sees to. `beyond`: a seed of drafts, and a look ahead."""
+    draft_seed, looks_ahead = beyond
     dice = None if draft_seed is None else random.Random(draft_seed)
-    toy = Toy(*limits, tenants, draft_dice=dice)
+    toy = Toy(*limits, tenants, draft_dice=dice, looks_ahead=looks_ahead)
     num_blocks = limits[0]
     lives = [toy.add(generation) for generation in requests]
     for key, steps in aborts:
@@ -539,3 +543,18 @@ def test_a_restarted_sequence_waits_and_names_the_blocks_that_were_its_own() -> 
     assert toy.scheduler.pool.is_findable(first)
     toy.scheduler.check_integrity()
     toy.run()
+
+
+@pytest.mark.parametrize(("num_blocks", "ahead"), [(4, 3), (3, 2)])
+def test_who_looks_ahead_owns_a_block_for_the_token_after_next_where_one_is_to_spare(
+    num_blocks: int, ahead: int
+) -> None:
+    toy = Toy(num_blocks=num_blocks, looks_ahead=True)
+    (sequence,) = toy.add(request(1, [1, 2, 3, 4], 9)).sequences
+    toy.step()
+    for tokens, blocks in ((5, 2), (6, 2), (7, 2), (8, ahead)):
+        assert len(sequence.token_ids) == tokens
+        batch = toy.scheduler.schedule()
+        assert len(sequence.blocks) == blocks
+        toy.scheduler.advance(batch.scheduled[0], [7])
+        toy.scheduler.check_integrity()

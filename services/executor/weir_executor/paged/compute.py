@@ -47,6 +47,7 @@ class Compute:
     decoder: Decoder
     blocks: KvBlocks
     check: Callable[[], None]  # from any thread; raises what has made the decoder useless
+    looks_ahead: bool = False  # the decoder launches steps that it has not been asked for yet
     adapters: Adapters = field(default_factory=NoAdapters)
 
 
@@ -58,7 +59,7 @@ def build_compute(workload: Workload, placement: Placement, resources: ExitStack
     device = torch.device(placement.device)
     if device.type == "cuda" and not workload.weight_bits and not workload.max_adapter_rank:
         cuda = load_cuda(workload, device)
-        return Compute(cuda.decoder, cuda.blocks, check=lambda: None)
+        return Compute(cuda.decoder, cuda.blocks, check=lambda: None, looks_ahead=cuda.looks_ahead)
     native = load_native(workload, device, placement.kernels)
     if native is not None:
         resources.callback(native.close)

@@ -126,7 +126,9 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
             compute = build_compute(workload, placement, resources)
         return PagedEngine(
             _info(config, workload),
-            SchedulerLimits(config.max_num_seqs, config.max_batched_tokens, config.block_size, config.tenants),
+            SchedulerLimits(
+                config.max_num_seqs, config.max_batched_tokens, config.block_size, config.tenants, compute.looks_ahead
+            ),
             ModelRunner(compute.decoder, compute.blocks, config.num_threads, compute.check),
             LoopOptions(
                 max_waiting=config.max_waiting,

@@ -39,6 +39,7 @@ class SchedulerLimits:
     max_batched_tokens: int
     block_size: int
     tenants: Tenants = field(default_factory=Tenants)
+    looks_ahead: bool = False  # the device launches a step before the tokens of the one before it are known
 
     def __post_init__(self) -> None:
         assert self.max_num_seqs > 0, self
@@ -96,6 +97,8 @@ class Scheduler:
             batch.most_tokens = min(batch.most_tokens, batch.num_tokens + chunk_tokens)
         self._schedule_prefills(batch)
         self._admit(batch)
+        if self.limits.looks_ahead:
+            self._look_ahead(batch)
         assert batch.scheduled or not self.live, "there is work and nothing can be scheduled"
         return batch
 
@@ -234,6 +237,12 @@ class Scheduler:
         for sequence in decoding:
             if sequence.status is Status.RUNNING:
                 self._compute(batch, sequence, 1)
+
+    def _look_ahead(self, batch: Batch) -> None:
+        """Where it costs nobody anything, a block for the token after the one that a decode draws in this step."""
+        for row in batch.scheduled:
+            if row.count == 1 and row.samples:
+                self.make_room_for_drafts(row.sequence, 1)
 
     def _compute(self, batch: Batch, sequence: Sequence, count: int) -> None:
         first = max(sequence.num_computed, sequence.num_reached)

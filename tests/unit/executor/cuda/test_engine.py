@@ -110,7 +110,8 @@ def test_tokens_are_the_plain_engines_and_steps_are_launched_ahead(device: torch
     requests = _requests([6, 9, 7])
     expected, found = _run(_load(None), requests), _run(_load(device), requests)
     assert found.tokens == expected.tokens
-    assert flights.used >= 4
+    # All but the first: each finds its place, also where a new block begins.
+    assert flights.used >= 6
 
 
 def test_a_newcomer_joins_while_a_step_is_under_way(device: torch.device, flights: _Flights) -> None:

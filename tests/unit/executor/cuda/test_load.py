@@ -29,6 +29,7 @@ def test_kernels_that_agree_are_taken(device: torch.device, caplog: pytest.LogCa
     caplog.set_level("INFO")
     computed = load.load_cuda(_workload(), device)
     assert isinstance(computed.decoder, CudaDecoder)
+    assert computed.looks_ahead
     assert "by our Triton kernels" in caplog.text
     assert not any(computed.blocks.read_blocks([0])[0])  # the proof left nothing behind
 
@@ -42,7 +43,9 @@ def test_kernels_that_disagree_are_refused_in_one_line(
         return made(cache, heads, [replace(layer, scale=layer.scale * 3) for layer in layers], numbers)
 
     monkeypatch.setattr(build, "TritonAttention", scaled_wrong)
-    assert isinstance(load.load_cuda(_workload(), device).decoder, TorchDecoder)
+    computed = load.load_cuda(_workload(), device)
+    assert isinstance(computed.decoder, TorchDecoder)
+    assert not computed.looks_ahead
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "KernelsDisagreeError: layer 2: attention differs by" in record.getMessage()
 

@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 class CudaCompute:
     decoder: Decoder
     blocks: KvBlocks
+    looks_ahead: bool  # see `Compute`
 
 
 def load_cuda(workload: Workload, device: torch.device) -> CudaCompute:
@@ -31,11 +32,12 @@ def load_cuda(workload: Workload, device: torch.device) -> CudaCompute:
     cache = KvCache(workload.model, workload.num_blocks, workload.block_size, workload.dtype, device)
     try:
         decoder = _by_kernels(workload, model, cache)
-        _log.info("attention by our Triton kernels, decode steps by CUDA graphs")
     except Exception as error:
         _log.warning("attention by PyTorch's operations, which is slower: %s: %s", type(error).__name__, error)
-        decoder = TorchDecoder(model, TorchAttention(cache, workload.model.attention), device)
-    return CudaCompute(decoder, CudaBlocks(cache))
+        plain = TorchDecoder(model, TorchAttention(cache, workload.model.attention), device)
+        return CudaCompute(plain, CudaBlocks(cache), looks_ahead=False)
+    _log.info("attention by our Triton kernels, decode steps by CUDA graphs")
+    return CudaCompute(decoder, CudaBlocks(cache), looks_ahead=True)
 
 
 def _by_kernels(workload: Workload, model: DecoderModel, cache: KvCache) -> Decoder:
