@@ -100,10 +100,8 @@ def conclude(model: DecoderModel, batch: Wanted, hidden: torch.Tensor) -> Decode
 
     # A sum is finite only if every term is; what was not finite at an earlier token of a chunk shows in its last.
     last = at(batch.ends)
-    sound = last.sum(dim=-1, dtype=torch.float32).isfinite().tolist()
-    decoded = Decoded(sound, logits=None)
-    if batch.wanted:
-        decoded.logits = model.logits(last if batch.wanted == batch.ends else at(batch.wanted))
-    if batch.pooled:
-        decoded.hidden = model.norm(at(batch.pooled)).float()
-    return decoded
+    sound = last.sum(dim=-1, dtype=torch.float32).isfinite()
+    logits = model.logits(last if batch.wanted == batch.ends else at(batch.wanted)) if batch.wanted else None
+    pooled = model.norm(at(batch.pooled)).float() if batch.pooled else None
+    # Waiting for a device comes last, when it has all of its work.
+    return Decoded(sound.tolist(), logits, hidden=pooled)

@@ -33,7 +33,9 @@ _BLOCK, _NUM_BLOCKS, _MAX_ROWS, _GREEDY = 4, 60, 6, Sampling(temperature=0.0)
 class _Pair:
     """One model twice, with a cache each: by plain PyTorch, and by the kernels."""
 
-    def __init__(self, family: str, device: torch.device, fails_at: int | None = None) -> None:
+    def __init__(
+        self, family: str, device: torch.device, *, captures: bool = False, fails_at: int | None = None
+    ) -> None:
         directory = tiny_model(family)
         config = load_config(directory)
         model = load_model(directory, config, 256, torch.float32, device)
@@ -44,7 +46,8 @@ class _Pair:
         attention = TritonAttention(self.caches[1], config.num_heads, config.attention, numbers)
         self.model = fused(model, attention)
         self.capturer: Any = CapturerDouble(fails_at) if device.type == "cpu" else CudaGraphs()
-        self.steps = DecodeSteps(self.model, attention, _MAX_ROWS, _NUM_BLOCKS, self.capturer)
+        capturer = self.capturer if captures else None
+        self.steps = DecodeSteps(self.model, attention, _MAX_ROWS, _NUM_BLOCKS, capturer)
         self.ours = CudaDecoder(self.steps, TorchDecoder(self.model, attention, device), _BLOCK, device)
         self.rng, self.free = random.Random(1), random.Random(2).sample(range(_NUM_BLOCKS), _NUM_BLOCKS)
 
@@ -108,19 +111,16 @@ def test_chunks_and_decodes_come_to_what_plain_pytorch_gives(device: torch.devic
 def test_a_batch_is_padded_to_the_next_size_and_nothing_is_captured_twice(device: torch.device) -> None:
     if device.type == "cuda":
         pytest.skip("counts the double's calls")
-    pair = _Pair("llama3", device)
-    pair.steps.warm_up()
-    assert pair.capturer.captures == len(pair.steps.sizes) == 4  # 1, 2, 4 and 6
+    pair = _Pair("llama3", device, captures=True)
     sequences = [pair.sequence(1) for _ in range(5)]
     for count, size in ((1, 1), (3, 4), (4, 4), (5, 6), (2, 2)):
         pair.step(*(Scheduled(sequence, 0, 1) for sequence in sequences[:count]))
         assert pair.capturer.replays[-1] == size
-    assert pair.capturer.captures == 4
+        assert pair.capturer.captures == len(pair.steps.sizes) == 4  # 1, 2, 4 and 6, all at the first step
 
 
 def test_padding_writes_nowhere(device: torch.device) -> None:
-    pair = _Pair("llama3", device)
-    pair.steps.warm_up()
+    pair = _Pair("llama3", device, captures=True)
     for cache in pair.caches:
         for layer in range(3):
             for blocks in cache.layer_blocks(layer):
@@ -138,10 +138,9 @@ def test_logits_are_given_where_more_than_the_best_is_asked_for(device: torch.de
 def test_what_cannot_be_captured_runs_uncaptured(device: torch.device, caplog: pytest.LogCaptureFixture) -> None:
     if device.type == "cuda":
         pytest.skip("the double fails on demand")
-    pair = _Pair("llama3", device, fails_at=2)
-    pair.steps.warm_up()
-    assert "uncaptured: this cannot be recorded" in caplog.text
+    pair = _Pair("llama3", device, captures=True, fails_at=2)
     pair.step(*(Scheduled(pair.sequence(1), 0, 1) for _ in range(2)))
+    assert "uncaptured: this cannot be recorded" in caplog.text
     assert pair.capturer.replays == []
 
 
@@ -165,7 +164,7 @@ def test_a_row_that_is_not_finite_is_alone_in_that(device: torch.device) -> None
 @torch.inference_mode()
 def test_a_step_goes_on_from_draws_that_the_host_has_not_seen(device: torch.device) -> None:
     """Three steps launched one after the other are the three steps with their tokens carried over by hand."""
-    pair = _Pair("llama3", device)
+    pair = _Pair("llama3", device, captures=True)
     pair.steps.warm_up()
     sequences = [pair.sequence(1) for _ in range(3)]
     rows = [DecodeRow(0, s.blocks, s.token_ids[0]) for s in sequences]

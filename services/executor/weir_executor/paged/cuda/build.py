@@ -8,6 +8,7 @@ import torch
 
 from weir_executor.paged.attention import TorchAttention
 from weir_executor.paged.cuda.attention import TritonAttention, max_numbers
+from weir_executor.paged.cuda.current import made_current
 from weir_executor.paged.cuda.decode_step import DecodeSteps
 from weir_executor.paged.cuda.decoder import CudaDecoder
 from weir_executor.paged.cuda.graphs import Capturer
@@ -31,7 +32,8 @@ def build_decoder(workload: Workload, model: DecoderModel, cache: KvCache, captu
     max_blocks = -(-workload.max_model_len // workload.block_size)
     numbers = max_numbers(workload.max_batched_tokens, workload.max_num_seqs, max_blocks)
     attention = TritonAttention(cache, workload.model.num_heads, workload.model.attention, numbers)
-    check_attention(attention, workload.model, cache)
+    with made_current(cache.device):
+        check_attention(attention, workload.model, cache)
     model = fused(model, attention)
     steps = DecodeSteps(model, attention, workload.max_num_seqs, max_blocks, capturer)
     eager = TorchDecoder(model, attention, cache.device)

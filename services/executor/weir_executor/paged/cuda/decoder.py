@@ -19,6 +19,7 @@ from itertools import islice
 import torch
 
 from weir_executor.paged.batch import Scheduled
+from weir_executor.paged.cuda.current import made_current
 from weir_executor.paged.cuda.decode_step import DecodeRow, DecodeSteps, Draws
 from weir_executor.paged.cuda.drawing import Asked, asked_numbers, draw
 from weir_executor.paged.decoder import Decoded, Decoder
@@ -32,12 +33,16 @@ class CudaDecoder:
     def __init__(self, steps: DecodeSteps, eager: Decoder, block_size: int, device: torch.device) -> None:
         self._steps, self._eager, self._block_size, self._device = steps, eager, block_size, device
         self._ahead: _Flight | None = None
-
-    def warm_up(self) -> None:
-        """Before the first step, on the step thread."""
-        self._steps.warm_up()
+        self._is_warm = False
 
     def decode(self, batch: FlatBatch) -> Decoded:
+        with made_current(self._device):
+            if not self._is_warm:  # on the step thread, by the small request that the engine sends itself at its start
+                self._steps.warm_up()
+                self._is_warm = True
+            return self._decode(batch)
+
+    def _decode(self, batch: FlatBatch) -> Decoded:
         ahead, self._ahead = self._ahead, None
         if not batch.plain:
             return self._for_the_sampler(batch)
