@@ -113,7 +113,7 @@ bench-gpu: ## the engine on a CUDA device beside transformers and the device's l
 
 .PHONY: test-gpu
 test-gpu: ## the CUDA path's tests on a CUDA device, with no more than its image holds
-	$(ON_GPU) -m pytest -c tests/unit/executor/cuda/pytest.ini --confcutdir tests/unit/executor/cuda -m cuda tests/unit/executor/cuda
+	$(ON_GPU) -m pytest -c tests/unit/executor/cuda/bare_image.ini --confcutdir tests/unit/executor/cuda -m cuda tests/unit/executor/cuda
 
 .PHONY: bench-latency
 bench-latency: $(SETUP) ## how soon a cancellation is seen, and what a long prompt does to others' tokens (a minute)

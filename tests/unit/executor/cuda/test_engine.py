@@ -142,8 +142,8 @@ def test_an_aborted_row_is_dropped_from_the_step_under_way(device: torch.device,
 
 def test_preemption_changes_no_token(device: torch.device, flights: _Flights) -> None:
     """Blocks for little more than one of them: they take turns, and come back into other blocks."""
-    requests = _requests([6, 6, 6], [_GREEDY] * 3)
-    small = {"num_blocks": 6, "max_model_len": 24}
+    requests = _requests([9, 9, 9], [_GREEDY] * 3)
+    small = {"num_blocks": 7, "max_model_len": 28}
     expected, found = _run(_load(None), requests), _run(_load(device, **small), requests)
     assert found.tokens == expected.tokens
     assert sum(end.preemptions for end in found.ends.values()) > 0
