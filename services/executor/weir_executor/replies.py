@@ -21,7 +21,6 @@ from weir_executor.engine import (
     BlockStored,
     EngineLoad,
     FinishReason,
-    GenerationRequest,
     KvEvent,
     RequestEnd,
     RequestState,
@@ -29,6 +28,7 @@ from weir_executor.engine import (
     TokenOutput,
 )
 from weir_executor.kv_events import KvBatch
+from weir_executor.live_requests import LiveRequest
 from weir_executor.mapping import MAX_LOGPROBS, MAX_N, SPECULATION_MODES, Served
 
 _FINISH_REASONS: Mapping[FinishReason, ProtoFinishReason.ValueType] = {
@@ -188,17 +188,19 @@ def to_request_state(request_id: str, adapter: str, state: RequestState) -> pb.R
     )
 
 
-def to_unknown_state(
-    request_id: str, request: GenerationRequest, age_seconds: float, *, waits_for_guide: bool
-) -> pb.RequestState:
-    """Of a request that the engine does not know yet, or no longer."""
+def to_unknown_state(live: LiveRequest, age_seconds: float) -> pb.RequestState:
+    """Of a request that is being prepared for the engine, or that the engine has just ended."""
+    assert live.lease is not None, live.key
+    request, reason = live.request, pb.WAITING_REASON_UNSPECIFIED
+    if live.preparing is not None:
+        reason = pb.WAITING_REASON_GUIDE if live.waits_for_guide else pb.WAITING_REASON_STORED_PREFIX
     return pb.RequestState(
-        request_id=request_id,
+        request_id=live.lease.owner,
         tenant=request.tenant,
         priority=request.priority,
         adapter=request.adapter,
-        waiting_sequences=request.n,
-        waiting_reason=pb.WAITING_REASON_GUIDE if waits_for_guide else pb.WAITING_REASON_STORED_PREFIX,
+        waiting_sequences=request.n if live.preparing is not None else 0,
+        waiting_reason=reason,
         age=to_duration(age_seconds),
         prompt_tokens=len(request.token_ids),
     )

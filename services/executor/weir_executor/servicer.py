@@ -104,11 +104,10 @@ class ExecutorServicer(ExecutorServiceServicer):
         return pb.ListRequestsResponse(requests=[self._state(live, states.get(live.key)) for live in self._requests])
 
     def _state(self, live: LiveRequest, state: RequestState | None) -> pb.RequestState:
-        """One that the engine does not know is on its way in: it is being prepared."""
+        """One that the engine does not know is on its way in or out."""
         assert live.lease is not None, live.key
         if state is None:
-            age = self._requests.age_seconds(live)
-            return to_unknown_state(live.lease.owner, live.request, age, waits_for_guide=live.waits_for_guide)
+            return to_unknown_state(live, self._requests.age_seconds(live))
         return to_request_state(live.lease.owner, live.request.adapter, state)
 
     async def LoadAdapter(self, request: pb.LoadAdapterRequest, _: Any) -> AsyncIterator[pb.LoadAdapterResponse]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -19,10 +20,12 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir_chassis.errors import Internal, WorkerLost, reason_name
 from weir_chassis.server import Chassis, Servicers, announce, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
-from weir_executor.engine import RequestEnd, Sampling, StepOutput
+from weir_executor.engine import GenerationRequest, RequestEnd, Sampling, StepOutput
 from weir_executor.fake import FakeEngine, FakeEngineConfig
+from weir_executor.live_requests import LiveRequest, LiveRequests
 from weir_executor.model_files import ModelFiles
 from weir_executor.paged.tenants import TenantLimits, Tenants
+from weir_executor.replies import to_unknown_state
 from weir_executor.service import SERVICE_NAME, serving
 from weir_executor.settings import ExecutorSettings
 
@@ -336,3 +339,17 @@ async def test_a_bug_in_a_command_ends_the_stream_as_internal(monkeypatch: pytes
         error = await caller.error()
         assert error.reason == Internal.reason
         assert "secret" not in error.message
+
+
+def test_a_request_that_the_engine_does_not_know_is_being_prepared_or_has_just_ended() -> None:
+    requests = LiveRequests(new_chassis("executor").leases)
+    wanted = GenerationRequest(7, [1, 2, 3], 5, n=2, tenant="acme", priority=1)
+    live = LiveRequest(wanted, 1, SimpleNamespace())  # nobody listens
+    requests.add(live, "r-7")
+    assert to_unknown_state(live, 1.5).waiting_reason == pb.WAITING_REASON_UNSPECIFIED
+    live.preparing = SimpleNamespace()  # type: ignore[assignment]  # a task, as far as is looked
+    state = to_unknown_state(live, 1.5)
+    assert (state.request_id, state.tenant, state.priority, state.prompt_tokens) == ("r-7", "acme", 1, 3)
+    assert (state.waiting_sequences, state.waiting_reason) == (2, pb.WAITING_REASON_STORED_PREFIX)
+    live.waits_for_guide = True
+    assert to_unknown_state(live, 1.5).waiting_reason == pb.WAITING_REASON_GUIDE

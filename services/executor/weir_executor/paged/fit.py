@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from weir_executor.paged.model.config import ModelConfigError
 from weir_executor.paged.parallel.layout import Layout
 from weir_executor.paged.workload import Workload
 
+_log = logging.getLogger(__name__)
+# How weights are kept that are rounded when they are loaded, by their bits.
+_ROUNDED = {8: "int8", 4: "int4"}
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
@@ -22,6 +26,8 @@ def enough_memory(workload: Workload, device: torch.device, layout: Layout) -> I
     """Around what loads the model. Raises `ModelConfigError` with what is needed and what there is: beforehand, or
     when the device runs out all the same."""
     one, free = _estimate(workload, device, layout), free_bytes(device)
+    blocks, known = gib(workload.num_blocks * one.block_bytes), "unknown" if free is None else gib(free)
+    _log.info("loading: weights take %s, KV blocks %s; free: %s", gib(one.weight_bytes), blocks, known)
     try:
         if free is not None:
             check_fit(one, workload.num_blocks, free)
@@ -31,8 +37,6 @@ def enough_memory(workload: Workload, device: torch.device, layout: Layout) -> I
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        blocks = gib(workload.num_blocks * one.block_bytes)
-        known = "unknown" if free is None else gib(free)
         raise ModelConfigError(
             f"out of memory while loading: weights take {gib(one.weight_bytes)} and {workload.num_blocks} KV blocks "
             f"{blocks}; {known} was free before"
@@ -43,7 +47,8 @@ def _estimate(workload: Workload, device: torch.device, layout: Layout) -> Estim
     """Of what lands on this device: one rank's part of a GPU's; all ranks' on a CPU, which they share."""
     dtype = str(workload.dtype).removeprefix("torch.")
     ranks = layout.tensor if device.type == "cuda" else 1
-    return estimate(read_shape(workload.model_dir), Setup(dtype, dtype, workload.block_size, ranks))
+    setup = Setup(_ROUNDED.get(workload.weight_bits, dtype), dtype, workload.block_size, ranks)
+    return estimate(read_shape(workload.model_dir), setup)
 
 
 def free_bytes(device: torch.device, meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
