@@ -28,6 +28,11 @@ _PLACEMENT = [
     click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Default: the checkpoint's."),
     click.option("--device", default="cpu", show_default=True, help="'cpu' or 'cuda'."),
     click.option(
+        "--draft-model",
+        type=click.Path(path_type=Path),
+        help="Directory of a smaller model of the same vocabulary, that guesses tokens ahead.",
+    ),
+    click.option(
         "--watermark-key",
         "watermark_key_file",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),

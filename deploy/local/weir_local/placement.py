@@ -27,6 +27,7 @@ class Placement:
     dtype: str | None = None  # None: the checkpoint's
     device: str = "cpu"
     watermark_key_file: Path | None = None  # None: no watermarks
+    draft_model: Path | None = None  # None: nobody guesses ahead
     kv_cache_mib: int = 512
     kv_store_mib: int = 512
     adapter_dir: Path | None = None  # None: no adapters
@@ -114,4 +115,6 @@ def _executor_settings(placement: Placement, model_dir: Path, kvstore: str) -> d
         settings["max_adapters"] = str(_MAX_ADAPTERS)
     if placement.watermark_key_file is not None:
         settings["watermark_key_file"] = str(placement.watermark_key_file.resolve())
+    if placement.draft_model:
+        settings |= {"draft_model_dir": str(find_model(placement.draft_model)), "speculation": "draft_model"}
     return settings

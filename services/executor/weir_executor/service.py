@@ -212,6 +212,7 @@ def _load_paged(settings: ExecutorSettings) -> Engine:
         max_adapters=settings.max_adapters,
         max_adapter_rank=settings.max_adapter_rank,
         speculation=_speculation(settings),
+        draft_model_dir=settings.draft_model_dir,
         emit_full_blocks=bool(settings.kvstore_address),
     )
     try:

@@ -87,8 +87,11 @@ class ExecutorSettings(ServiceSettings):
         le=60_000.0,
         description="inter-token latency to keep to by prefilling in smaller chunks; unset: none",
     )
-    speculation: Literal["off", "ngram"] = Field(
+    speculation: Literal["off", "ngram", "draft_model"] = Field(
         default="off", description="where guesses at next tokens come from, for requests that do not say"
+    )
+    draft_model_dir: Path | None = Field(
+        default=None, description="a smaller model of the same vocabulary, that guesses; unset: none"
     )
     max_draft_tokens: int = Field(default=5, ge=1, le=16, description="guesses per step and output")
     adaptive_drafts: bool = Field(
@@ -190,4 +193,6 @@ class ExecutorSettings(ServiceSettings):
             )
         if len(self.adapters) > self.max_adapters:
             raise ValueError(f"adapters: {len(self.adapters)}, and max_adapters is {self.max_adapters}")
+        if self.speculation == "draft_model" and self.draft_model_dir is None:
+            raise ValueError("speculation draft_model needs a draft_model_dir")
         return self

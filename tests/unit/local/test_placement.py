@@ -79,6 +79,14 @@ def test_in_one_process_only_the_router_has_a_port(model_dir: Path) -> None:
     assert plans[-1].address == "127.0.0.1:7700"
 
 
+def test_a_draft_model_guesses_by_default_and_must_be_there(model_dir: Path, tmp_path: Path) -> None:
+    (executor,) = of("executor", plan(Placement(model_dir, draft_model=model_dir), ports()))
+    assert executor.settings["draft_model_dir"] == str(model_dir)
+    assert executor.settings["speculation"] == "draft_model"
+    with pytest.raises(FileNotFoundError, match="missing"):
+        plan(Placement(model_dir, draft_model=tmp_path / "missing"), ports())
+
+
 def test_a_directory_without_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         find_model(tmp_path)

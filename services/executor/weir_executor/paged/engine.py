@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from weir_executor.paged.model.registry import load_config
 from weir_executor.paged.parallel.layout import Layout
 from weir_executor.paged.runner import ModelRunner, use_threads
 from weir_executor.paged.scheduler import SchedulerLimits
+from weir_executor.paged.speculation.draft_model import DraftLimits, DraftModel
 from weir_executor.paged.speculation.drafter import Drafter, SpeculationOptions
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
 from weir_executor.paged.tenants import Tenants
@@ -59,6 +60,7 @@ class PagedEngineConfig:
     itl_target_seconds: float | None = None  # inter-token latency to keep to by smaller chunks
     tenants: Tenants = field(default_factory=Tenants)
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
+    draft_model_dir: Path | None = None  # of a model with the same vocabulary, that guesses
     warm_up: bool = True  # a small request before any other
     check_integrity: bool = False  # after every step: for tests
 
@@ -104,7 +106,8 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
     use_threads(config.num_threads)
     model_config = load_config(config.model_dir)
     dtype = _dtype(config, model_config)
-    num_blocks = config.num_blocks or config.kv_cache_bytes // block_bytes(model_config, config.block_size, dtype)
+    draft_config = _draft_config(config, model_config)
+    num_blocks = config.num_blocks or config.kv_cache_bytes // _bytes_per_block(config, model_config, draft_config)
     if num_blocks < 1:
         raise ModelConfigError(f"kv_cache_bytes: {config.kv_cache_bytes} is less than one block")
     max_model_len = _max_model_len(config, model_config, num_blocks)
@@ -124,6 +127,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
         placement = _placement(config)
         with enough_memory(workload, torch.device(placement.device), placement.layout):
             compute = build_compute(workload, placement, resources)
+        draft_model = None if draft_config is None else _load_draft(config, workload, draft_config, resources)
         return PagedEngine(
             _info(config, workload),
             SchedulerLimits(
@@ -139,7 +143,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
                 check_integrity=config.check_integrity,
             ),
             adapters=compute.adapters,
-            drafter=Drafter(config.speculation),
+            drafter=Drafter(config.speculation, draft_model),
             resources=resources.pop_all(),
         )
 
@@ -155,6 +159,44 @@ def _dtype(config: PagedEngineConfig, model_config: ModelConfig) -> torch.dtype:
     if name not in _DTYPES:
         raise ModelConfigError(f"dtype {name!r} is not known here; known: {', '.join(_DTYPES)}")
     return _DTYPES[name]
+
+
+def _draft_config(config: PagedEngineConfig, model: ModelConfig) -> ModelConfig | None:
+    if config.draft_model_dir is None:
+        return None
+    draft = load_config(config.draft_model_dir)
+    if draft.vocab_size != model.vocab_size:
+        raise ModelConfigError(
+            f"draft_model_dir: a vocabulary of {draft.vocab_size}, the model's is {model.vocab_size}"
+        )
+    return draft
+
+
+def _bytes_per_block(config: PagedEngineConfig, *models: ModelConfig | None) -> int:
+    """Of all models that keep KV under a block's id."""
+    return sum(block_bytes(model, config.block_size, _dtype(config, model)) for model in models if model is not None)
+
+
+def _load_draft(
+    config: PagedEngineConfig, target: Workload, draft_config: ModelConfig, resources: ExitStack
+) -> DraftModel:
+    """On the first rank's device, whole, with a place for each of the model's blocks."""
+    assert config.draft_model_dir is not None
+    max_len = min(target.max_model_len, draft_config.position_limit)
+    dtype = _dtype(config, draft_config)
+    workload = replace(
+        target,
+        model_dir=config.draft_model_dir,
+        model=draft_config,
+        dtype=dtype,
+        max_model_len=max_len,
+        max_adapter_rank=0,
+    )
+    placement = replace(_placement(config), layout=Layout(1, 1))
+    with enough_memory(workload, torch.device(placement.device), placement.layout):
+        compute = build_compute(workload, placement, resources)
+    limits = DraftLimits(target.num_blocks, target.block_size, max_len, config.max_batched_tokens)
+    return DraftModel(compute.decoder, compute.blocks, limits)
 
 
 def _max_model_len(config: PagedEngineConfig, model_config: ModelConfig, num_blocks: int) -> int:
