@@ -214,6 +214,7 @@ def _load_paged(settings: ExecutorSettings) -> Engine:
         speculation=_speculation(settings),
         draft_model_dir=settings.draft_model_dir,
         emit_full_blocks=bool(settings.kvstore_address),
+        offered_bytes_per_second=settings.kvstore_busy_bytes_per_second,
     )
     try:
         return load_paged(config)

@@ -180,6 +180,12 @@ class ExecutorSettings(ServiceSettings):
     kvstore_load_bytes: int = Field(
         default=_GIB, ge=1, description="memory for prefixes that the engine has not taken yet"
     )
+    kvstore_busy_bytes_per_second: float | None = Field(
+        default=None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="of full blocks to the store while requests run; the others follow when none does. Unset: no limit",
+    )
     kvstore_queue_bytes: int = Field(
         default=256 * _MIB, ge=1, description="memory for full blocks on their way to the store"
     )

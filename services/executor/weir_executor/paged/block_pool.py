@@ -46,6 +46,9 @@ class BlockPool:
     def is_findable(self, block_id: int) -> bool:
         return block_id in self._hash_of
 
+    def holds(self, block_id: int, block_hash: bytes) -> bool:
+        return self._hash_of.get(block_id) == block_hash
+
     def references(self, block_id: int) -> int:
         return self._references[block_id]
 

@@ -57,6 +57,7 @@ class PagedEngineConfig:
     max_adapter_rank: int = 64
     prefix_cache: bool = True
     emit_full_blocks: bool = False
+    offered_bytes_per_second: float | None = None  # of full blocks while requests run; None: as they become full
     itl_target_seconds: float | None = None  # inter-token latency to keep to by smaller chunks
     tenants: Tenants = field(default_factory=Tenants)
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
@@ -137,6 +138,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
             LoopOptions(
                 max_waiting=config.max_waiting,
                 emit_full_blocks=config.emit_full_blocks,
+                offered_blocks_per_second=_per_block(config.offered_bytes_per_second, compute.blocks.block_bytes),
                 prefix_cache=config.prefix_cache,
                 itl_target_seconds=config.itl_target_seconds,
                 warm_up=config.warm_up,
@@ -146,6 +148,10 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
             drafter=Drafter(config.speculation, draft_model),
             resources=resources.pop_all(),
         )
+
+
+def _per_block(bytes_per_second: float | None, block_bytes: int) -> float | None:
+    return None if bytes_per_second is None else bytes_per_second / block_bytes
 
 
 def _placement(config: PagedEngineConfig) -> Placement:

@@ -42,6 +42,7 @@ from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.census import request_state
 from weir_executor.paged.chunk_size import ChunkSize
 from weir_executor.paged.guides import start_guides
+from weir_executor.paged.offers import Offers
 from weir_executor.paged.outcomes import Outcomes
 from weir_executor.paged.report import Report, request_end, token_output
 from weir_executor.paged.scheduler import Scheduler, SchedulerLimits
@@ -64,6 +65,7 @@ _WARM_UP_SECONDS = 600.0
 class LoopOptions:
     max_waiting: int  # requests; beyond it a queue only turns load into latency
     emit_full_blocks: bool = False
+    offered_blocks_per_second: float | None = None  # while requests run; None: as they become full
     prefix_cache: bool = True
     itl_target_seconds: float | None = None  # of a step that decodes; None: steps as large as they may be
     warm_up: bool = False  # run a small request before any other
@@ -95,6 +97,7 @@ class StepLoop:
         self._worker, self._options = worker, options
         self._adapters: Adapters = adapters or NoAdapters()
         self._pool = BlockPool(info.num_blocks, prefix_cache=options.prefix_cache)
+        self._offers = Offers(options.offered_blocks_per_second, self._pool.holds, info.num_blocks)
         self._limits, self._scheduler = limits, Scheduler(self._pool, limits)
         self._deliver: Deliver = _drop
         self._inbox: deque[LiveRequest | _Abort] = deque()
@@ -255,7 +258,7 @@ class StepLoop:
     def _await_work(self) -> bool:
         """Sleep until there is something to do; False when the engine closes."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._inbox or self._scheduler.live)
+            self._wake.wait_for(lambda: self._closing or self._inbox or self._scheduler.live or self._offers)
             return not self._closing
 
     def _step(self) -> None:
@@ -329,7 +332,8 @@ class StepLoop:
 
     def _say(self, report: Report) -> None:
         """Deliver the step, and only then show its load: who sees a request gone from the load has heard its end."""
-        output = StepOutput(report.outputs, report.ended, self._copy_out(report.new_blocks), self._pool.take_events())
+        full_blocks = self._offer(report.new_blocks)
+        output = StepOutput(report.outputs, report.ended, full_blocks, self._pool.take_events())
         with self._wake:
             if self._ended:
                 return  # `close` gave up on this thread, and every request has had its last word
@@ -340,13 +344,17 @@ class StepLoop:
         with self._wake:
             self._load = self._measure()
 
-    def _copy_out(self, new_blocks: Sequence[NewBlock]) -> Sequence[FullBlock]:
-        if not self._options.emit_full_blocks or not new_blocks:
+    def _offer(self, new_blocks: Sequence[NewBlock]) -> Sequence[FullBlock]:
+        """Copies of the full blocks whose time has come."""
+        if self._options.emit_full_blocks:
+            self._offers.add(new_blocks)
+        if not self._offers:
             return ()
-        payloads = self._worker.read_blocks([block.block_id for block in new_blocks])
+        due = self._offers.take(self._options.clock(), busy=bool(self._scheduler.live))
+        payloads = self._worker.read_blocks([block.block_id for block in due]) if due else ()
         return [
             FullBlock(block.cache_scope, block.block_hash, block.parent_block_hash, payload)
-            for block, payload in zip(new_blocks, payloads, strict=True)
+            for block, payload in zip(due, payloads, strict=True)
         ]
 
     def _measure(self) -> EngineLoad:
