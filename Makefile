@@ -123,6 +123,10 @@ bench-latency: $(SETUP) ## how soon a cancellation is seen, and what a long prom
 bench-services: $(SETUP) ## the CPU that each service adds per token and per request
 	PYTHONPATH=tests $(BIN)/python -m bench services
 
+.PHONY: bench-speculation
+bench-speculation: $(SETUP) ## the demo model with and without guesses ahead (a minute)
+	PYTHONPATH=tests $(BIN)/python -m bench speculation
+
 .PHONY: bench
 bench: bench-engine bench-services ## both
 

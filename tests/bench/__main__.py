@@ -1,8 +1,9 @@
-"""`make bench-engine`, `make bench-latency`, `make bench-services`: measured runs. The last line is one JSON object.
+"""`make bench-engine`, `-latency`, `-services`, `-speculation`: measured runs. The last line is one JSON object.
 
 python -m bench engine --peers vllm openvino --rows decode mixed --rounds 2
 python -m bench latency
 python -m bench services
+python -m bench speculation
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from bench import engine, latency, services
+from bench import engine, latency, services, speculation
 from bench.model import make_model
 from bench.peers import PEERS, SUITE, WEIR, chosen
 from bench.report import Figures
@@ -40,6 +41,10 @@ def _services(_: argparse.Namespace, scratch: Path) -> Figures:
     return services.measure(scratch)
 
 
+def _speculation(_: argparse.Namespace, __: Path) -> Figures:
+    return speculation.measure()
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     benches = parser.add_subparsers(dest="bench", required=True)
@@ -57,6 +62,8 @@ def _parse() -> argparse.Namespace:
     of_latency.add_argument("--model-dir", type=Path, default=place, help="as above")
     of_services = benches.add_parser("services", help="the CPU that each service adds to the bare engine")
     of_services.set_defaults(measure=_services)
+    of_speculation = benches.add_parser("speculation", help="the demo model with and without guesses ahead")
+    of_speculation.set_defaults(measure=_speculation)
     return parser.parse_args()
 
 

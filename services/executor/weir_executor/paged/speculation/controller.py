@@ -8,6 +8,9 @@ Large Language Models Using Goodput" (arXiv:2406.14066):
 - alone, a step's time is mostly `base` (weights are read once for any number of tokens), and drafts are nearly free;
 - in a large batch it is mostly `n * per_token`, every draft that does not stand takes a neighbour's time, and drafting
   stops by itself; it begins again only when it promises `_GAIN` more than going without, so that it does not flicker.
+
+While nobody drafts nothing is learned, and what was measured in a bad moment would stand for ever. So one row tries
+again now and then, ever more rarely as that brings nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, log
 
-# Until acceptance is measured; and with the weight of how many measured drafts that counts.
-_PRIOR_ACCEPTANCE, _PRIOR_WEIGHT = 0.7, 2.0
+# Until acceptance is measured: hopeful, so that it is. And with the weight of how many measured drafts that counts.
+_PRIOR_ACCEPTANCE, _PRIOR_WEIGHT = 0.9, 2.0
 # What a measured draft still weighs a step later: acceptance changes with what is being said.
 _FADE = 0.95
 _GAIN = 1.05
@@ -25,19 +28,22 @@ _GAIN = 1.05
 _PRIOR_BALANCE, _PRIOR_DRAFT = 16.0, 0.15
 _STEP_FADE = 0.98  # of a step's weight in what steps cost
 _MIN_STEPS = 4.0  # fewer say nothing
+# Steps without drafts before one row tries again, for two steps: in the first a draft model catches up.
+_FIRST_REST, _LONGEST_REST, _TRIES = 32, 1024, 2
 
 
 class Acceptance:
-    """How likely a sequence's next draft stands, if those before it do."""
+    """How likely a sequence's next draft stands, if those before it do. `prior` is what others' drafts came to."""
 
-    __slots__ = ("_stood", "_tried")
+    __slots__ = ("_prior", "_stood", "_tried")
 
-    def __init__(self) -> None:
+    def __init__(self, prior: float = _PRIOR_ACCEPTANCE) -> None:
+        self._prior = prior
         self._stood = self._tried = 0.0
 
     @property
     def rate(self) -> float:
-        return (self._stood + _PRIOR_ACCEPTANCE * _PRIOR_WEIGHT) / (self._tried + _PRIOR_WEIGHT)
+        return (self._stood + self._prior * _PRIOR_WEIGHT) / (self._tried + _PRIOR_WEIGHT)
 
     def observe(self, num_drafts: int, num_accepted: int) -> None:
         """A step's outcome. One without drafts brings back the belief that they may stand, so that they are tried."""
@@ -90,6 +96,7 @@ class Controller:
 
     def __init__(self) -> None:
         self.is_on = True
+        self._rest, self._steps_off = _FIRST_REST, 0
 
     def lengths(
         self, acceptances: Sequence[float], limits: Sequence[int], num_tokens: int, costs: StepCosts
@@ -101,7 +108,18 @@ class Controller:
         seconds = costs.seconds(num_tokens + sum(lengths), max(lengths, default=0))
         tokens = sum(expected_tokens(rate, length) for rate, length in zip(acceptances, lengths, strict=True))
         self.is_on = tokens / seconds > plain * (1.0 if self.is_on else _GAIN)
-        return lengths if self.is_on else [0] * len(limits)
+        if self.is_on:
+            self._rest, self._steps_off = _FIRST_REST, 0
+            return lengths
+        return self._try_one(limits)
+
+    def _try_one(self, limits: Sequence[int]) -> list[int]:
+        """One draft for the first that may have any, when the rest is over; for the others none."""
+        self._steps_off += 1
+        if self._steps_off > self._rest + _TRIES:
+            self._rest, self._steps_off = min(2 * self._rest, _LONGEST_REST), 1
+        tried = next((i for i, limit in enumerate(limits) if limit), None) if self._steps_off > self._rest else None
+        return [int(index == tried) for index in range(len(limits))]
 
 
 def expected_tokens(acceptance: float, num_drafts: int) -> float:

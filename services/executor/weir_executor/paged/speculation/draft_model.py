@@ -16,6 +16,7 @@ Whatever it guesses, and whatever its KV is worth, changes no token: only how ma
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -31,8 +32,8 @@ from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.speculation.proposer import Wish
 from weir_executor.paged.speculation.written import WrittenTokens
 
-# Of the latest measurement, in what a draft is said to take.
-_NEW_SHARE = 0.2
+# The least of so many measurements is what a draft takes: whatever disturbs one only makes it longer.
+_MEASUREMENTS = 8
 # A row may lack its newest token, and the last draft before it when all drafts stood: more is catching up.
 _USUAL_GAP = 2
 
@@ -67,13 +68,13 @@ class DraftModel:
     ) -> None:
         self._decoder, self._blocks, self._limits, self._clock = decoder, blocks, limits, clock
         self._written = WrittenTokens(limits.num_blocks, limits.block_size)
-        self._seconds_per_draft: float | None = None
+        self._seconds: deque[float] = deque(maxlen=_MEASUREMENTS)  # per draft, lately
 
     def note(self, batch: Batch) -> None:
         self._written.note(batch)
 
     def seconds_per_draft(self) -> float | None:
-        return self._seconds_per_draft
+        return min(self._seconds, default=None)
 
     def propose(self, wishes: Sequence[Wish]) -> Sequence[Sequence[int]]:
         started = self._clock()
@@ -81,7 +82,7 @@ class DraftModel:
         with torch.inference_mode():
             gap = self._run(guesses)
         if gap <= _USUAL_GAP and (passes := max(len(guess.drafts) for guess in guesses)):
-            self._note_seconds((self._clock() - started) / passes)
+            self._seconds.append((self._clock() - started) / passes)
         return [guess.drafts for guess in guesses]
 
     def _run(self, guesses: Sequence[_Guess]) -> int:
@@ -135,10 +136,6 @@ class DraftModel:
             best_only=all(map(_takes_the_best, ordered)),
             pooled=[],
         ), ordered
-
-    def _note_seconds(self, seconds: float) -> None:
-        known = self._seconds_per_draft
-        self._seconds_per_draft = seconds if known is None else known + _NEW_SHARE * (seconds - known)
 
 
 def _takes_the_best(guess: _Guess) -> bool:

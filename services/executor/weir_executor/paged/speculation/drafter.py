@@ -49,6 +49,7 @@ class Drafter:
             self._proposers[SpeculationMode.DRAFT_MODEL] = draft_model
         assert self._options.mode is SpeculationMode.OFF or self._options.mode in self._proposers, self._options
         self._controllers = {mode: Controller() for mode in self._proposers}
+        self._overall = {mode: Acceptance() for mode in self._proposers}
         self._meter = CostMeter()
         self._acceptances: WeakKeyDictionary[LiveSequence, Acceptance] = WeakKeyDictionary()
         self._without: WeakSet[LiveSequence] = WeakSet()
@@ -70,8 +71,11 @@ class Drafter:
         self._meter.observe(num_tokens, seconds)
 
     def observe_row(self, row: Scheduled, num_accepted: int) -> None:
-        if self._mode(row.sequence) is not SpeculationMode.OFF:
-            self._acceptance(row.sequence).observe(len(row.draft_token_ids), num_accepted)
+        mode, num_drafts = self._mode(row.sequence), len(row.draft_token_ids)
+        if mode is not SpeculationMode.OFF:
+            self._acceptance(row.sequence).observe(num_drafts, num_accepted)
+            if num_drafts:
+                self._overall[mode].observe(num_drafts, num_accepted)
 
     def stop(self, sequence: LiveSequence) -> None:
         """No more drafts for this one."""
@@ -122,4 +126,6 @@ class Drafter:
         return min(asked, sequence.live.request.max_tokens - sequence.num_generated - 1)
 
     def _acceptance(self, sequence: LiveSequence) -> Acceptance:
-        return self._acceptances.setdefault(sequence, Acceptance())
+        if (known := self._acceptances.get(sequence)) is not None:
+            return known
+        return self._acceptances.setdefault(sequence, Acceptance(self._overall[self._mode(sequence)].rate))

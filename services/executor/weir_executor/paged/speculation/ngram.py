@@ -78,7 +78,8 @@ class NgramProposer:
         return 0.0
 
     def _index(self, sequence: LiveSequence) -> NgramIndex:
-        return self._indexes.setdefault(sequence, NgramIndex())
+        known = self._indexes.get(sequence)
+        return self._indexes.setdefault(sequence, NgramIndex()) if known is None else known
 
 
 def _match_length(token_ids: Sequence[int], place: int) -> int:

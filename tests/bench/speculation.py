@@ -1,0 +1,119 @@
+"""`make bench-speculation`: what guessing ahead brings, with the demo model and its draft.
+
+The bare engine, greedy, as it ships: drafts as many as pay. The same questions one after the other, and all at once;
+each way in turn within one round, and the best round of each counts. Every way must give the same tokens.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from bench.report import Figures, print_table
+from weir_executor.engine import Engine, GenerationRequest, Sampling, SpeculationMode, StepOutput
+from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.paged.speculation.drafter import SpeculationOptions
+
+_MODEL, _DRAFT = Path("deploy/models/demo"), Path("deploy/models/demo-draft")
+_TOKENS, _ROUNDS, _AT_ONCE = 200, 5, 32
+_ANSWER_SECONDS = 120.0  # nothing here takes as long: the engine hangs
+_QUESTIONS = (
+    "What is a weir?",
+    "What is the KV cache?",
+    "What does the router do?",
+    "Which module parses command-line arguments?",
+    "Tell me a short story about a fox.",
+    "Tell me a story about a heron and a miller.",
+)
+_TALK = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+_PASSAGE = "A weir is a low dam across a river that holds the water back and lets it flow over the top. "
+
+
+@dataclass(slots=True)
+class _Run:
+    tokens: list[list[int]]
+    seconds: float
+    num_drafts: int = 0
+    num_accepted: int = 0
+
+    @property
+    def rate(self) -> float:
+        return sum(map(len, self.tokens)) / self.seconds
+
+
+def measure() -> Figures:
+    figures = Figures()
+    tokenizer = Tokenizer.from_file(str(_MODEL / "tokenizer.json"))
+    talk = [tokenizer.encode(_TALK.format(question)).ids for question in _QUESTIONS]
+    copied = [tokenizer.encode(_PASSAGE * 6).ids]
+    for name, prompts, at_once in (
+        ("answers, one at a time", talk, 1),
+        ("a passage that repeats", copied, 1),
+        (f"answers, {_AT_ONCE} at once", [talk[i % len(talk)] for i in range(_AT_ONCE)], _AT_ONCE),
+    ):
+        _measure_workload(name, prompts, at_once, figures)
+    return figures
+
+
+def _measure_workload(name: str, prompts: Sequence[list[int]], at_once: int, figures: Figures) -> None:
+    modes = (SpeculationMode.OFF, SpeculationMode.NGRAM, SpeculationMode.DRAFT_MODEL)
+    engines = {mode: _Asker(mode) for mode in modes}
+    runs: dict[SpeculationMode, list[_Run]] = {mode: [] for mode in modes}
+    try:
+        for _ in range(_ROUNDS + 1):  # the first warms up
+            for mode, asker in engines.items():
+                runs[mode].append(asker.ask(prompts, at_once))
+    finally:
+        for asker in engines.values():
+            asker.close()
+    best = {mode: max(of_mode[1:], key=lambda run: run.rate) for mode, of_mode in runs.items()}
+    lines = []
+    for mode, run in best.items():
+        assert run.tokens == best[SpeculationMode.OFF].tokens, f"{mode.value} changed a token"
+        ratio = run.rate / best[SpeculationMode.OFF].rate
+        share = f"{run.num_accepted} of {run.num_drafts}" if run.num_drafts else "-"
+        lines.append([mode.value, f"{run.rate:.0f} tokens/s", f"{ratio:.2f}", share])
+        figures.measured[f"{name.replace(' ', '_').replace(',', '')}_{mode.value}_tokens_per_second"] = run.rate
+    print_table(f"Speculation: {name}", ["mode", "rate", "ratio", "drafts accepted"], lines)
+
+
+class _Asker:
+    """An engine in one mode, as it ships."""
+
+    def __init__(self, mode: SpeculationMode) -> None:
+        config = PagedEngineConfig(_MODEL, kv_cache_bytes=256 << 20, draft_model_dir=_DRAFT, prefix_cache=False)
+        self._engine: Engine = load_engine(replace(config, speculation=SpeculationOptions(mode)))
+        self._steps = queue.SimpleQueue[StepOutput]()
+        self._engine.start(self._steps.put)
+        self._keys = 0
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def ask(self, prompts: Sequence[list[int]], at_once: int) -> _Run:
+        run = _Run(tokens=[[] for _ in prompts], seconds=0.0)
+        started = time.perf_counter()
+        for first in range(0, len(prompts), at_once):
+            self._ask_together(prompts[first : first + at_once], run.tokens[first : first + at_once], run)
+        run.seconds = time.perf_counter() - started
+        return run
+
+    def _ask_together(self, prompts: Sequence[list[int]], tokens: Sequence[list[int]], run: _Run) -> None:
+        base, self._keys = self._keys, self._keys + len(prompts)
+        for index, token_ids in enumerate(prompts):
+            greedy = Sampling(temperature=0.0)
+            self._engine.submit(GenerationRequest(base + index, token_ids, _TOKENS, sampling=greedy))
+        ended = 0
+        while ended < len(prompts):
+            step = self._steps.get(timeout=_ANSWER_SECONDS)
+            for output in step.outputs:
+                tokens[output.key - base].extend(output.token_ids)
+            for end in step.ended:
+                ended += 1
+                run.num_drafts += end.draft_tokens
+                run.num_accepted += end.accepted_draft_tokens
