@@ -128,7 +128,7 @@ bench-speculation: $(SETUP) ## the demo model with and without guesses ahead (a 
 	PYTHONPATH=tests $(BIN)/python -m bench speculation
 
 .PHONY: bench
-bench: bench-engine bench-services ## both
+bench: bench-engine bench-services bench-latency bench-speculation ## all that need no GPU
 
 .PHONY: chaos
 chaos: $(SETUP) ## random submits, cancels, preemptions and failures, the books checked after every step (a minute)

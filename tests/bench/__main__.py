@@ -13,11 +13,12 @@ import json
 import tempfile
 from pathlib import Path
 
-from bench import engine, latency, services, speculation
+from bench import accuracy, engine, latency, services, speculation
 from bench.model import make_model
-from bench.peers import PEERS, SUITE, WEIR, chosen
+from bench.peers import PEERS, ROUNDED, SUITE, WEIR, chosen
 from bench.report import Figures
 from bench.rows import ROWS
+from weir_local.placement import find_model
 
 
 def main() -> None:
@@ -28,9 +29,12 @@ def main() -> None:
 
 
 def _engine(arguments: argparse.Namespace, scratch: Path) -> Figures:
-    contenders = [WEIR, SUITE, *chosen(arguments.peers)]
+    contenders = [WEIR, *ROUNDED, SUITE, *chosen(arguments.peers)]
     rows = [row for row in ROWS if row.name in arguments.rows]
-    return engine.measure(make_model(arguments.model_dir), scratch, contenders, rows, arguments.rounds)
+    model_dir = make_model(arguments.model_dir).absolute()
+    figures = engine.measure(model_dir, scratch, contenders, rows, arguments.rounds)
+    figures.update(accuracy.measure({"random": model_dir, "demo": find_model(None)}))
+    return figures
 
 
 def _latency(arguments: argparse.Namespace, _: Path) -> Figures:

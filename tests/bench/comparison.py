@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.environment import MissingPeerError
-from bench.peers import WEIR, Contender
+from bench.peers import ROUNDED, SUITE, WEIR, Contender
 from bench.rows import Row, in_turn, salt, worth_another_round
 from bench.running import ContenderError, Running, running
+
+_OURS = frozenset(contender.name for contender in (WEIR, *ROUNDED, SUITE))
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ def compare(children: list[Running], rows: Sequence[Row], rounds: int, times: Ti
                 taken = times.seconds[row.name]
                 if name in times.missing or not child.contender.takes(row.name):
                     continue
-                if worth_another_round(name, taken, WEIR.name):
+                if worth_another_round(name, taken, _OURS):
                     _measure(child, row, salt(row, round_), times)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench import limits
 from bench.comparison import Times, compare, loaded
 from bench.limits import Limits
-from bench.peers import PEERS, SUITE, WEIR, Contender
+from bench.peers import PEERS, ROUNDED, SUITE, WEIR, Contender
 from bench.report import Figures, print_table
 from bench.rows import SUITE_GOAL, Row
 from bench.workload import decode, mixed, prefill
@@ -28,6 +28,7 @@ def measure(model_dir: Path, logs: Path, contenders: Sequence[Contender], rows: 
     _against_peers(times, rows, figures)
     _against_limits(times, limits.read_config(model_dir), found, figures)
     _suite(times, figures)
+    _rounded_weights(times, rows, figures)
     figures.missing = times.missing
     return figures
 
@@ -100,3 +101,19 @@ def _suite(times: Times, figures: Figures) -> None:
             figures.goals[key] = SUITE_GOAL
         lines.append([name, f"{bare:.2f} s", f"{suite:.2f} s", *figures.cells(key)])
     print_table("Through the whole suite", ["row", "bare engine", "suite", "ratio", "goal", ""], lines)
+
+
+def _rounded_weights(times: Times, rows: Sequence[Row], figures: Figures) -> None:
+    """How much faster whole numbers are; `accuracy.py` says what they cost."""
+    lines = []
+    for row in rows:
+        bare = times.best(row.name, WEIR.name)
+        for contender in ROUNDED:
+            rounded = times.best(row.name, contender.name)
+            if bare is not None and rounded is not None:
+                key = f"{contender.options[0]}_{row.name}"
+                figures.ratios[key] = bare / rounded
+                lines.append(
+                    [row.name, contender.options[0], _rate(row, rounded), _rate(row, bare), f"{bare / rounded:.2f}"]
+                )
+    print_table("Rounded weights", ["row", "weights", "rounded", "bfloat16", "ratio"], lines)

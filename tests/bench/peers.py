@@ -111,6 +111,10 @@ class Contender:
 
 
 WEIR = Contender("weir", "weir")
+_ROUNDED_ROWS = frozenset({"decode", "mixed", "prefill"})
+ROUNDED = tuple(
+    Contender(f"weir-{weights}", "weir", options=(weights,), rows=_ROUNDED_ROWS) for weights in ("int8", "int4")
+)
 SUITE = Contender("weir-suite", "suite", rows=frozenset({"decode", "mixed"}))
 PEERS = (
     Contender("vllm", "vllm", VLLM),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 
@@ -40,8 +41,8 @@ def in_turn(names: list[str], round_: int) -> list[str]:
     return names if round_ % 2 == 0 else names[::-1]
 
 
-def worth_another_round(name: str, times: dict[str, list[float]], ours: str) -> bool:
+def worth_another_round(name: str, times: dict[str, list[float]], ours: Container[str]) -> bool:
     """Whether another round could change who is best. We are measured in every one."""
-    if name == ours or not times.get(name):
+    if name in ours or not times.get(name):
         return True
     return min(times[name]) <= _OUT_OF_REACH * min(min(taken) for taken in times.values() if taken)

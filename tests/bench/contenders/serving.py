@@ -21,14 +21,19 @@ KV_CACHE_GIB = 2  # of every contender: more than the largest workload's 32 x 60
 MARK = "@"
 
 
-def serve(answer: Answer) -> None:
-    """Until standard input ends. Warms up before it says that it is ready."""
+def serve(answer: Answer, rest_seconds: float = 0.0) -> None:
+    """Until standard input ends. Warms up before it says that it is ready.
+
+    Rests after each answer, so that what it has put off until it is idle is done in its own turn.
+    """
     for salt in (-1, -2):  # the second time takes the paths of a process that has answered before
         timed(answer, WORKLOADS["warm_up"](salt))
     _say({"ready": True})
     for line in sys.stdin:
         asked = json.loads(line)
-        _say({"seconds": timed(answer, WORKLOADS[asked["workload"]](asked["salt"]))})
+        seconds = timed(answer, WORKLOADS[asked["workload"]](asked["salt"]))
+        time.sleep(rest_seconds)
+        _say({"seconds": seconds})
 
 
 def timed(answer: Answer, work: Work) -> float:

@@ -19,6 +19,7 @@ from weir_local.placement import Placement, PlannedService, plan
 from weir_local.processes import Events, started
 from weir_local.stack import free_port, until_healthy
 
+_REST_SECONDS = 3.0  # storing the blocks of `mixed` that were put off takes one
 _GREEDY = SamplingParameters(temperature=0)
 
 
@@ -50,7 +51,7 @@ def main(model_dir: Path) -> None:
         try:
             runner.run(until_healthy(plans[-1].address, 1))
             client = Client(plans[-1].address)
-            serve(lambda work: runner.run(answer_all(client, work)))
+            serve(lambda work: runner.run(answer_all(client, work)), rest_seconds=_REST_SECONDS)
             runner.run(client.close())
         finally:
             runner.run(stack.__aexit__(None, None, None))

@@ -1,4 +1,4 @@
-"""Our bare engine: no gRPC, no other service. python -m bench.contenders.weir MODEL_DIR"""
+"""Our bare engine: no gRPC, no other service. python -m bench.contenders.weir MODEL_DIR [int8|int4]"""
 
 from __future__ import annotations
 
@@ -52,5 +52,6 @@ def _collected(steps: queue.SimpleQueue[StepOutput], requests: int) -> list[list
 
 
 if __name__ == "__main__":
-    config = PagedEngineConfig(Path(sys.argv[1]), kv_cache_bytes=KV_CACHE_GIB << 30, num_threads=THREADS)
+    directory, weights = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "dtype"
+    config = PagedEngineConfig(directory, kv_cache_bytes=KV_CACHE_GIB << 30, num_threads=THREADS, weights=weights)
     serve(answering(load_engine(config)))

@@ -26,6 +26,6 @@ def test_rounds_go_forth_and_back() -> None:
 
 def test_only_who_could_be_best_is_measured_again() -> None:
     times = {"weir": [9.0], "near": [1.9, 2.5], "far": [2.1], "best": [1.0, 3.0], "new": []}
-    again = {name for name in times if worth_another_round(name, times, "weir")}
+    again = {name for name in times if worth_another_round(name, times, {"weir"})}
     assert again == {"weir", "near", "best", "new"}
-    assert worth_another_round("weir", {}, "weir")
+    assert worth_another_round("weir", {}, {"weir"})
