@@ -20,7 +20,7 @@ from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.paged.speculation.drafter import SpeculationOptions
 
 _MODEL, _DRAFT = Path("deploy/models/demo"), Path("deploy/models/demo-draft")
-_TOKENS, _ROUNDS, _AT_ONCE = 200, 5, 32
+_TOKENS, _ROUNDS, _AT_ONCE = 200, 4, 32
 _ANSWER_SECONDS = 120.0  # nothing here takes as long: the engine hangs
 _QUESTIONS = (
     "What is a weir?",
@@ -34,10 +34,19 @@ _TALK = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 _PASSAGE = "A weir is a low dam across a river that holds the water back and lets it flow over the top. "
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    name: str
+    prompts: Sequence[list[int]]
+    at_once: int = 1
+    ignores_eos: bool = False
+
+
 @dataclass(slots=True)
 class _Run:
     tokens: list[list[int]]
     seconds: float
+    ignores_eos: bool
     num_drafts: int = 0
     num_accepted: int = 0
 
@@ -51,23 +60,23 @@ def measure() -> Figures:
     tokenizer = Tokenizer.from_file(str(_MODEL / "tokenizer.json"))
     talk = [tokenizer.encode(_TALK.format(question)).ids for question in _QUESTIONS]
     copied = [tokenizer.encode(_PASSAGE * 6).ids]
-    for name, prompts, at_once in (
-        ("answers, one at a time", talk, 1),
-        ("a passage that repeats", copied, 1),
-        (f"answers, {_AT_ONCE} at once", [talk[i % len(talk)] for i in range(_AT_ONCE)], _AT_ONCE),
+    for work in (
+        _Work("answers, one at a time", talk),
+        _Work("a passage over and over", copied, ignores_eos=True),
+        _Work(f"answers, {_AT_ONCE} at once", [talk[i % len(talk)] for i in range(_AT_ONCE)], _AT_ONCE),
     ):
-        _measure_workload(name, prompts, at_once, figures)
+        _measure_workload(work, figures)
     return figures
 
 
-def _measure_workload(name: str, prompts: Sequence[list[int]], at_once: int, figures: Figures) -> None:
+def _measure_workload(work: _Work, figures: Figures) -> None:
     modes = (SpeculationMode.OFF, SpeculationMode.NGRAM, SpeculationMode.DRAFT_MODEL)
     engines = {mode: _Asker(mode) for mode in modes}
     runs: dict[SpeculationMode, list[_Run]] = {mode: [] for mode in modes}
     try:
         for _ in range(_ROUNDS + 1):  # the first warms up
             for mode, asker in engines.items():
-                runs[mode].append(asker.ask(prompts, at_once))
+                runs[mode].append(asker.ask(work))
     finally:
         for asker in engines.values():
             asker.close()
@@ -78,8 +87,8 @@ def _measure_workload(name: str, prompts: Sequence[list[int]], at_once: int, fig
         ratio = run.rate / best[SpeculationMode.OFF].rate
         share = f"{run.num_accepted} of {run.num_drafts}" if run.num_drafts else "-"
         lines.append([mode.value, f"{run.rate:.0f} tokens/s", f"{ratio:.2f}", share])
-        figures.measured[f"{name.replace(' ', '_').replace(',', '')}_{mode.value}_tokens_per_second"] = run.rate
-    print_table(f"Speculation: {name}", ["mode", "rate", "ratio", "drafts accepted"], lines)
+        figures.measured[f"{work.name.replace(' ', '_').replace(',', '')}_{mode.value}_tokens_per_second"] = run.rate
+    print_table(f"Speculation: {work.name}", ["mode", "rate", "ratio", "drafts accepted"], lines)
 
 
 class _Asker:
@@ -95,8 +104,9 @@ class _Asker:
     def close(self) -> None:
         self._engine.close()
 
-    def ask(self, prompts: Sequence[list[int]], at_once: int) -> _Run:
-        run = _Run(tokens=[[] for _ in prompts], seconds=0.0)
+    def ask(self, work: _Work) -> _Run:
+        prompts, at_once = work.prompts, work.at_once
+        run = _Run([[] for _ in prompts], 0.0, work.ignores_eos)
         started = time.perf_counter()
         for first in range(0, len(prompts), at_once):
             self._ask_together(prompts[first : first + at_once], run.tokens[first : first + at_once], run)
@@ -107,7 +117,8 @@ class _Asker:
         base, self._keys = self._keys, self._keys + len(prompts)
         for index, token_ids in enumerate(prompts):
             greedy = Sampling(temperature=0.0)
-            self._engine.submit(GenerationRequest(base + index, token_ids, _TOKENS, sampling=greedy))
+            asked = GenerationRequest(base + index, token_ids, _TOKENS, sampling=greedy, ignore_eos=run.ignores_eos)
+            self._engine.submit(asked)
         ended = 0
         while ended < len(prompts):
             step = self._steps.get(timeout=_ANSWER_SECONDS)

@@ -80,6 +80,24 @@ def test_in_a_rest_one_row_tries_again_ever_more_rarely() -> None:
     assert tries == [32, 33], "what paid in between makes it hopeful again"
 
 
+def test_a_rest_is_looked_at_in_some_of_its_steps() -> None:
+    controller, hopeless = Controller(), StepCosts(16e-3, 1e-3, per_draft=1.0)
+    assert not controller.rests(), "it begins on"
+    looked, tried = [], []
+    for step in range(80):
+        if not controller.rests():
+            looked.append(step)
+            if any(controller.lengths([0.5], [8], 1, hopeless)):
+                tried.append(step)
+    assert looked[:8] == [0, 8, 16, 24, 32, 33, 34, 42]
+    assert tried == [32, 33]
+
+
+def test_expected_tokens_are_a_sum() -> None:
+    for rate in (0.0, 0.3, 0.99, 1.0):
+        assert expected_tokens(rate, 5) == pytest.approx(sum(rate**i for i in range(6)))
+
+
 # ── acceptance ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

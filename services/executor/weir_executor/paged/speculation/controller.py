@@ -30,6 +30,8 @@ _STEP_FADE = 0.98  # of a step's weight in what steps cost
 _MIN_STEPS = 4.0  # fewer say nothing
 # Steps without drafts before one row tries again, for two steps: in the first a draft model catches up.
 _FIRST_REST, _LONGEST_REST, _TRIES = 32, 1024, 2
+# Of a rest's steps, each so many is looked at: deciding on nothing for a large batch takes time too.
+_LOOK_EVERY = 8
 
 
 class Acceptance:
@@ -98,6 +100,13 @@ class Controller:
         self.is_on = True
         self._rest, self._steps_off = _FIRST_REST, 0
 
+    def rests(self) -> bool:
+        """Whether this step goes without drafts, unseen. If not, `lengths` decides."""
+        if self.is_on or self._steps_off >= self._rest or self._steps_off % _LOOK_EVERY == 0:
+            return False
+        self._steps_off += 1
+        return True
+
     def lengths(
         self, acceptances: Sequence[float], limits: Sequence[int], num_tokens: int, costs: StepCosts
     ) -> list[int]:
@@ -124,7 +133,9 @@ class Controller:
 
 def expected_tokens(acceptance: float, num_drafts: int) -> float:
     """Of a row: its drafts that stand, and one more."""
-    return sum(acceptance**i for i in range(num_drafts + 1))
+    if acceptance >= 1.0:
+        return num_drafts + 1.0
+    return (1.0 - acceptance ** (num_drafts + 1)) / (1.0 - acceptance)
 
 
 def _length(acceptance: float, limit: int, least: float) -> int:

@@ -99,6 +99,8 @@ class Drafter:
         limits = [self._limit(row.sequence) for row in rows]
         if not self._options.adaptive:
             return limits
+        if self._controllers[mode].rests():
+            return [0] * len(limits)
         rates = [self._acceptance(row.sequence).rate for row in rows]
         costs = self._meter.costs(proposer.seconds_per_draft())
         return self._controllers[mode].lengths(rates, limits, num_tokens, costs)
