@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -253,6 +254,22 @@ def _poisoned() -> Path:
 
 
 # ── blocks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_blocks_are_there_before_the_first_step_writes_them() -> None:
+    """A page that has to be found holds a step up for milliseconds."""
+    config, resident = load_config(tiny_model("llama3")), _resident_bytes()
+    workload = Workload(tiny_model("llama3"), config, torch.float32, 700, 16, num_blocks=8000)
+    model = load_model(workload.model_dir, config, 700, torch.float32, _CPU, make_linear=DenseLinear)
+    assert isinstance(model, LlamaModel)
+    decoder = NativeDecoder(load_library(), workload, model, num_threads=2)
+    assert _resident_bytes() - resident > 0.9 * 8000 * decoder.block_bytes
+    decoder.close()
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

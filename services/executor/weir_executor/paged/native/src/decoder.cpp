@@ -24,6 +24,17 @@ Decoder::Decoder(const Shape &s) : shape(s), team(s.threads), taken(new std::ato
   blocks.head = blocks.piece * s.num_blocks;
   blocks.layer = blocks.head * s.kv_heads;
   blocks.units = Memory(blocks.layer * s.layers * sizeof(uint32_t));
+  touch(blocks.units);
+}
+
+// Asks for every page now, each member for some: else the first steps that write to a page would wait for it, for
+// milliseconds where a hypervisor has to find it too.
+void Decoder::touch(const Memory &memory) {
+  constexpr size_t SMALLEST_PAGE = 4096;
+  team.run([&](const Member &member) {
+    for (size_t at = SMALLEST_PAGE * member.index; at < memory.bytes(); at += SMALLEST_PAGE * member.count)
+      static_cast<volatile char *>(memory.as<char>())[at] = 0;
+  });
 }
 
 static void grow(Decoder &d, const Step &step) {

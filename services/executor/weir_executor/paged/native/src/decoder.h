@@ -112,6 +112,7 @@ struct Decoder {
   // Of a group, about so many query rows: enough to be worth a chunk's keys, few enough to share the work out evenly.
   int group_tokens(int query_rows) const { return group_heads() < query_rows ? query_rows / group_heads() : 1; }
   int group_heads() const { return shape.heads / shape.kv_heads; }
+  void touch(const Memory &memory);
   uint32_t *piece(int layer, int block, int kv_head) const {
     return blocks.units.as<uint32_t>() + layer * blocks.layer + kv_head * blocks.head + block * blocks.piece;
   }
