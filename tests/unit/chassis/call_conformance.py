@@ -454,7 +454,7 @@ async def the_deadline_ends_both_sides(wire: Wire) -> None:
     async with asyncio.timeout(LIMIT_SECONDS):
         await wire.servicer.ended.wait()
     assert left[0] is not None
-    assert 0.0 < left[0] <= 0.2
+    assert 0.0 < left[0] < 0.3  # the header that carries it rounds it up
 
 
 @check
