@@ -14,6 +14,7 @@ import pytest
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
+from weir.inference.v1 import kv_event_pb2
 from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.error_pb2 import ErrorReason
 from weir.inference.v1.model_pb2 import ModelVersion
@@ -709,7 +710,7 @@ class Mirror:
         while not self.held.issuperset(hashes):
             await self.read()
 
-    def _apply(self, event: pb.KvEvent) -> None:
+    def _apply(self, event: kv_event_pb2.KvEvent) -> None:
         match event.WhichOneof("event"):
             case "reset":
                 self.resets += 1

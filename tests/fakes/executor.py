@@ -18,6 +18,7 @@ from fakes import bytes_model
 from fakes.faults import Crash
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceServicer
+from weir.inference.v1 import kv_event_pb2
 from weir.inference.v1.embedding_pb2 import Embedding, Pooling
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.output_pb2 import FinishReason, RowLogprobs, TokenBatch, Usage
@@ -172,7 +173,7 @@ class FakeExecutor(ExecutorServiceServicer):
     ) -> AsyncIterator[pb.WatchKvEventsResponse]:
         """It keeps no blocks, so there is nothing to tell but that."""
         self.crash.check()
-        yield pb.WatchKvEventsResponse(epoch=1, events=[pb.KvEvent(reset=pb.KvReset())])
+        yield pb.WatchKvEventsResponse(epoch=1, events=[kv_event_pb2.KvEvent(reset=kv_event_pb2.KvReset())])
         await self.crash.wait()
         self.crash.check()
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from google.protobuf.duration_pb2 import Duration
 
 from weir.executor.v1 import executor_pb2 as pb
+from weir.inference.v1 import kv_event_pb2
 from weir.inference.v1.embedding_pb2 import Embedding
 from weir.inference.v1.output_pb2 import FinishReason as ProtoFinishReason
 from weir.inference.v1.output_pb2 import Usage
@@ -36,6 +37,9 @@ _FINISH_REASONS: Mapping[FinishReason, ProtoFinishReason.ValueType] = {
     FinishReason.LENGTH: ProtoFinishReason.FINISH_REASON_LENGTH,
     FinishReason.CANCELLED: ProtoFinishReason.FINISH_REASON_CANCELLED,
 }
+
+# The name of the engine's own pool among the tiers.
+_TIER = "device"
 
 
 def to_finished(handle: int, output: TokenOutput, stop_token_ids: Collection[int]) -> pb.ExecutorOutputFinished:
@@ -207,18 +211,22 @@ def to_unknown_state(live: LiveRequest, age_seconds: float) -> pb.RequestState:
 
 
 def to_kv_events(epoch: int, batch: KvBatch) -> pb.WatchKvEventsResponse:
-    reset = [pb.KvEvent(reset=pb.KvReset())] if batch.reset else []
+    reset = [kv_event_pb2.KvEvent(reset=kv_event_pb2.KvReset())] if batch.reset else []
     events = [*reset, *map(_to_kv_event, batch.events)]
     return pb.WatchKvEventsResponse(epoch=epoch, sequence=batch.sequence, events=events)
 
 
-def _to_kv_event(event: KvEvent) -> pb.KvEvent:
+def _to_kv_event(event: KvEvent) -> kv_event_pb2.KvEvent:
     if isinstance(event, BlockStored):
         hashes = join_hashes(event.block_hashes)
-        return pb.KvEvent(stored=pb.BlocksStored(block_hashes=hashes, parent_block_hash=event.parent_block_hash))
+        return kv_event_pb2.KvEvent(
+            stored=kv_event_pb2.BlocksStored(block_hashes=hashes, parent_block_hash=event.parent_block_hash, tier=_TIER)
+        )
     if isinstance(event, BlockRemoved):
-        return pb.KvEvent(removed=pb.BlocksRemoved(block_hashes=join_hashes(event.block_hashes)))
-    return pb.KvEvent(cleared=pb.AllBlocksCleared())
+        return kv_event_pb2.KvEvent(
+            removed=kv_event_pb2.BlocksRemoved(block_hashes=join_hashes(event.block_hashes), tier=_TIER)
+        )
+    return kv_event_pb2.KvEvent(cleared=kv_event_pb2.BlocksCleared(tier=_TIER))
 
 
 def to_duration(seconds: float) -> Duration:

@@ -7,7 +7,7 @@ from typing import Final
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-from weir_kvstore.tier import Bytes
+from weir_kvstore.record import Bytes
 
 # A hop to a thread costs about what hashing this much does, some 0.1 ms. xxhash lets go of the GIL above 64 KiB, so the
 # event loop does run while a thread hashes.

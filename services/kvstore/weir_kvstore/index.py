@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import count
-from typing import NamedTuple
 
-from weir_kvstore.eviction import Lru
+from weir_kvstore.policies.lru import Lru
+from weir_kvstore.record import Address
 
 
 class State(Enum):
@@ -24,11 +24,6 @@ class State(Enum):
     VISIBLE = "visible"
     REMOVED = "removed"
     QUARANTINED = "quarantined"
-
-
-class Address(NamedTuple):
-    namespace: bytes
-    block_hash: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +107,7 @@ class Index:
         """
         published = [block for block in _parents_first(blocks) if self._publish_one(block)]
         for block in reversed(published):
-            self._order.add(block.block_id, block.size_bytes)
+            self._order.add(block.block_id, block.address.block_hash, block.size_bytes)
         self.touch(self._ancestors(published))
         return published
 
@@ -138,7 +133,7 @@ class Index:
             if block.references:
                 continue
             if block.state is State.VISIBLE:
-                self._order.add(block.block_id, block.size_bytes)
+                self._order.add(block.block_id, block.address.block_hash, block.size_bytes)
             else:
                 del self._blocks[block.block_id]
                 gone.append(block)

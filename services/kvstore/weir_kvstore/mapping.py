@@ -16,7 +16,7 @@ from weir_kvstore.bounds import (
 )
 from weir_kvstore.put import PutPiece, PutResult
 from weir_kvstore.reads import Piece
-from weir_kvstore.store import TierReport
+from weir_kvstore.tier import TierReport
 
 # Ours have 32; whatever is longer is nobody's, and would only be carried back in the error.
 _MAX_LEASE_ID_CHARS = 64

@@ -19,7 +19,8 @@ from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import DeadlineExceeded, InvalidArgument, Overloaded
 from weir_kvstore.bounds import MAX_PUT_BLOCKS
 from weir_kvstore.checksum import RunningChecksum
-from weir_kvstore.index import Address, Block
+from weir_kvstore.index import Block
+from weir_kvstore.record import Address
 from weir_kvstore.store import BlockStore
 
 KIND: Final = "put"
@@ -90,7 +91,7 @@ class Put:
         arriving.received_bytes += len(piece.chunk)
         if arriving.block is not None:
             arriving.checksum.update(piece.chunk)
-            await self._store.tier.write(arriving.block.block_id, piece.offset, piece.chunk)
+            await self._store.slots.write(arriving.block.block_id, piece.offset, piece.chunk)
             self._require_open()
         if arriving.received_bytes == piece.payload_bytes:
             self._finish_block()

@@ -11,8 +11,8 @@ from weir_chassis.telemetry import get_logger
 from weir_kvstore.bounds import MAX_CHUNK_BYTES
 from weir_kvstore.checksum import matches
 from weir_kvstore.index import Block, State
+from weir_kvstore.record import Bytes
 from weir_kvstore.store import BlockStore
-from weir_kvstore.tier import Bytes
 
 PIN: Final = "pin"
 
@@ -39,7 +39,7 @@ async def read_lease(store: BlockStore, lease_id: str, *, owner: str) -> AsyncGe
             if block.state is State.QUARANTINED:  # another reader found it wrong since
                 return
             size_bytes = min(MAX_CHUNK_BYTES, block.size_bytes - offset)
-            yield Piece(block, offset, await store.tier.read(block.block_id, offset, size_bytes))
+            yield Piece(block, offset, await store.slots.read(block.block_id, offset, size_bytes))
 
 
 async def _verified(store: BlockStore, block: Block, owner: str) -> bool:
@@ -48,7 +48,7 @@ async def _verified(store: BlockStore, block: Block, owner: str) -> bool:
         store.counters.misses += 1
         return False
     with _pinned(store, block, owner):
-        payload = await store.tier.read(block.block_id, 0, block.size_bytes)
+        payload = await store.slots.read(block.block_id, 0, block.size_bytes)
         if await matches(payload, block.checksum):
             return True
         _quarantine(store, block)

@@ -11,12 +11,12 @@ from weir.kvstore.v1.kvstore_pb2_grpc import add_KvStoreServiceServicer_to_serve
 from weir_chassis.clock import Clock
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
-from weir_kvstore.memory import RamTier
 from weir_kvstore.metrics import StoreCollector
 from weir_kvstore.put import Puts
 from weir_kvstore.servicer import KvStoreServicer
 from weir_kvstore.settings import KvStoreSettings
 from weir_kvstore.store import BlockStore, Bounds
+from weir_kvstore.tiers.ram import RamSlots
 
 _NAME: Final = kvstore_pb2.DESCRIPTOR.services_by_name["KvStoreService"].full_name
 
@@ -26,7 +26,7 @@ async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Se
     """An empty store. It reaches no other service, and what it held is gone with it."""
     bounds = Bounds(settings.max_blocks, settings.staged_bytes, settings.max_live_leases)
     store = BlockStore(
-        RamTier(settings.capacity_bytes),
+        RamSlots(settings.capacity_bytes),
         chassis.leases,
         bounds,
         new_lease_id=lambda: f"{chassis.random.getrandbits(128):032x}",

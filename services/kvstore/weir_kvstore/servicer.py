@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 from weir.kvstore.v1 import kvstore_pb2 as pb
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceServicer
-from weir_chassis.errors import InvalidArgument
+from weir_chassis.errors import InvalidArgument, Unsupported
 from weir_chassis.telemetry import current_request
 from weir_kvstore import mapping
 from weir_kvstore.put import Puts
 from weir_kvstore.reads import read_lease
 from weir_kvstore.store import BlockStore
+
+_NO_ARENA: Final = "this store shares no arena"
 
 
 class KvStoreServicer(KvStoreServiceServicer):
@@ -80,6 +82,29 @@ class KvStoreServicer(KvStoreServiceServicer):
             expired_leases=self._store.leases.num_expired,
             open_puts=len(self._puts),
         )
+
+    async def AttachArena(self, _request: pb.AttachArenaRequest, _context: Any) -> pb.AttachArenaResponse:
+        raise Unsupported(_NO_ARENA)
+
+    async def ReserveBlocks(self, _request: pb.ReserveBlocksRequest, _context: Any) -> pb.ReserveBlocksResponse:
+        raise Unsupported(_NO_ARENA)
+
+    async def CommitBlocks(self, _request: pb.CommitBlocksRequest, _context: Any) -> pb.CommitBlocksResponse:
+        raise Unsupported(_NO_ARENA)
+
+    async def CancelReservation(
+        self, _request: pb.CancelReservationRequest, _context: Any
+    ) -> pb.CancelReservationResponse:
+        raise Unsupported(_NO_ARENA)
+
+    async def ReportCorrupt(self, _request: pb.ReportCorruptRequest, _context: Any) -> pb.ReportCorruptResponse:
+        raise Unsupported(_NO_ARENA)
+
+    async def WatchKvEvents(
+        self, _request: pb.WatchKvEventsRequest, _context: Any
+    ) -> AsyncIterator[pb.WatchKvEventsResponse]:
+        raise Unsupported("this store tells no events")
+        yield pb.WatchKvEventsResponse()
 
     def _lease_seconds(self, request: pb.MatchPrefixRequest | pb.RenewLeaseRequest) -> float:
         if not request.HasField("lease_duration"):

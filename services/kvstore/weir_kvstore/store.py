@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from weir_chassis.leases import LeaseLedger
-from weir_kvstore.index import Address, Block, Index, State
+from weir_kvstore.index import Block, Index, State
 from weir_kvstore.leases import ReadLeases
-from weir_kvstore.tier import Tier
+from weir_kvstore.record import Address
+from weir_kvstore.tier import Counters, Slots, TierReport
 
+TIER: Final = "ram"
 # Hidden in one turn of the event loop, some 2 µs each, so that the others wait a few milliseconds at most.
 _HIDDEN_AT_ONCE: Final = 2048
 
@@ -25,29 +27,6 @@ class Match:
     matched_blocks: int  # leading blocks, those skipped among them
     lease_id: str | None = None
     leased_bytes: int = 0
-
-
-@dataclass(slots=True)
-class Counters:
-    """Blocks, since start."""
-
-    hits: int = 0
-    misses: int = 0
-    stored: int = 0
-    evicted: int = 0
-    refused: int = 0
-    corrupt: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TierReport:
-    """What a tier holds in any state, and what has happened to its blocks since start."""
-
-    tier: str
-    blocks: int
-    bytes: int
-    capacity_bytes: int
-    counters: Counters
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +41,8 @@ class Bounds:
 class BlockStore:
     """Blocks by their address; leased blocks stay."""
 
-    def __init__(self, tier: Tier, ledger: LeaseLedger, bounds: Bounds, *, new_lease_id: Callable[[], str]) -> None:
-        self.tier = tier
+    def __init__(self, slots: Slots, ledger: LeaseLedger, bounds: Bounds, *, new_lease_id: Callable[[], str]) -> None:
+        self.slots = slots
         self.ledger = ledger
         self.index = Index()
         self.counters = Counters()
@@ -111,15 +90,15 @@ class BlockStore:
         """Room for a block that nobody sees yet, evicting others if need be. None when no room can be made."""
         if size_bytes > self._bounds.max_staged_bytes - self.index.reserved_bytes or not self._make_room(size_bytes):
             return None
-        block = self.index.reserve(address, parent_block_hash, size_bytes, checksum, self.tier.name)
-        claimed = self.tier.claim(block.block_id, size_bytes)
+        block = self.index.reserve(address, parent_block_hash, size_bytes, checksum, TIER)
+        claimed = self.slots.claim(block.block_id, size_bytes)
         assert claimed, "room was made"
         return block
 
     def discard(self, block: Block) -> None:
         """Ends a reservation."""
         self.index.discard(block)
-        self.tier.free(block.block_id)
+        self.slots.free(block.block_id)
 
     def publish(self, blocks: Sequence[Block]) -> int:
         """Makes verified reservations visible at once and counts them. One whose address is held is discarded."""
@@ -133,17 +112,15 @@ class BlockStore:
     def release(self, blocks: Sequence[Block]) -> None:
         """Gives back one reference to each."""
         for block in self.index.release(blocks):
-            self.tier.free(block.block_id)
+            self.slots.free(block.block_id)
 
     def hide(self, block: Block, state: State) -> None:
         if self.index.hide(block, state):
-            self.tier.free(block.block_id)
+            self.slots.free(block.block_id)
 
     def report(self) -> TierReport:
         """`counters` is the live object: read it, keep it not."""
-        return TierReport(
-            self.tier.name, len(self.index), self.tier.used_bytes, self.tier.capacity_bytes, self.counters
-        )
+        return TierReport(TIER, len(self.index), self.slots.used_bytes, self.slots.capacity_bytes, self.counters)
 
     def _remove_visible(self, blocks: Sequence[Block]) -> int:
         """Hides those that nobody has hidden since they were found."""
@@ -166,6 +143,6 @@ class BlockStore:
         return True
 
     def _victims(self, size_bytes: int) -> list[Block] | None:
-        lacking_bytes = self.tier.used_bytes + size_bytes - self.tier.capacity_bytes
+        lacking_bytes = self.slots.used_bytes + size_bytes - self.slots.capacity_bytes
         lacking_blocks = len(self.index) + 1 - self._bounds.max_blocks
         return self.index.victims(size_bytes=lacking_bytes, blocks=lacking_blocks)

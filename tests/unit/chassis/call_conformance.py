@@ -351,7 +351,7 @@ async def every_shape_carries_errors(wire: Wire) -> None:
     wire.servicer.upstream = wire.servicer.both_by_hand = refuse
     wire.servicer.both = wire.servicer.downstream = refuse_stream
     stub = wire.stub
-    # Nothing is written to streams: a write that meets the end of its call is INTERNAL in grpc.aio, whatever the server said.
+    # Nothing is written to streams: grpc.aio turns a write that meets the end of its call into INTERNAL.
     shapes = [stub.upstream(iter([])), stub.both(iter([])), stub.both_by_hand(iter([])), stub.downstream(b"")]
     for call in shapes:
         failure = await failure_of(call if hasattr(call, "__await__") else collect(call))

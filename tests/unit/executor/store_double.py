@@ -40,6 +40,29 @@ class StoreDouble(KvStoreServiceServicer):
         self.piece_bytes = 1 << 20
         self.stop_after: int | None = None  # blocks that GetBlocks sends before it breaks off
 
+    async def AttachArena(self, request: kv.AttachArenaRequest, context: Any) -> kv.AttachArenaResponse:
+        raise Unsupported("the double shares no arena")
+
+    async def ReserveBlocks(self, request: kv.ReserveBlocksRequest, context: Any) -> kv.ReserveBlocksResponse:
+        raise Unsupported("the double shares no arena")
+
+    async def CommitBlocks(self, request: kv.CommitBlocksRequest, context: Any) -> kv.CommitBlocksResponse:
+        raise Unsupported("the double shares no arena")
+
+    async def CancelReservation(
+        self, request: kv.CancelReservationRequest, context: Any
+    ) -> kv.CancelReservationResponse:
+        raise Unsupported("the double shares no arena")
+
+    async def ReportCorrupt(self, request: kv.ReportCorruptRequest, context: Any) -> kv.ReportCorruptResponse:
+        raise Unsupported("the double shares no arena")
+
+    async def WatchKvEvents(
+        self, request: kv.WatchKvEventsRequest, context: Any
+    ) -> AsyncIterator[kv.WatchKvEventsResponse]:
+        raise Unsupported("the double tells no events")
+        yield kv.WatchKvEventsResponse()
+
     async def MatchPrefix(self, request: kv.MatchPrefixRequest, context: Any) -> kv.MatchPrefixResponse:
         self.matches.append(request)
         await self._may_answer()

@@ -8,10 +8,11 @@ from itertools import count
 from weir_chassis.clock import Clock
 from weir_chassis.leases import LeaseLedger
 from weir_kvstore.checksum import checksum
-from weir_kvstore.index import Address, Index
-from weir_kvstore.memory import RamTier
+from weir_kvstore.index import Index
 from weir_kvstore.put import PutPiece
+from weir_kvstore.record import Address
 from weir_kvstore.store import BlockStore, Bounds
+from weir_kvstore.tiers.ram import RamSlots
 
 NAMESPACE = b"n" * 16
 
@@ -47,13 +48,13 @@ def make_store(
 ) -> BlockStore:
     ids = count(1)
     bounds = Bounds(max_blocks, max_staged_bytes or capacity_bytes, max_live_leases)
-    return BlockStore(RamTier(capacity_bytes), LeaseLedger(clock), bounds, new_lease_id=lambda: f"lease-{next(ids)}")
+    return BlockStore(RamSlots(capacity_bytes), LeaseLedger(clock), bounds, new_lease_id=lambda: f"lease-{next(ids)}")
 
 
 def check_integrity(store: BlockStore) -> None:
     """What must hold between any two steps."""
-    tier = store.tier
-    assert isinstance(tier, RamTier)
+    tier = store.slots
+    assert isinstance(tier, RamSlots)
     tier.check_integrity()
     store.index.check_integrity()
     store.ledger.check_integrity()
@@ -64,9 +65,9 @@ def check_integrity(store: BlockStore) -> None:
 def corrupt(store: BlockStore, number: int) -> None:
     """One bit of the stored payload flips, as failing memory would have it."""
     block = store.index.find(address(number))
-    tier = store.tier
+    tier = store.slots
     assert block is not None
-    assert isinstance(tier, RamTier)
+    assert isinstance(tier, RamSlots)
     payload = bytearray(tier._payloads[block.block_id].buffer)
     payload[len(payload) // 2] ^= 1
     tier._payloads[block.block_id].buffer = payload

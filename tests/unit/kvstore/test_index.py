@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.kvstore.making import NAMESPACE, address, name
-from weir_kvstore.index import Address, Block, Index, State
+from weir_kvstore.index import Block, Index, State
+from weir_kvstore.record import Address
 
 
 def reserved(index: Index, number: int, parent: int | None = None, size_bytes: int = 10) -> Block:

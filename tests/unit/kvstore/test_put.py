@@ -34,7 +34,7 @@ def left(store: BlockStore) -> tuple[int, int]:
     """Records and bytes, after everything was looked through."""
     check_integrity(store)
     assert_no_leases(store.ledger)
-    return len(store.index), store.tier.used_bytes
+    return len(store.index), store.slots.used_bytes
 
 
 async def test_room_is_taken_at_the_first_piece_and_blocks_are_seen_at_the_commit() -> None:
@@ -44,7 +44,7 @@ async def test_room_is_taken_at_the_first_piece_and_blocks_are_seen_at_the_commi
         one.begin(NAMESPACE)
         first, *rest = in_pieces(1, b"0123456789", 4)
         await one.add(first)
-        assert (store.tier.used_bytes, store.index.reserved_bytes, len(puts)) == (10, 10, 1)
+        assert (store.slots.used_bytes, store.index.reserved_bytes, len(puts)) == (10, 10, 1)
         for piece in rest:
             await one.add(piece)
         assert held(store, 1) == [False]

@@ -58,7 +58,7 @@ async def test_a_corrupt_block_is_a_miss_and_never_seen_again() -> None:
     assert await read(store, lease_id) == [(1, 0, PAYLOADS[1])]
     assert (counters.corrupt, counters.misses) == (1, 2)
     store.leases.release(lease_id)
-    assert (len(store.index), store.tier.used_bytes) == (2, 20)
+    assert (len(store.index), store.slots.used_bytes) == (2, 20)
     # The address takes right bytes again.
     assert (await put(store, whole(2, PAYLOADS[2]))).stored == 1
     assert len(await read(store, lease(store, 1, 2, 3))) == 3
@@ -93,7 +93,7 @@ async def test_a_lease_that_ends_midway(monkeypatch: pytest.MonkeyPatch) -> None
         await anext(pieces[0])
     with pytest.raises(NotFound):
         await anext(pieces[1])
-    assert (len(store.index), store.tier.used_bytes) == (0, 0)  # a reader that stalls keeps nothing
+    assert (len(store.index), store.slots.used_bytes) == (0, 0)  # a reader that stalls keeps nothing
     assert_no_leases(store.ledger)
 
 
@@ -115,12 +115,12 @@ async def test_a_block_is_not_freed_under_the_hashing(monkeypatch: pytest.Monkey
     await asyncio.to_thread(started.wait, 10)
     store.leases.release(lease_id)
     await store.remove(NAMESPACE, None)
-    assert store.tier.used_bytes == 4
+    assert store.slots.used_bytes == 4
     assert store.ledger.counts() == {"pin": 1}
     go_on.set()
     with pytest.raises(NotFound):
         await reading
-    assert store.tier.used_bytes == 0
+    assert store.slots.used_bytes == 0
     assert_no_leases(store.ledger)
 
 

@@ -263,7 +263,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.run(settle())
         self._drop_idle()
         check_integrity(self.store)
-        assert self.store.tier.used_bytes <= CAPACITY_BYTES
+        assert self.store.slots.used_bytes <= CAPACITY_BYTES
         assert self.store.index.reserved_bytes <= MAX_STAGED_BYTES
         assert len(self.puts) == len(self.open)
         leased = {block for lease in self._live() for block in lease.blocks}
@@ -282,7 +282,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert not any(block.references for block in self.store.index.blocks())
         assert self.store.index.reserved_bytes == 0
         self.run(self.store.remove(NAMESPACE, None))
-        assert (len(self.store.index), self.store.tier.used_bytes) == (0, 0)
+        assert (len(self.store.index), self.store.slots.used_bytes) == (0, 0)
         self.runner.close()
 
     async def _end_puts(self) -> None:
@@ -336,7 +336,7 @@ async def test_a_large_namespace_is_removed_in_turns() -> None:
     assert last is not None
     store.hide(last, State.QUARANTINED)
     assert await removing == blocks - 1
-    assert (len(store.index), store.tier.used_bytes) == (0, 0)
+    assert (len(store.index), store.slots.used_bytes) == (0, 0)
     check_integrity(store)
 
 

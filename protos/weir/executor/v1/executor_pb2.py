@@ -25,6 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from weir.inference.v1 import embedding_pb2 as weir_dot_inference_dot_v1_dot_embedding__pb2
 from weir.inference.v1 import error_pb2 as weir_dot_inference_dot_v1_dot_error__pb2
+from weir.inference.v1 import kv_event_pb2 as weir_dot_inference_dot_v1_dot_kv__event__pb2
 from weir.inference.v1 import model_pb2 as weir_dot_inference_dot_v1_dot_model__pb2
 from weir.inference.v1 import output_pb2 as weir_dot_inference_dot_v1_dot_output__pb2
 from weir.inference.v1 import sampling_pb2 as weir_dot_inference_dot_v1_dot_sampling__pb2
@@ -32,85 +33,75 @@ from weir.inference.v1 import speculation_pb2 as weir_dot_inference_dot_v1_dot_s
 from weir.inference.v1 import watermark_pb2 as weir_dot_inference_dot_v1_dot_watermark__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fweir/executor/v1/executor.proto\x12\x10weir.executor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!weir/inference/v1/embedding.proto\x1a\x1dweir/inference/v1/error.proto\x1a\x1dweir/inference/v1/model.proto\x1a\x1eweir/inference/v1/output.proto\x1a weir/inference/v1/sampling.proto\x1a#weir/inference/v1/speculation.proto\x1a!weir/inference/v1/watermark.proto\"r\n\x0fGenerateRequest\x12*\n\x06submit\x18\x01 \x01(\x0b\x32\x18.weir.executor.v1.SubmitH\x00\x12(\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x17.weir.executor.v1.AbortH\x00\x42\t\n\x07\x63ommand\"\xaf\x03\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x36\n\rmodel_version\x18\x03 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x14\n\x0c\x62lock_hashes\x18\x05 \x01(\x0c\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12\x13\n\x0btenant_salt\x18\x07 \x01(\t\x12\x37\n\x08sampling\x18\x08 \x01(\x0b\x32%.weir.inference.v1.SamplingParameters\x12\x37\n\x08stopping\x18\t \x01(\x0b\x32%.weir.inference.v1.StoppingConditions\x12\x10\n\x08priority\x18\n \x01(\x05\x12,\n\ttime_left\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x0fresumed_outputs\x18\x0c \x03(\x0b\x32\x1f.weir.executor.v1.ResumedOutput\x12\x0e\n\x06tenant\x18\r \x01(\t\"8\n\rResumedOutput\x12\x14\n\x0coutput_index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"C\n\x05\x41\x62ort\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x19\n\x0coutput_index\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_output_index\"\xf5\x01\n\x10GenerateResponse\x12\x18\n\x10\x61\x63\x63\x65pted_handles\x18\x01 \x03(\x04\x12-\n\x06tokens\x18\x02 \x01(\x0b\x32\x1d.weir.inference.v1.TokenBatch\x12:\n\x08\x66inished\x18\x03 \x03(\x0b\x32(.weir.executor.v1.ExecutorOutputFinished\x12+\n\x05\x65nded\x18\x04 \x03(\x0b\x32\x1c.weir.executor.v1.RequestEnd\x12/\n\x06\x66\x61iled\x18\x05 \x03(\x0b\x32\x1f.weir.executor.v1.RequestFailed\"\xbc\x01\n\x16\x45xecutorOutputFinished\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x14\n\x0coutput_index\x18\x02 \x01(\r\x12\x36\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1f.weir.inference.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0eguide_complete\x18\x05 \x01(\x08\x42\x10\n\x0e_stop_token_id\"\x96\x02\n\nRequestEnd\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\'\n\x05usage\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.Usage\x12\x1c\n\x14\x65ngine_cached_tokens\x18\x03 \x01(\r\x12\x1b\n\x13store_cached_tokens\x18\x04 \x01(\r\x12\x13\n\x0bpreemptions\x18\x05 \x01(\r\x12(\n\x05queue\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"L\n\rRequestFailed\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12+\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1a.weir.inference.v1.Failure\"\x15\n\x13GetModelInfoRequest\"\xea\x03\n\x14GetModelInfoResponse\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x07 \x01(\r\x12\r\n\x05max_n\x18\x08 \x01(\r\x12\x18\n\x10max_top_logprobs\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12?\n\x10\x64\x65\x66\x61ult_sampling\x18\x0b \x01(\x0b\x32%.weir.inference.v1.SamplingParameters\x12\x16\n\x0e\x65mbedding_size\x18\x0c \x01(\r\x12\x0e\n\x06guides\x18\r \x01(\x08\x12=\n\x11speculation_modes\x18\x0e \x03(\x0e\x32\".weir.inference.v1.SpeculationMode\x12\x12\n\nwatermarks\x18\x0f \x01(\x08\x12\x14\n\x0cmax_adapters\x18\x10 \x01(\r\x12\x0f\n\x07\x63ompute\x18\x11 \x01(\t\"\x10\n\x0eGetLoadRequest\"\xa7\x03\n\x0fGetLoadResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x18\n\x10waiting_requests\x18\x03 \x01(\r\x12\x19\n\x11running_sequences\x18\x04 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\x05 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x06 \x01(\r\x12\x15\n\rcached_blocks\x18\x07 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x08 \x01(\x04\x12\x13\n\x0bpreemptions\x18\t \x01(\x04\x12,\n\tlast_step\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0clive_streams\x18\x0b \x01(\r\x12\x15\n\rlive_requests\x18\x0c \x01(\r\x12/\n\nlast_batch\x18\r \x01(\x0b\x32\x1b.weir.executor.v1.StepStats\x12\x16\n\x0eprefill_tokens\x18\x0e \x01(\x04\x12\x15\n\rdecode_tokens\x18\x0f \x01(\x04\x12\x14\n\x0c\x63hunk_tokens\x18\x10 \x01(\r\"b\n\x14WatchKvEventsRequest\x12\x12\n\x05\x65poch\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rfrom_sequence\x18\x02 \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06_epochB\x10\n\x0e_from_sequence\"c\n\x15WatchKvEventsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12)\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x19.weir.executor.v1.KvEvent\"\xdb\x01\n\x07KvEvent\x12\x30\n\x06stored\x18\x01 \x01(\x0b\x32\x1e.weir.executor.v1.BlocksStoredH\x00\x12\x32\n\x07removed\x18\x02 \x01(\x0b\x32\x1f.weir.executor.v1.BlocksRemovedH\x00\x12\x35\n\x07\x63leared\x18\x03 \x01(\x0b\x32\".weir.executor.v1.AllBlocksClearedH\x00\x12*\n\x05reset\x18\x04 \x01(\x0b\x32\x19.weir.executor.v1.KvResetH\x00\x42\x07\n\x05\x65vent\"?\n\x0c\x42locksStored\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x19\n\x11parent_block_hash\x18\x02 \x01(\x0c\"%\n\rBlocksRemoved\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\"\x12\n\x10\x41llBlocksCleared\"\t\n\x07KvReset\"\x90\x01\n\tStepStats\x12\x11\n\tsequences\x18\x01 \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x02 \x01(\r\x12\x15\n\rdecode_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x04 \x01(\r\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8e\x02\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x36\n\rmodel_version\x18\x02 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12,\n\x06inputs\x18\x03 \x03(\x0b\x32\x1c.weir.executor.v1.EmbedInput\x12+\n\x07pooling\x18\x04 \x01(\x0e\x32\x1a.weir.inference.v1.Pooling\x12\x16\n\tnormalize\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x42\x0c\n\n_normalize\"\x1f\n\nEmbedInput\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"j\n\rEmbedResponse\x12\x30\n\nembeddings\x18\x01 \x03(\x0b\x32\x1c.weir.inference.v1.Embedding\x12\'\n\x05usage\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.Usage\"\x15\n\x13ListRequestsRequest\"H\n\x14ListRequestsResponse\x12\x30\n\x08requests\x18\x01 \x03(\x0b\x32\x1e.weir.executor.v1.RequestState\"\xdc\x02\n\x0cRequestState\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x19\n\x11running_sequences\x18\x05 \x01(\r\x12\x19\n\x11waiting_sequences\x18\x06 \x01(\r\x12\x37\n\x0ewaiting_reason\x18\x07 \x01(\x0e\x32\x1f.weir.executor.v1.WaitingReason\x12&\n\x03\x61ge\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rprompt_tokens\x18\t \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\n \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x0b \x01(\r\x12\x0e\n\x06\x62locks\x18\x0c \x01(\r\x12\x13\n\x0bpreemptions\x18\r \x01(\r\"`\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x15\n\rlive_requests\x18\x05 \x01(\r\"c\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x1a\n\rbase_revision\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x10\n\x0e_base_revision\"l\n\x13LoadAdapterResponse\x12\x14\n\x0cloaded_bytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12*\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x19.weir.executor.v1.Adapter\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x15UnloadAdapterResponse\x12\x15\n\rlive_requests\x18\x01 \x01(\r\"\x15\n\x13ListAdaptersRequest\"C\n\x14ListAdaptersResponse\x12+\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x19.weir.executor.v1.Adapter\"\xa4\x01\n\x16\x44\x65tectWatermarkRequest\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\twatermark\x18\x04 \x01(\x0b\x32\x1c.weir.inference.v1.Watermark\"h\n\x17\x44\x65tectWatermarkResponse\x12\x15\n\rscored_tokens\x18\x01 \x01(\r\x12\x14\n\x0cgreen_tokens\x18\x02 \x01(\r\x12\x0f\n\x07z_score\x18\x03 \x01(\x01\x12\x0f\n\x07p_value\x18\x04 \x01(\x01*\x81\x03\n\rWaitingReason\x12\x1e\n\x1aWAITING_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12WAITING_REASON_NEW\x10\x01\x12\x1a\n\x16WAITING_REASON_NO_SLOT\x10\x02\x12\x1c\n\x18WAITING_REASON_NO_BLOCKS\x10\x03\x12\x1c\n\x18WAITING_REASON_NO_TOKENS\x10\x04\x12!\n\x1dWAITING_REASON_BEHIND_ANOTHER\x10\x05\x12\x1f\n\x1bWAITING_REASON_TENANT_SLOTS\x10\x06\x12 \n\x1cWAITING_REASON_TENANT_BLOCKS\x10\x07\x12 \n\x1cWAITING_REASON_SHARED_PREFIX\x10\x08\x12\x1c\n\x18WAITING_REASON_PREEMPTED\x10\t\x12\x18\n\x14WAITING_REASON_GUIDE\x10\n\x12 \n\x1cWAITING_REASON_STORED_PREFIX\x10\x0b\x32\xad\x07\n\x0f\x45xecutorService\x12U\n\x08Generate\x12!.weir.executor.v1.GenerateRequest\x1a\".weir.executor.v1.GenerateResponse(\x01\x30\x01\x12]\n\x0cGetModelInfo\x12%.weir.executor.v1.GetModelInfoRequest\x1a&.weir.executor.v1.GetModelInfoResponse\x12N\n\x07GetLoad\x12 .weir.executor.v1.GetLoadRequest\x1a!.weir.executor.v1.GetLoadResponse\x12\x62\n\rWatchKvEvents\x12&.weir.executor.v1.WatchKvEventsRequest\x1a\'.weir.executor.v1.WatchKvEventsResponse0\x01\x12H\n\x05\x45mbed\x12\x1e.weir.executor.v1.EmbedRequest\x1a\x1f.weir.executor.v1.EmbedResponse\x12]\n\x0cListRequests\x12%.weir.executor.v1.ListRequestsRequest\x1a&.weir.executor.v1.ListRequestsResponse\x12\\\n\x0bLoadAdapter\x12$.weir.executor.v1.LoadAdapterRequest\x1a%.weir.executor.v1.LoadAdapterResponse0\x01\x12\x62\n\rUnloadAdapter\x12&.weir.executor.v1.UnloadAdapterRequest\x1a\'.weir.executor.v1.UnloadAdapterResponse0\x01\x12]\n\x0cListAdapters\x12%.weir.executor.v1.ListAdaptersRequest\x1a&.weir.executor.v1.ListAdaptersResponse\x12\x66\n\x0f\x44\x65tectWatermark\x12(.weir.executor.v1.DetectWatermarkRequest\x1a).weir.executor.v1.DetectWatermarkResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fweir/executor/v1/executor.proto\x12\x10weir.executor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!weir/inference/v1/embedding.proto\x1a\x1dweir/inference/v1/error.proto\x1a weir/inference/v1/kv_event.proto\x1a\x1dweir/inference/v1/model.proto\x1a\x1eweir/inference/v1/output.proto\x1a weir/inference/v1/sampling.proto\x1a#weir/inference/v1/speculation.proto\x1a!weir/inference/v1/watermark.proto\"r\n\x0fGenerateRequest\x12*\n\x06submit\x18\x01 \x01(\x0b\x32\x18.weir.executor.v1.SubmitH\x00\x12(\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x17.weir.executor.v1.AbortH\x00\x42\t\n\x07\x63ommand\"\xaf\x03\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x36\n\rmodel_version\x18\x03 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x14\n\x0c\x62lock_hashes\x18\x05 \x01(\x0c\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12\x13\n\x0btenant_salt\x18\x07 \x01(\t\x12\x37\n\x08sampling\x18\x08 \x01(\x0b\x32%.weir.inference.v1.SamplingParameters\x12\x37\n\x08stopping\x18\t \x01(\x0b\x32%.weir.inference.v1.StoppingConditions\x12\x10\n\x08priority\x18\n \x01(\x05\x12,\n\ttime_left\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x0fresumed_outputs\x18\x0c \x03(\x0b\x32\x1f.weir.executor.v1.ResumedOutput\x12\x0e\n\x06tenant\x18\r \x01(\t\"8\n\rResumedOutput\x12\x14\n\x0coutput_index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"C\n\x05\x41\x62ort\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x19\n\x0coutput_index\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_output_index\"\xf5\x01\n\x10GenerateResponse\x12\x18\n\x10\x61\x63\x63\x65pted_handles\x18\x01 \x03(\x04\x12-\n\x06tokens\x18\x02 \x01(\x0b\x32\x1d.weir.inference.v1.TokenBatch\x12:\n\x08\x66inished\x18\x03 \x03(\x0b\x32(.weir.executor.v1.ExecutorOutputFinished\x12+\n\x05\x65nded\x18\x04 \x03(\x0b\x32\x1c.weir.executor.v1.RequestEnd\x12/\n\x06\x66\x61iled\x18\x05 \x03(\x0b\x32\x1f.weir.executor.v1.RequestFailed\"\xbc\x01\n\x16\x45xecutorOutputFinished\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x14\n\x0coutput_index\x18\x02 \x01(\r\x12\x36\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1f.weir.inference.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0eguide_complete\x18\x05 \x01(\x08\x42\x10\n\x0e_stop_token_id\"\x96\x02\n\nRequestEnd\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\'\n\x05usage\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.Usage\x12\x1c\n\x14\x65ngine_cached_tokens\x18\x03 \x01(\r\x12\x1b\n\x13store_cached_tokens\x18\x04 \x01(\r\x12\x13\n\x0bpreemptions\x18\x05 \x01(\r\x12(\n\x05queue\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"L\n\rRequestFailed\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12+\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1a.weir.inference.v1.Failure\"\x15\n\x13GetModelInfoRequest\"\xea\x03\n\x14GetModelInfoResponse\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_blocks\x18\x06 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x07 \x01(\r\x12\r\n\x05max_n\x18\x08 \x01(\r\x12\x18\n\x10max_top_logprobs\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12?\n\x10\x64\x65\x66\x61ult_sampling\x18\x0b \x01(\x0b\x32%.weir.inference.v1.SamplingParameters\x12\x16\n\x0e\x65mbedding_size\x18\x0c \x01(\r\x12\x0e\n\x06guides\x18\r \x01(\x08\x12=\n\x11speculation_modes\x18\x0e \x03(\x0e\x32\".weir.inference.v1.SpeculationMode\x12\x12\n\nwatermarks\x18\x0f \x01(\x08\x12\x14\n\x0cmax_adapters\x18\x10 \x01(\r\x12\x0f\n\x07\x63ompute\x18\x11 \x01(\t\"\x10\n\x0eGetLoadRequest\"\xa7\x03\n\x0fGetLoadResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x18\n\x10waiting_requests\x18\x03 \x01(\r\x12\x19\n\x11running_sequences\x18\x04 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\x05 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x06 \x01(\r\x12\x15\n\rcached_blocks\x18\x07 \x01(\r\x12\x1a\n\x12outstanding_tokens\x18\x08 \x01(\x04\x12\x13\n\x0bpreemptions\x18\t \x01(\x04\x12,\n\tlast_step\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0clive_streams\x18\x0b \x01(\r\x12\x15\n\rlive_requests\x18\x0c \x01(\r\x12/\n\nlast_batch\x18\r \x01(\x0b\x32\x1b.weir.executor.v1.StepStats\x12\x16\n\x0eprefill_tokens\x18\x0e \x01(\x04\x12\x15\n\rdecode_tokens\x18\x0f \x01(\x04\x12\x14\n\x0c\x63hunk_tokens\x18\x10 \x01(\r\"b\n\x14WatchKvEventsRequest\x12\x12\n\x05\x65poch\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rfrom_sequence\x18\x02 \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06_epochB\x10\n\x0e_from_sequence\"d\n\x15WatchKvEventsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12*\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1a.weir.inference.v1.KvEvent\"\x90\x01\n\tStepStats\x12\x11\n\tsequences\x18\x01 \x01(\r\x12\x16\n\x0eprefill_tokens\x18\x02 \x01(\r\x12\x15\n\rdecode_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x04 \x01(\r\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8e\x02\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x36\n\rmodel_version\x18\x02 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12,\n\x06inputs\x18\x03 \x03(\x0b\x32\x1c.weir.executor.v1.EmbedInput\x12+\n\x07pooling\x18\x04 \x01(\x0e\x32\x1a.weir.inference.v1.Pooling\x12\x16\n\tnormalize\x18\x05 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x06 \x01(\t\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x05\x42\x0c\n\n_normalize\"\x1f\n\nEmbedInput\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"j\n\rEmbedResponse\x12\x30\n\nembeddings\x18\x01 \x03(\x0b\x32\x1c.weir.inference.v1.Embedding\x12\'\n\x05usage\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.Usage\"\x15\n\x13ListRequestsRequest\"H\n\x14ListRequestsResponse\x12\x30\n\x08requests\x18\x01 \x03(\x0b\x32\x1e.weir.executor.v1.RequestState\"\xdc\x02\n\x0cRequestState\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\x0f\n\x07\x61\x64\x61pter\x18\x04 \x01(\t\x12\x19\n\x11running_sequences\x18\x05 \x01(\r\x12\x19\n\x11waiting_sequences\x18\x06 \x01(\r\x12\x37\n\x0ewaiting_reason\x18\x07 \x01(\x0e\x32\x1f.weir.executor.v1.WaitingReason\x12&\n\x03\x61ge\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rprompt_tokens\x18\t \x01(\r\x12\x17\n\x0f\x63omputed_tokens\x18\n \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x0b \x01(\r\x12\x0e\n\x06\x62locks\x18\x0c \x01(\r\x12\x13\n\x0bpreemptions\x18\r \x01(\r\"`\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x15\n\rlive_requests\x18\x05 \x01(\r\"c\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\x12\x1a\n\rbase_revision\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x10\n\x0e_base_revision\"l\n\x13LoadAdapterResponse\x12\x14\n\x0cloaded_bytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12*\n\x07\x61\x64\x61pter\x18\x03 \x01(\x0b\x32\x19.weir.executor.v1.Adapter\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\".\n\x15UnloadAdapterResponse\x12\x15\n\rlive_requests\x18\x01 \x01(\r\"\x15\n\x13ListAdaptersRequest\"C\n\x14ListAdaptersResponse\x12+\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x19.weir.executor.v1.Adapter\"\xa4\x01\n\x16\x44\x65tectWatermarkRequest\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\twatermark\x18\x04 \x01(\x0b\x32\x1c.weir.inference.v1.Watermark\"h\n\x17\x44\x65tectWatermarkResponse\x12\x15\n\rscored_tokens\x18\x01 \x01(\r\x12\x14\n\x0cgreen_tokens\x18\x02 \x01(\r\x12\x0f\n\x07z_score\x18\x03 \x01(\x01\x12\x0f\n\x07p_value\x18\x04 \x01(\x01*\x81\x03\n\rWaitingReason\x12\x1e\n\x1aWAITING_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12WAITING_REASON_NEW\x10\x01\x12\x1a\n\x16WAITING_REASON_NO_SLOT\x10\x02\x12\x1c\n\x18WAITING_REASON_NO_BLOCKS\x10\x03\x12\x1c\n\x18WAITING_REASON_NO_TOKENS\x10\x04\x12!\n\x1dWAITING_REASON_BEHIND_ANOTHER\x10\x05\x12\x1f\n\x1bWAITING_REASON_TENANT_SLOTS\x10\x06\x12 \n\x1cWAITING_REASON_TENANT_BLOCKS\x10\x07\x12 \n\x1cWAITING_REASON_SHARED_PREFIX\x10\x08\x12\x1c\n\x18WAITING_REASON_PREEMPTED\x10\t\x12\x18\n\x14WAITING_REASON_GUIDE\x10\n\x12 \n\x1cWAITING_REASON_STORED_PREFIX\x10\x0b\x32\xad\x07\n\x0f\x45xecutorService\x12U\n\x08Generate\x12!.weir.executor.v1.GenerateRequest\x1a\".weir.executor.v1.GenerateResponse(\x01\x30\x01\x12]\n\x0cGetModelInfo\x12%.weir.executor.v1.GetModelInfoRequest\x1a&.weir.executor.v1.GetModelInfoResponse\x12N\n\x07GetLoad\x12 .weir.executor.v1.GetLoadRequest\x1a!.weir.executor.v1.GetLoadResponse\x12\x62\n\rWatchKvEvents\x12&.weir.executor.v1.WatchKvEventsRequest\x1a\'.weir.executor.v1.WatchKvEventsResponse0\x01\x12H\n\x05\x45mbed\x12\x1e.weir.executor.v1.EmbedRequest\x1a\x1f.weir.executor.v1.EmbedResponse\x12]\n\x0cListRequests\x12%.weir.executor.v1.ListRequestsRequest\x1a&.weir.executor.v1.ListRequestsResponse\x12\\\n\x0bLoadAdapter\x12$.weir.executor.v1.LoadAdapterRequest\x1a%.weir.executor.v1.LoadAdapterResponse0\x01\x12\x62\n\rUnloadAdapter\x12&.weir.executor.v1.UnloadAdapterRequest\x1a\'.weir.executor.v1.UnloadAdapterResponse0\x01\x12]\n\x0cListAdapters\x12%.weir.executor.v1.ListAdaptersRequest\x1a&.weir.executor.v1.ListAdaptersResponse\x12\x66\n\x0f\x44\x65tectWatermark\x12(.weir.executor.v1.DetectWatermarkRequest\x1a).weir.executor.v1.DetectWatermarkResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weir.executor.v1.executor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WAITINGREASON']._serialized_start=5083
-  _globals['_WAITINGREASON']._serialized_end=5468
-  _globals['_GENERATEREQUEST']._serialized_start=320
-  _globals['_GENERATEREQUEST']._serialized_end=434
-  _globals['_SUBMIT']._serialized_start=437
-  _globals['_SUBMIT']._serialized_end=868
-  _globals['_RESUMEDOUTPUT']._serialized_start=870
-  _globals['_RESUMEDOUTPUT']._serialized_end=926
-  _globals['_ABORT']._serialized_start=928
-  _globals['_ABORT']._serialized_end=995
-  _globals['_GENERATERESPONSE']._serialized_start=998
-  _globals['_GENERATERESPONSE']._serialized_end=1243
-  _globals['_EXECUTOROUTPUTFINISHED']._serialized_start=1246
-  _globals['_EXECUTOROUTPUTFINISHED']._serialized_end=1434
-  _globals['_REQUESTEND']._serialized_start=1437
-  _globals['_REQUESTEND']._serialized_end=1715
-  _globals['_REQUESTFAILED']._serialized_start=1717
-  _globals['_REQUESTFAILED']._serialized_end=1793
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1795
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1816
-  _globals['_GETMODELINFORESPONSE']._serialized_start=1819
-  _globals['_GETMODELINFORESPONSE']._serialized_end=2309
-  _globals['_GETLOADREQUEST']._serialized_start=2311
-  _globals['_GETLOADREQUEST']._serialized_end=2327
-  _globals['_GETLOADRESPONSE']._serialized_start=2330
-  _globals['_GETLOADRESPONSE']._serialized_end=2753
-  _globals['_WATCHKVEVENTSREQUEST']._serialized_start=2755
-  _globals['_WATCHKVEVENTSREQUEST']._serialized_end=2853
-  _globals['_WATCHKVEVENTSRESPONSE']._serialized_start=2855
-  _globals['_WATCHKVEVENTSRESPONSE']._serialized_end=2954
-  _globals['_KVEVENT']._serialized_start=2957
-  _globals['_KVEVENT']._serialized_end=3176
-  _globals['_BLOCKSSTORED']._serialized_start=3178
-  _globals['_BLOCKSSTORED']._serialized_end=3241
-  _globals['_BLOCKSREMOVED']._serialized_start=3243
-  _globals['_BLOCKSREMOVED']._serialized_end=3280
-  _globals['_ALLBLOCKSCLEARED']._serialized_start=3282
-  _globals['_ALLBLOCKSCLEARED']._serialized_end=3300
-  _globals['_KVRESET']._serialized_start=3302
-  _globals['_KVRESET']._serialized_end=3311
-  _globals['_STEPSTATS']._serialized_start=3314
-  _globals['_STEPSTATS']._serialized_end=3458
-  _globals['_EMBEDREQUEST']._serialized_start=3461
-  _globals['_EMBEDREQUEST']._serialized_end=3731
-  _globals['_EMBEDINPUT']._serialized_start=3733
-  _globals['_EMBEDINPUT']._serialized_end=3764
-  _globals['_EMBEDRESPONSE']._serialized_start=3766
-  _globals['_EMBEDRESPONSE']._serialized_end=3872
-  _globals['_LISTREQUESTSREQUEST']._serialized_start=3874
-  _globals['_LISTREQUESTSREQUEST']._serialized_end=3895
-  _globals['_LISTREQUESTSRESPONSE']._serialized_start=3897
-  _globals['_LISTREQUESTSRESPONSE']._serialized_end=3969
-  _globals['_REQUESTSTATE']._serialized_start=3972
-  _globals['_REQUESTSTATE']._serialized_end=4320
-  _globals['_ADAPTER']._serialized_start=4322
-  _globals['_ADAPTER']._serialized_end=4418
-  _globals['_LOADADAPTERREQUEST']._serialized_start=4420
-  _globals['_LOADADAPTERREQUEST']._serialized_end=4519
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=4521
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=4629
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=4631
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=4667
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=4669
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=4715
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=4717
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=4738
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=4740
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=4807
-  _globals['_DETECTWATERMARKREQUEST']._serialized_start=4810
-  _globals['_DETECTWATERMARKREQUEST']._serialized_end=4974
-  _globals['_DETECTWATERMARKRESPONSE']._serialized_start=4976
-  _globals['_DETECTWATERMARKRESPONSE']._serialized_end=5080
-  _globals['_EXECUTORSERVICE']._serialized_start=5471
-  _globals['_EXECUTORSERVICE']._serialized_end=6412
+  _globals['_WAITINGREASON']._serialized_start=4761
+  _globals['_WAITINGREASON']._serialized_end=5146
+  _globals['_GENERATEREQUEST']._serialized_start=354
+  _globals['_GENERATEREQUEST']._serialized_end=468
+  _globals['_SUBMIT']._serialized_start=471
+  _globals['_SUBMIT']._serialized_end=902
+  _globals['_RESUMEDOUTPUT']._serialized_start=904
+  _globals['_RESUMEDOUTPUT']._serialized_end=960
+  _globals['_ABORT']._serialized_start=962
+  _globals['_ABORT']._serialized_end=1029
+  _globals['_GENERATERESPONSE']._serialized_start=1032
+  _globals['_GENERATERESPONSE']._serialized_end=1277
+  _globals['_EXECUTOROUTPUTFINISHED']._serialized_start=1280
+  _globals['_EXECUTOROUTPUTFINISHED']._serialized_end=1468
+  _globals['_REQUESTEND']._serialized_start=1471
+  _globals['_REQUESTEND']._serialized_end=1749
+  _globals['_REQUESTFAILED']._serialized_start=1751
+  _globals['_REQUESTFAILED']._serialized_end=1827
+  _globals['_GETMODELINFOREQUEST']._serialized_start=1829
+  _globals['_GETMODELINFOREQUEST']._serialized_end=1850
+  _globals['_GETMODELINFORESPONSE']._serialized_start=1853
+  _globals['_GETMODELINFORESPONSE']._serialized_end=2343
+  _globals['_GETLOADREQUEST']._serialized_start=2345
+  _globals['_GETLOADREQUEST']._serialized_end=2361
+  _globals['_GETLOADRESPONSE']._serialized_start=2364
+  _globals['_GETLOADRESPONSE']._serialized_end=2787
+  _globals['_WATCHKVEVENTSREQUEST']._serialized_start=2789
+  _globals['_WATCHKVEVENTSREQUEST']._serialized_end=2887
+  _globals['_WATCHKVEVENTSRESPONSE']._serialized_start=2889
+  _globals['_WATCHKVEVENTSRESPONSE']._serialized_end=2989
+  _globals['_STEPSTATS']._serialized_start=2992
+  _globals['_STEPSTATS']._serialized_end=3136
+  _globals['_EMBEDREQUEST']._serialized_start=3139
+  _globals['_EMBEDREQUEST']._serialized_end=3409
+  _globals['_EMBEDINPUT']._serialized_start=3411
+  _globals['_EMBEDINPUT']._serialized_end=3442
+  _globals['_EMBEDRESPONSE']._serialized_start=3444
+  _globals['_EMBEDRESPONSE']._serialized_end=3550
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=3552
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=3573
+  _globals['_LISTREQUESTSRESPONSE']._serialized_start=3575
+  _globals['_LISTREQUESTSRESPONSE']._serialized_end=3647
+  _globals['_REQUESTSTATE']._serialized_start=3650
+  _globals['_REQUESTSTATE']._serialized_end=3998
+  _globals['_ADAPTER']._serialized_start=4000
+  _globals['_ADAPTER']._serialized_end=4096
+  _globals['_LOADADAPTERREQUEST']._serialized_start=4098
+  _globals['_LOADADAPTERREQUEST']._serialized_end=4197
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=4199
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=4307
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=4309
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=4345
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=4347
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=4393
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=4395
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=4416
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=4418
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=4485
+  _globals['_DETECTWATERMARKREQUEST']._serialized_start=4488
+  _globals['_DETECTWATERMARKREQUEST']._serialized_end=4652
+  _globals['_DETECTWATERMARKRESPONSE']._serialized_start=4654
+  _globals['_DETECTWATERMARKRESPONSE']._serialized_end=4758
+  _globals['_EXECUTORSERVICE']._serialized_start=5149
+  _globals['_EXECUTORSERVICE']._serialized_end=6090
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from weir.inference.v1 import embedding_pb2 as _embedding_pb2
 from weir.inference.v1 import error_pb2 as _error_pb2
+from weir.inference.v1 import kv_event_pb2 as _kv_event_pb2
 from weir.inference.v1 import model_pb2 as _model_pb2
 from weir.inference.v1 import output_pb2 as _output_pb2
 from weir.inference.v1 import sampling_pb2 as _sampling_pb2
@@ -614,13 +615,13 @@ class WatchKvEventsResponse(_message.Message):
     sequence: _builtins.int
     """Of the last event in this message; events are numbered from 1."""
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvEvent]: ...
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_kv_event_pb2.KvEvent]: ...
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         sequence: _builtins.int = ...,
-        events: _abc.Iterable[Global___KvEvent] | None = ...,
+        events: _abc.Iterable[_kv_event_pb2.KvEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -629,114 +630,6 @@ class WatchKvEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchKvEventsResponse: _TypeAlias = WatchKvEventsResponse  # noqa: Y015
-
-@_typing.final
-class KvEvent(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    STORED_FIELD_NUMBER: _builtins.int
-    REMOVED_FIELD_NUMBER: _builtins.int
-    CLEARED_FIELD_NUMBER: _builtins.int
-    RESET_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def stored(self) -> Global___BlocksStored: ...
-    @_builtins.property
-    def removed(self) -> Global___BlocksRemoved: ...
-    @_builtins.property
-    def cleared(self) -> Global___AllBlocksCleared: ...
-    @_builtins.property
-    def reset(self) -> Global___KvReset:
-        """Forget what came before: the events that follow in this message are all that is held."""
-
-    def __init__(
-        self,
-        *,
-        stored: Global___BlocksStored | None = ...,
-        removed: Global___BlocksRemoved | None = ...,
-        cleared: Global___AllBlocksCleared | None = ...,
-        reset: Global___KvReset | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cleared", b"cleared", "event", b"event", "removed", b"removed", "reset", b"reset", "stored", b"stored"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared", b"cleared", "event", b"event", "removed", b"removed", "reset", b"reset", "stored", b"stored"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["stored", "removed", "cleared", "reset"]  # noqa: Y015
-    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
-
-Global___KvEvent: _TypeAlias = KvEvent  # noqa: Y015
-
-@_typing.final
-class BlocksStored(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    BLOCK_HASHES_FIELD_NUMBER: _builtins.int
-    PARENT_BLOCK_HASH_FIELD_NUMBER: _builtins.int
-    block_hashes: _builtins.bytes
-    parent_block_hash: _builtins.bytes
-    """Of the first of `block_hashes`. Empty at a chain's beginning."""
-    def __init__(
-        self,
-        *,
-        block_hashes: _builtins.bytes = ...,
-        parent_block_hash: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "parent_block_hash", b"parent_block_hash"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___BlocksStored: _TypeAlias = BlocksStored  # noqa: Y015
-
-@_typing.final
-class BlocksRemoved(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    BLOCK_HASHES_FIELD_NUMBER: _builtins.int
-    block_hashes: _builtins.bytes
-    def __init__(
-        self,
-        *,
-        block_hashes: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___BlocksRemoved: _TypeAlias = BlocksRemoved  # noqa: Y015
-
-@_typing.final
-class AllBlocksCleared(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___AllBlocksCleared: _TypeAlias = AllBlocksCleared  # noqa: Y015
-
-@_typing.final
-class KvReset(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___KvReset: _TypeAlias = KvReset  # noqa: Y015
 
 @_typing.final
 class StepStats(_message.Message):

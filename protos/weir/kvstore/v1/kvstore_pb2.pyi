@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from weir.inference.v1 import kv_event_pb2 as _kv_event_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -27,12 +28,15 @@ class MatchPrefixRequest(_message.Message):
     BLOCK_HASHES_FIELD_NUMBER: _builtins.int
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
     SKIP_BLOCKS_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
     """16 bytes, as `namespace_fingerprint` computes them."""
     block_hashes: _builtins.bytes
     """A chain, first block first. At most 65536 blocks."""
     skip_blocks: _builtins.int
     """Blocks at the beginning that the caller holds itself: they are matched but not leased."""
+    block_size: _builtins.int
+    """Tokens in one block, so that prefixes below `min_prefix_tokens` are not looked up. 0: not told, and not asked."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
         """How long the blocks stay leased. Unset: the store's default, 10 s unless it is told otherwise; at most 60 s.
@@ -46,10 +50,11 @@ class MatchPrefixRequest(_message.Message):
         block_hashes: _builtins.bytes = ...,
         lease_duration: _duration_pb2.Duration | None = ...,
         skip_blocks: _builtins.int = ...,
+        block_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "lease_duration", b"lease_duration", "namespace", b"namespace", "skip_blocks", b"skip_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "block_size", b"block_size", "lease_duration", b"lease_duration", "namespace", b"namespace", "skip_blocks", b"skip_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -62,22 +67,28 @@ class MatchPrefixResponse(_message.Message):
     MATCHED_BLOCKS_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
     LEASED_BYTES_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
     matched_blocks: _builtins.int
     """Leading blocks held, `skip_blocks` included (a skipped block counts as held)."""
     lease_id: _builtins.str
     """Unset when nothing is leased."""
     leased_bytes: _builtins.int
     """Of all leased blocks together."""
+    @_builtins.property
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___MatchedRange]:
+        """Where the leased blocks are, first block first: they come as fast as their tier is."""
+
     def __init__(
         self,
         *,
         matched_blocks: _builtins.int = ...,
         lease_id: _builtins.str | None = ...,
         leased_bytes: _builtins.int = ...,
+        ranges: _abc.Iterable[Global___MatchedRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lease_id", b"_lease_id", "lease_id", b"lease_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lease_id", b"_lease_id", "lease_id", b"lease_id", "leased_bytes", b"leased_bytes", "matched_blocks", b"matched_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lease_id", b"_lease_id", "lease_id", b"lease_id", "leased_bytes", b"leased_bytes", "matched_blocks", b"matched_blocks", "ranges", b"ranges"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lease_id: _TypeAlias = _typing.Literal["lease_id"]  # noqa: Y015
     _WhichOneofArgType__lease_id: _TypeAlias = _typing.Literal["_lease_id", b"_lease_id"]  # noqa: Y015
@@ -86,19 +97,52 @@ class MatchPrefixResponse(_message.Message):
 Global___MatchPrefixResponse: _TypeAlias = MatchPrefixResponse  # noqa: Y015
 
 @_typing.final
+class MatchedRange(_message.Message):
+    """Blocks of a chain, one after another in one tier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    blocks: _builtins.int
+    tier: _builtins.str
+    """As in TierStats."""
+    def __init__(
+        self,
+        *,
+        blocks: _builtins.int = ...,
+        tier: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MatchedRange: _TypeAlias = MatchedRange  # noqa: Y015
+
+@_typing.final
 class GetBlocksRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
+    ARENA_ID_FIELD_NUMBER: _builtins.int
+    MAX_BLOCKS_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
+    arena_id: _builtins.str
+    """As AttachArena gave it: blocks come by reference, `placed` instead of `chunk`. Empty: by value."""
+    max_blocks: _builtins.int
+    """Only so many of the leased blocks, from the first on. 0: all."""
     def __init__(
         self,
         *,
         lease_id: _builtins.str = ...,
+        arena_id: _builtins.str = ...,
+        max_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_id", b"arena_id", "lease_id", b"lease_id", "max_blocks", b"max_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -106,7 +150,7 @@ Global___GetBlocksRequest: _TypeAlias = GetBlocksRequest  # noqa: Y015
 
 @_typing.final
 class GetBlocksResponse(_message.Message):
-    """Whole blocks or pieces of one: a payload longer than 2 MiB comes in several messages."""
+    """Whole blocks or pieces of one: a payload longer than 2 MiB comes in several messages. Or, by reference, any number of blocks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -115,6 +159,7 @@ class GetBlocksResponse(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
     block_hash: _builtins.bytes
     payload_bytes: _builtins.int
     """Of the whole payload."""
@@ -123,6 +168,10 @@ class GetBlocksResponse(_message.Message):
     chunk: _builtins.bytes
     checksum: _builtins.int
     """XXH3-64 of the whole payload."""
+    @_builtins.property
+    def placed(self) -> Global___PlacedBlocks:
+        """The next blocks, by reference; then all fields above are unset. Theirs as long as the lease lasts."""
+
     def __init__(
         self,
         *,
@@ -131,14 +180,50 @@ class GetBlocksResponse(_message.Message):
         offset: _builtins.int = ...,
         chunk: _builtins.bytes = ...,
         checksum: _builtins.int = ...,
+        placed: Global___PlacedBlocks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["placed", b"placed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash", b"block_hash", "checksum", b"checksum", "chunk", b"chunk", "offset", b"offset", "payload_bytes", b"payload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash", b"block_hash", "checksum", b"checksum", "chunk", b"chunk", "offset", b"offset", "payload_bytes", b"payload_bytes", "placed", b"placed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetBlocksResponse: _TypeAlias = GetBlocksResponse  # noqa: Y015
+
+@_typing.final
+class PlacedBlocks(_message.Message):
+    """Blocks in the arena, column by column: all lists are of one length."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_HASHES_FIELD_NUMBER: _builtins.int
+    OFFSETS_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKSUMS_FIELD_NUMBER: _builtins.int
+    block_hashes: _builtins.bytes
+    @_builtins.property
+    def offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """From the arena's beginning."""
+
+    @_builtins.property
+    def payload_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def checksums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        block_hashes: _builtins.bytes = ...,
+        offsets: _abc.Iterable[_builtins.int] | None = ...,
+        payload_bytes: _abc.Iterable[_builtins.int] | None = ...,
+        checksums: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "checksums", b"checksums", "offsets", b"offsets", "payload_bytes", b"payload_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacedBlocks: _TypeAlias = PlacedBlocks  # noqa: Y015
 
 @_typing.final
 class PutBlocksRequest(_message.Message):
@@ -179,15 +264,27 @@ class PutBegin(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    PREFILL_SECONDS_PER_BLOCK_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
+    tenant: _builtins.str
+    """Whose quota they are charged to. Empty: the share of all who name none. At most 128 bytes."""
+    block_size: _builtins.int
+    """Tokens in one block, so that chains below `min_prefix_tokens` are not stored. 0: not told, and not asked."""
+    prefill_seconds_per_block: _builtins.float
+    """What it took to compute one block: a store that is short of room keeps what saves the most time per byte. 0: not told."""
     def __init__(
         self,
         *,
         namespace: _builtins.bytes = ...,
+        tenant: _builtins.str = ...,
+        block_size: _builtins.int = ...,
+        prefill_seconds_per_block: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "namespace", b"namespace", "prefill_seconds_per_block", b"prefill_seconds_per_block", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,6 +491,320 @@ class RemoveBlocksResponse(_message.Message):
 Global___RemoveBlocksResponse: _TypeAlias = RemoveBlocksResponse  # noqa: Y015
 
 @_typing.final
+class AttachArenaRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachArenaRequest: _TypeAlias = AttachArenaRequest  # noqa: Y015
+
+@_typing.final
+class AttachArenaResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARENA_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    arena_id: _builtins.str
+    """One per incarnation of the store."""
+    path: _builtins.str
+    """A file that the caller can map, on the store's own host."""
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        arena_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_id", b"arena_id", "path", b"path", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachArenaResponse: _TypeAlias = AttachArenaResponse  # noqa: Y015
+
+@_typing.final
+class ReserveBlocksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARENA_ID_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    BLOCK_HASHES_FIELD_NUMBER: _builtins.int
+    PARENT_BLOCK_HASHES_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKSUMS_FIELD_NUMBER: _builtins.int
+    arena_id: _builtins.str
+    block_hashes: _builtins.bytes
+    """At most 4096, as in one put; column by column, all lists of one length."""
+    parent_block_hashes: _builtins.bytes
+    """Of each, 16 bytes; zeros at a chain's beginning."""
+    @_builtins.property
+    def begin(self) -> Global___PutBegin: ...
+    @_builtins.property
+    def payload_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def checksums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        arena_id: _builtins.str = ...,
+        begin: Global___PutBegin | None = ...,
+        block_hashes: _builtins.bytes = ...,
+        parent_block_hashes: _builtins.bytes = ...,
+        payload_bytes: _abc.Iterable[_builtins.int] | None = ...,
+        checksums: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_id", b"arena_id", "begin", b"begin", "block_hashes", b"block_hashes", "checksums", b"checksums", "parent_block_hashes", b"parent_block_hashes", "payload_bytes", b"payload_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveBlocksRequest: _TypeAlias = ReserveBlocksRequest  # noqa: Y015
+
+@_typing.final
+class ReserveBlocksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockPlace]:
+        """One for each block, in order: where to write it, or what became of it."""
+
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+        places: _abc.Iterable[Global___BlockPlace] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["places", b"places", "reservation_id", b"reservation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveBlocksResponse: _TypeAlias = ReserveBlocksResponse  # noqa: Y015
+
+@_typing.final
+class BlockPlace(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """From the arena's beginning."""
+    present: _builtins.bool
+    """It is held already, and need not be written."""
+    refused: _builtins.bool
+    """No room could be made."""
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        present: _builtins.bool = ...,
+        refused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "place", b"place", "present", b"present", "refused", b"refused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "place", b"place", "present", b"present", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_place: _TypeAlias = _typing.Literal["offset", "present", "refused"]  # noqa: Y015
+    _WhichOneofArgType_place: _TypeAlias = _typing.Literal["place", b"place"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_place) -> _WhichOneofReturnType_place | None: ...
+
+Global___BlockPlace: _TypeAlias = BlockPlace  # noqa: Y015
+
+@_typing.final
+class CommitBlocksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_id", b"reservation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitBlocksRequest: _TypeAlias = CommitBlocksRequest  # noqa: Y015
+
+@_typing.final
+class CommitBlocksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORED_BLOCKS_FIELD_NUMBER: _builtins.int
+    PRESENT_BLOCKS_FIELD_NUMBER: _builtins.int
+    CORRUPT_BLOCKS_FIELD_NUMBER: _builtins.int
+    stored_blocks: _builtins.int
+    """As PutBlocksResponse counts them."""
+    present_blocks: _builtins.int
+    corrupt_blocks: _builtins.int
+    def __init__(
+        self,
+        *,
+        stored_blocks: _builtins.int = ...,
+        present_blocks: _builtins.int = ...,
+        corrupt_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrupt_blocks", b"corrupt_blocks", "present_blocks", b"present_blocks", "stored_blocks", b"stored_blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommitBlocksResponse: _TypeAlias = CommitBlocksResponse  # noqa: Y015
+
+@_typing.final
+class CancelReservationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservation_id", b"reservation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelReservationRequest: _TypeAlias = CancelReservationRequest  # noqa: Y015
+
+@_typing.final
+class CancelReservationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelReservationResponse: _TypeAlias = CancelReservationResponse  # noqa: Y015
+
+@_typing.final
+class ReportCorruptRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    BLOCK_HASH_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    block_hash: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        block_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash", b"block_hash", "lease_id", b"lease_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportCorruptRequest: _TypeAlias = ReportCorruptRequest  # noqa: Y015
+
+@_typing.final
+class ReportCorruptResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUARANTINED_FIELD_NUMBER: _builtins.int
+    quarantined: _builtins.bool
+    def __init__(
+        self,
+        *,
+        quarantined: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quarantined", b"quarantined"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportCorruptResponse: _TypeAlias = ReportCorruptResponse  # noqa: Y015
+
+@_typing.final
+class WatchKvEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Of an earlier subscription; unset: from a snapshot."""
+    from_sequence: _builtins.int
+    """The first event wanted, itself included: the last `sequence` seen plus one."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int | None = ...,
+        from_sequence: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_from_sequence", b"_from_sequence", "epoch", b"epoch", "from_sequence", b"from_sequence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_from_sequence", b"_from_sequence", "epoch", b"epoch", "from_sequence", b"from_sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__epoch: _TypeAlias = _typing.Literal["epoch"]  # noqa: Y015
+    _WhichOneofArgType__epoch: _TypeAlias = _typing.Literal["_epoch", b"_epoch"]  # noqa: Y015
+    _WhichOneofReturnType__from_sequence: _TypeAlias = _typing.Literal["from_sequence"]  # noqa: Y015
+    _WhichOneofArgType__from_sequence: _TypeAlias = _typing.Literal["_from_sequence", b"_from_sequence"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epoch) -> _WhichOneofReturnType__epoch | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_sequence) -> _WhichOneofReturnType__from_sequence | None: ...
+
+Global___WatchKvEventsRequest: _TypeAlias = WatchKvEventsRequest  # noqa: Y015
+
+@_typing.final
+class WatchKvEventsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    sequence: _builtins.int
+    """Of the last event in this message; events are numbered from 1."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_kv_event_pb2.KvEvent]: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        events: _abc.Iterable[_kv_event_pb2.KvEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "events", b"events", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchKvEventsResponse: _TypeAlias = WatchKvEventsResponse  # noqa: Y015
+
+@_typing.final
 class GetStatsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -416,12 +827,28 @@ class GetStatsResponse(_message.Message):
     LIVE_LEASES_FIELD_NUMBER: _builtins.int
     EXPIRED_LEASES_FIELD_NUMBER: _builtins.int
     OPEN_PUTS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    SAVED_SECONDS_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    CONFIG_ERROR_FIELD_NUMBER: _builtins.int
     live_leases: _builtins.int
     expired_leases: _builtins.int
     open_puts: _builtins.int
     """Puts that have begun and not committed."""
+    saved_seconds: _builtins.float
+    """Seconds of prefill that hits have saved, by what putting them said it took; since start."""
+    config: _builtins.str
+    """Of the file that tiers were read from, and of the newest one that was refused."""
+    config_error: _builtins.str
     @_builtins.property
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierStats]: ...
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantStats]: ...
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceStats]:
+        """What executors hold themselves, as far as their events tell."""
+
     def __init__(
         self,
         *,
@@ -429,14 +856,75 @@ class GetStatsResponse(_message.Message):
         live_leases: _builtins.int = ...,
         expired_leases: _builtins.int = ...,
         open_puts: _builtins.int = ...,
+        tenants: _abc.Iterable[Global___TenantStats] | None = ...,
+        sources: _abc.Iterable[Global___SourceStats] | None = ...,
+        saved_seconds: _builtins.float = ...,
+        config: _builtins.str = ...,
+        config_error: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expired_leases", b"expired_leases", "live_leases", b"live_leases", "open_puts", b"open_puts", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "config_error", b"config_error", "expired_leases", b"expired_leases", "live_leases", b"live_leases", "open_puts", b"open_puts", "saved_seconds", b"saved_seconds", "sources", b"sources", "tenants", b"tenants", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
+
+@_typing.final
+class TenantStats(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    tier: _builtins.str
+    bytes: _builtins.int
+    max_bytes: _builtins.int
+    """0: no quota."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        tier: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "max_bytes", b"max_bytes", "tenant", b"tenant", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantStats: _TypeAlias = TenantStats  # noqa: Y015
+
+@_typing.final
+class SourceStats(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """The executor."""
+    blocks: _builtins.int
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+        age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "blocks", b"blocks", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourceStats: _TypeAlias = SourceStats  # noqa: Y015
 
 @_typing.final
 class TierStats(_message.Message):
@@ -452,8 +940,18 @@ class TierStats(_message.Message):
     EVICTED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     CORRUPT_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
+    PROMOTED_FIELD_NUMBER: _builtins.int
+    DEMOTED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    NOT_ADMITTED_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
     tier: _builtins.str
-    """"ram"."""
+    """"ram", "disk", "redis", "peer"."""
     blocks: _builtins.int
     bytes: _builtins.int
     capacity_bytes: _builtins.int
@@ -464,6 +962,24 @@ class TierStats(_message.Message):
     evicted: _builtins.int
     refused: _builtins.int
     corrupt: _builtins.int
+    policy: _builtins.str
+    """"lru", "lfu", "fifo", "s3fifo"; empty where somebody else evicts."""
+    expired: _builtins.int
+    promoted: _builtins.int
+    """Moved into it from slower tiers, and from faster ones; and not moved, because it could not keep up."""
+    demoted: _builtins.int
+    dropped: _builtins.int
+    read_bytes: _builtins.int
+    """Bytes of payloads, since start."""
+    written_bytes: _builtins.int
+    not_admitted: _builtins.int
+    """Not let in: too short a prefix, not asked for twice, or not worth its bytes."""
+    fault: _builtins.str
+    """Why it serves nothing now; empty: it does."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """Unset: for ever."""
+
     def __init__(
         self,
         *,
@@ -477,10 +993,20 @@ class TierStats(_message.Message):
         evicted: _builtins.int = ...,
         refused: _builtins.int = ...,
         corrupt: _builtins.int = ...,
+        policy: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        expired: _builtins.int = ...,
+        promoted: _builtins.int = ...,
+        demoted: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+        read_bytes: _builtins.int = ...,
+        written_bytes: _builtins.int = ...,
+        not_admitted: _builtins.int = ...,
+        fault: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "capacity_bytes", b"capacity_bytes", "corrupt", b"corrupt", "evicted", b"evicted", "hits", b"hits", "misses", b"misses", "refused", b"refused", "stored", b"stored", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "bytes", b"bytes", "capacity_bytes", b"capacity_bytes", "corrupt", b"corrupt", "demoted", b"demoted", "dropped", b"dropped", "evicted", b"evicted", "expired", b"expired", "fault", b"fault", "hits", b"hits", "misses", b"misses", "not_admitted", b"not_admitted", "policy", b"policy", "promoted", b"promoted", "read_bytes", b"read_bytes", "refused", b"refused", "stored", b"stored", "tier", b"tier", "ttl", b"ttl", "written_bytes", b"written_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,6 +80,36 @@ class KvStoreServiceStub(object):
                 request_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.AttachArena = channel.unary_unary(
+                '/weir.kvstore.v1.KvStoreService/AttachArena',
+                request_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.AttachArenaRequest.SerializeToString,
+                response_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.AttachArenaResponse.FromString,
+                _registered_method=True)
+        self.ReserveBlocks = channel.unary_unary(
+                '/weir.kvstore.v1.KvStoreService/ReserveBlocks',
+                request_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReserveBlocksRequest.SerializeToString,
+                response_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReserveBlocksResponse.FromString,
+                _registered_method=True)
+        self.CommitBlocks = channel.unary_unary(
+                '/weir.kvstore.v1.KvStoreService/CommitBlocks',
+                request_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CommitBlocksRequest.SerializeToString,
+                response_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CommitBlocksResponse.FromString,
+                _registered_method=True)
+        self.CancelReservation = channel.unary_unary(
+                '/weir.kvstore.v1.KvStoreService/CancelReservation',
+                request_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CancelReservationRequest.SerializeToString,
+                response_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CancelReservationResponse.FromString,
+                _registered_method=True)
+        self.ReportCorrupt = channel.unary_unary(
+                '/weir.kvstore.v1.KvStoreService/ReportCorrupt',
+                request_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReportCorruptRequest.SerializeToString,
+                response_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReportCorruptResponse.FromString,
+                _registered_method=True)
+        self.WatchKvEvents = channel.unary_stream(
+                '/weir.kvstore.v1.KvStoreService/WatchKvEvents',
+                request_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.WatchKvEventsRequest.SerializeToString,
+                response_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.WatchKvEventsResponse.FromString,
+                _registered_method=True)
 
 
 class KvStoreServiceServicer(object):
@@ -149,6 +179,59 @@ class KvStoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachArena(self, request, context):
+        """── on one host ────────────────────────────────────────────────────────────────────────────────────────────────────
+        The RAM tier is an arena of shared memory. A caller on the same host maps it, and blocks move by reference: `GetBlocks`
+        with an `arena_id` answers with places in the arena, `ReserveBlocks` gives places to write to. Bytes that are read there are
+        verified by their reader, in its own copy, before they count.
+
+        Where the arena is. UNSUPPORTED: this store shares none, or the caller is not on its host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReserveBlocks(self, request, context):
+        """The first phase of a put by reference: room in the arena that nobody sees. The reservation lapses when nothing is heard
+        of it for as long as a silent put may last. Fails with OVERLOADED, NOT_FOUND (another arena: the store has restarted).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitBlocks(self, request, context):
+        """The second phase: the store verifies what was written, and what verifies is visible at once. NOT_FOUND: no such reservation,
+        or it has lapsed; nothing of it is stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelReservation(self, request, context):
+        """Ends a reservation without storing anything. An unknown one is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportCorrupt(self, request, context):
+        """A reader found that a leased block's bytes do not match their checksum. The store looks itself, and quarantines it if so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchKvEvents(self, request, context):
+        """── to follow it ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+        What the tiers hold, as a log: first a reset with all that they hold now, or, when `from_sequence` is still remembered in
+        this epoch or is the next to come, the events with `sequence` ≥ `from_sequence`. A subscriber that falls behind gets another
+        reset; nothing is skipped in silence.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KvStoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -186,6 +269,36 @@ def add_KvStoreServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.GetStatsRequest.FromString,
                     response_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'AttachArena': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachArena,
+                    request_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.AttachArenaRequest.FromString,
+                    response_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.AttachArenaResponse.SerializeToString,
+            ),
+            'ReserveBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReserveBlocks,
+                    request_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReserveBlocksRequest.FromString,
+                    response_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReserveBlocksResponse.SerializeToString,
+            ),
+            'CommitBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitBlocks,
+                    request_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CommitBlocksRequest.FromString,
+                    response_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CommitBlocksResponse.SerializeToString,
+            ),
+            'CancelReservation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelReservation,
+                    request_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CancelReservationRequest.FromString,
+                    response_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CancelReservationResponse.SerializeToString,
+            ),
+            'ReportCorrupt': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportCorrupt,
+                    request_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReportCorruptRequest.FromString,
+                    response_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReportCorruptResponse.SerializeToString,
+            ),
+            'WatchKvEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchKvEvents,
+                    request_deserializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.WatchKvEventsRequest.FromString,
+                    response_serializer=weir_dot_kvstore_dot_v1_dot_kvstore__pb2.WatchKvEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -388,6 +501,168 @@ class KvStoreService(object):
             '/weir.kvstore.v1.KvStoreService/GetStats',
             weir_dot_kvstore_dot_v1_dot_kvstore__pb2.GetStatsRequest.SerializeToString,
             weir_dot_kvstore_dot_v1_dot_kvstore__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachArena(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.kvstore.v1.KvStoreService/AttachArena',
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.AttachArenaRequest.SerializeToString,
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.AttachArenaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReserveBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.kvstore.v1.KvStoreService/ReserveBlocks',
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReserveBlocksRequest.SerializeToString,
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReserveBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.kvstore.v1.KvStoreService/CommitBlocks',
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CommitBlocksRequest.SerializeToString,
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CommitBlocksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelReservation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.kvstore.v1.KvStoreService/CancelReservation',
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CancelReservationRequest.SerializeToString,
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.CancelReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportCorrupt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.kvstore.v1.KvStoreService/ReportCorrupt',
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReportCorruptRequest.SerializeToString,
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.ReportCorruptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchKvEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weir.kvstore.v1.KvStoreService/WatchKvEvents',
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.WatchKvEventsRequest.SerializeToString,
+            weir_dot_kvstore_dot_v1_dot_kvstore__pb2.WatchKvEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

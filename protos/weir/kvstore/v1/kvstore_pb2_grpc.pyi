@@ -65,6 +65,33 @@ class KvStoreServiceStub:
     RemoveBlocks: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.RemoveBlocksRequest, _kvstore_pb2.RemoveBlocksResponse]
     """Removes blocks, or a whole namespace. Leased blocks become invisible at once and are freed when their leases end."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.GetStatsRequest, _kvstore_pb2.GetStatsResponse]
+    AttachArena: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.AttachArenaRequest, _kvstore_pb2.AttachArenaResponse]
+    """── on one host ────────────────────────────────────────────────────────────────────────────────────────────────────
+    The RAM tier is an arena of shared memory. A caller on the same host maps it, and blocks move by reference: `GetBlocks`
+    with an `arena_id` answers with places in the arena, `ReserveBlocks` gives places to write to. Bytes that are read there are
+    verified by their reader, in its own copy, before they count.
+
+    Where the arena is. UNSUPPORTED: this store shares none, or the caller is not on its host.
+    """
+    ReserveBlocks: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.ReserveBlocksRequest, _kvstore_pb2.ReserveBlocksResponse]
+    """The first phase of a put by reference: room in the arena that nobody sees. The reservation lapses when nothing is heard
+    of it for as long as a silent put may last. Fails with OVERLOADED, NOT_FOUND (another arena: the store has restarted).
+    """
+    CommitBlocks: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.CommitBlocksRequest, _kvstore_pb2.CommitBlocksResponse]
+    """The second phase: the store verifies what was written, and what verifies is visible at once. NOT_FOUND: no such reservation,
+    or it has lapsed; nothing of it is stored.
+    """
+    CancelReservation: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.CancelReservationRequest, _kvstore_pb2.CancelReservationResponse]
+    """Ends a reservation without storing anything. An unknown one is no error."""
+    ReportCorrupt: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.ReportCorruptRequest, _kvstore_pb2.ReportCorruptResponse]
+    """A reader found that a leased block's bytes do not match their checksum. The store looks itself, and quarantines it if so."""
+    WatchKvEvents: _grpc.UnaryStreamMultiCallable[_kvstore_pb2.WatchKvEventsRequest, _kvstore_pb2.WatchKvEventsResponse]
+    """── to follow it ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    What the tiers hold, as a log: first a reset with all that they hold now, or, when `from_sequence` is still remembered in
+    this epoch or is the next to come, the events with `sequence` ≥ `from_sequence`. A subscriber that falls behind gets another
+    reset; nothing is skipped in silence.
+    """
 
 @_typing.type_check_only
 class KvStoreServiceAsyncStub(KvStoreServiceStub):
@@ -103,6 +130,33 @@ class KvStoreServiceAsyncStub(KvStoreServiceStub):
     RemoveBlocks: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.RemoveBlocksRequest, _kvstore_pb2.RemoveBlocksResponse]  # type: ignore[assignment]
     """Removes blocks, or a whole namespace. Leased blocks become invisible at once and are freed when their leases end."""
     GetStats: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.GetStatsRequest, _kvstore_pb2.GetStatsResponse]  # type: ignore[assignment]
+    AttachArena: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.AttachArenaRequest, _kvstore_pb2.AttachArenaResponse]  # type: ignore[assignment]
+    """── on one host ────────────────────────────────────────────────────────────────────────────────────────────────────
+    The RAM tier is an arena of shared memory. A caller on the same host maps it, and blocks move by reference: `GetBlocks`
+    with an `arena_id` answers with places in the arena, `ReserveBlocks` gives places to write to. Bytes that are read there are
+    verified by their reader, in its own copy, before they count.
+
+    Where the arena is. UNSUPPORTED: this store shares none, or the caller is not on its host.
+    """
+    ReserveBlocks: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.ReserveBlocksRequest, _kvstore_pb2.ReserveBlocksResponse]  # type: ignore[assignment]
+    """The first phase of a put by reference: room in the arena that nobody sees. The reservation lapses when nothing is heard
+    of it for as long as a silent put may last. Fails with OVERLOADED, NOT_FOUND (another arena: the store has restarted).
+    """
+    CommitBlocks: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.CommitBlocksRequest, _kvstore_pb2.CommitBlocksResponse]  # type: ignore[assignment]
+    """The second phase: the store verifies what was written, and what verifies is visible at once. NOT_FOUND: no such reservation,
+    or it has lapsed; nothing of it is stored.
+    """
+    CancelReservation: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.CancelReservationRequest, _kvstore_pb2.CancelReservationResponse]  # type: ignore[assignment]
+    """Ends a reservation without storing anything. An unknown one is no error."""
+    ReportCorrupt: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.ReportCorruptRequest, _kvstore_pb2.ReportCorruptResponse]  # type: ignore[assignment]
+    """A reader found that a leased block's bytes do not match their checksum. The store looks itself, and quarantines it if so."""
+    WatchKvEvents: _aio.UnaryStreamMultiCallable[_kvstore_pb2.WatchKvEventsRequest, _kvstore_pb2.WatchKvEventsResponse]  # type: ignore[assignment]
+    """── to follow it ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    What the tiers hold, as a log: first a reset with all that they hold now, or, when `from_sequence` is still remembered in
+    this epoch or is the next to come, the events with `sequence` ≥ `from_sequence`. A subscriber that falls behind gets another
+    reset; nothing is skipped in silence.
+    """
 
 class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     """KV blocks by their address, for engines that share prefixes. A store may miss; it may never be wrong.
@@ -180,5 +234,68 @@ class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kvstore_pb2.GetStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kvstore_pb2.GetStatsResponse, _abc.Awaitable[_kvstore_pb2.GetStatsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AttachArena(
+        self,
+        request: _kvstore_pb2.AttachArenaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kvstore_pb2.AttachArenaResponse, _abc.Awaitable[_kvstore_pb2.AttachArenaResponse]]:
+        """── on one host ────────────────────────────────────────────────────────────────────────────────────────────────────
+        The RAM tier is an arena of shared memory. A caller on the same host maps it, and blocks move by reference: `GetBlocks`
+        with an `arena_id` answers with places in the arena, `ReserveBlocks` gives places to write to. Bytes that are read there are
+        verified by their reader, in its own copy, before they count.
+
+        Where the arena is. UNSUPPORTED: this store shares none, or the caller is not on its host.
+        """
+
+    @_abc_1.abstractmethod
+    def ReserveBlocks(
+        self,
+        request: _kvstore_pb2.ReserveBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kvstore_pb2.ReserveBlocksResponse, _abc.Awaitable[_kvstore_pb2.ReserveBlocksResponse]]:
+        """The first phase of a put by reference: room in the arena that nobody sees. The reservation lapses when nothing is heard
+        of it for as long as a silent put may last. Fails with OVERLOADED, NOT_FOUND (another arena: the store has restarted).
+        """
+
+    @_abc_1.abstractmethod
+    def CommitBlocks(
+        self,
+        request: _kvstore_pb2.CommitBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kvstore_pb2.CommitBlocksResponse, _abc.Awaitable[_kvstore_pb2.CommitBlocksResponse]]:
+        """The second phase: the store verifies what was written, and what verifies is visible at once. NOT_FOUND: no such reservation,
+        or it has lapsed; nothing of it is stored.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelReservation(
+        self,
+        request: _kvstore_pb2.CancelReservationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kvstore_pb2.CancelReservationResponse, _abc.Awaitable[_kvstore_pb2.CancelReservationResponse]]:
+        """Ends a reservation without storing anything. An unknown one is no error."""
+
+    @_abc_1.abstractmethod
+    def ReportCorrupt(
+        self,
+        request: _kvstore_pb2.ReportCorruptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kvstore_pb2.ReportCorruptResponse, _abc.Awaitable[_kvstore_pb2.ReportCorruptResponse]]:
+        """A reader found that a leased block's bytes do not match their checksum. The store looks itself, and quarantines it if so."""
+
+    @_abc_1.abstractmethod
+    def WatchKvEvents(
+        self,
+        request: _kvstore_pb2.WatchKvEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_kvstore_pb2.WatchKvEventsResponse], _abc.AsyncIterator[_kvstore_pb2.WatchKvEventsResponse]]:
+        """── to follow it ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+        What the tiers hold, as a log: first a reset with all that they hold now, or, when `from_sequence` is still remembered in
+        this epoch or is the next to come, the events with `sequence` ≥ `from_sequence`. A subscriber that falls behind gets another
+        reset; nothing is skipped in silence.
+        """
 
 def add_KvStoreServiceServicer_to_server(servicer: KvStoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

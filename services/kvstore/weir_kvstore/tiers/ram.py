@@ -1,10 +1,12 @@
-"""The tier in this process's memory."""
+"""Slots in this process's memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weir_kvstore.tier import Bytes
+from weir_kvstore.record import Bytes, Record
+from weir_kvstore.tier import Recovered
 
 
 @dataclass(slots=True)
@@ -14,7 +16,7 @@ class _Payload:
     buffer: bytes | bytearray = b""
 
 
-class RamTier:
+class RamSlots:
     """Payloads in memory, each in one buffer, bounded by their bytes."""
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -24,16 +26,15 @@ class RamTier:
         self._payloads: dict[int, _Payload] = {}
 
     @property
-    def name(self) -> str:
-        return "ram"
-
-    @property
     def capacity_bytes(self) -> int:
         return self._capacity_bytes
 
     @property
     def used_bytes(self) -> int:
         return self._used_bytes
+
+    async def recover(self) -> Sequence[Recovered]:
+        return ()
 
     def claim(self, block_id: int, size_bytes: int) -> bool:
         assert size_bytes > 0, size_bytes
@@ -44,18 +45,21 @@ class RamTier:
         self._used_bytes += size_bytes
         return True
 
-    async def write(self, block_id: int, offset: int, piece: bytes) -> None:
+    async def write(self, block_id: int, offset: int, piece: Bytes) -> None:
         payload = self._payloads[block_id]
         end = offset + len(piece)
         assert 0 <= offset < end <= payload.size_bytes, (offset, end, payload.size_bytes)
         if len(piece) == payload.size_bytes:
-            payload.buffer = piece
+            payload.buffer = bytes(piece)  # no copy where it is bytes already
             return
         if offset == 0:
             payload.buffer = bytearray(payload.size_bytes)
         assert isinstance(payload.buffer, bytearray), "a payload's first piece comes first"
         # Through a view, so that a piece can never change the length of the buffer.
         memoryview(payload.buffer)[offset:end] = piece
+
+    async def commit(self, block_id: int, record: Record) -> None:
+        assert len(self._payloads[block_id].buffer) == record.size_bytes, record
 
     async def read(self, block_id: int, offset: int, size_bytes: int) -> Bytes:
         payload = self._payloads[block_id]
@@ -67,6 +71,10 @@ class RamTier:
 
     def free(self, block_id: int) -> None:
         self._used_bytes -= self._payloads.pop(block_id).size_bytes
+
+    async def close(self) -> None:
+        self._payloads.clear()
+        self._used_bytes = 0
 
     def check_integrity(self) -> None:
         assert self._used_bytes == sum(payload.size_bytes for payload in self._payloads.values())

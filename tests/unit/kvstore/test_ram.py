@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from weir_kvstore.memory import RamTier
+from weir_kvstore.tiers.ram import RamSlots
 
 
-async def filled(tier: RamTier, block_id: int, *pieces: bytes) -> None:
+async def filled(tier: RamSlots, block_id: int, *pieces: bytes) -> None:
     assert tier.claim(block_id, sum(map(len, pieces)))
     offset = 0
     for piece in pieces:
@@ -14,7 +14,7 @@ async def filled(tier: RamTier, block_id: int, *pieces: bytes) -> None:
 
 
 async def test_bytes_come_back_in_any_range() -> None:
-    tier = RamTier(100)
+    tier = RamSlots(100)
     await filled(tier, 1, b"abc", b"defg")
     await filled(tier, 2, b"whole")
     assert await tier.read(1, 0, 7) == b"abcdefg"
@@ -24,7 +24,7 @@ async def test_bytes_come_back_in_any_range() -> None:
 
 
 async def test_nothing_is_copied() -> None:
-    tier, piece = RamTier(100), b"one piece"
+    tier, piece = RamSlots(100), b"one piece"
     await filled(tier, 1, piece)
     assert await tier.read(1, 0, len(piece)) is piece
     await filled(tier, 2, b"two ", b"pieces")
@@ -35,7 +35,7 @@ async def test_nothing_is_copied() -> None:
 
 
 async def test_room_is_claimed_before_it_is_filled_and_freed_exactly() -> None:
-    tier = RamTier(10)
+    tier = RamSlots(10)
     assert tier.claim(1, 7)
     assert not tier.claim(2, 4)
     assert tier.used_bytes == 7
@@ -49,7 +49,7 @@ async def test_room_is_claimed_before_it_is_filled_and_freed_exactly() -> None:
 
 
 async def test_our_own_mistakes_are_asserted() -> None:
-    tier = RamTier(10)
+    tier = RamSlots(10)
     await filled(tier, 1, b"ab")
     with pytest.raises(AssertionError):
         tier.claim(1, 1)

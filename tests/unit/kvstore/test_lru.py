@@ -3,13 +3,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weir_kvstore.eviction import Lru
+from weir_kvstore.policies.lru import Lru
 
 
 def of(*sizes: int) -> Lru:
     order = Lru()
     for block_id, size_bytes in enumerate(sizes):
-        order.add(block_id, size_bytes)
+        order.add(block_id, b"", size_bytes)
     return order
 
 
@@ -37,7 +37,7 @@ def test_what_may_not_go_is_passed_over() -> None:
     order.remove(0)
     assert order.victims(size_bytes=1, blocks=0) == [1]
     assert (len(order), 0 in order) == (1, False)
-    order.add(0, 10)  # coming back is being used
+    order.add(0, b"", 10)  # coming back is being used
     assert order.victims(size_bytes=20, blocks=0) == [1, 0]
 
 

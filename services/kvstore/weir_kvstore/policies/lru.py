@@ -1,7 +1,4 @@
-"""Who goes next. Pure: it names blocks and moves none.
-
-The index tells it which blocks may go (visible, and nobody refers to them); a leased block is never in here.
-"""
+"""Least recently used first. Pure."""
 
 from __future__ import annotations
 
@@ -18,25 +15,25 @@ class Lru:
     def __len__(self) -> int:
         return len(self._sizes)
 
+    @property
+    def size_bytes(self) -> int:
+        return self._bytes
+
     def __contains__(self, block_id: int) -> bool:
         return block_id in self._sizes
 
-    def add(self, block_id: int, size_bytes: int) -> None:
-        """The block may go from now on; it was used just now."""
+    def add(self, block_id: int, address: bytes, size_bytes: int) -> None:  # noqa: ARG002  # it remembers nobody who left
         assert block_id not in self._sizes, block_id
         self._sizes[block_id] = size_bytes
         self._bytes += size_bytes
 
     def remove(self, block_id: int) -> None:
-        """The block may not go any more, or is gone."""
         self._bytes -= self._sizes.pop(block_id)
 
     def touch(self, block_id: int) -> None:
-        """The block was used just now."""
         self._sizes.move_to_end(block_id)
 
     def victims(self, *, size_bytes: int, blocks: int) -> list[int] | None:
-        """The next to go until this much would be free, or None when even all of them would not be enough."""
         if size_bytes > self._bytes or blocks > len(self._sizes):
             return None
         chosen: list[int] = []
