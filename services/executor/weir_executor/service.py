@@ -25,7 +25,7 @@ from weir_executor.engine_watch import EngineWatch
 from weir_executor.guided.compile_process import CompileLimits
 from weir_executor.guided.compiler import GuideCompiler, GuideLimits, load_compiler
 from weir_executor.kv_events import KvEventLog
-from weir_executor.kv_transfer import KvTransfer, LoaderLimits, TransferLimits, WriterLimits
+from weir_executor.kv_transfer import GrpcTransport, KvTransfer, LoaderLimits, TransferLimits, WriterLimits
 from weir_executor.live_requests import LiveRequests
 from weir_executor.mapping import Served
 from weir_executor.metrics import ExecutorMetrics
@@ -179,7 +179,8 @@ async def _connect_store(
         ),
         WriterLimits(settings.kvstore_queue_bytes, _PUT_SECONDS, settings.kvstore_bytes_per_second),
     )
-    transfer = KvTransfer(channel, engine, limits, metrics=metrics, clock=chassis.clock, random=chassis.random)
+    transport = GrpcTransport(channel)
+    transfer = KvTransfer(transport, engine, limits, metrics=metrics, clock=chassis.clock, random=chassis.random)
     stack.push_async_callback(transfer.close)
     return transfer
 

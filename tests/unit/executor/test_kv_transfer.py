@@ -22,7 +22,7 @@ from weir_chassis.server import Chassis, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory
 from weir_executor.engine import Engine, FullBlock, GenerationRequest, Sampling
 from weir_executor.fake import FakeEngine, FakeEngineConfig
-from weir_executor.kv_transfer import KvTransfer, LoaderLimits, TransferLimits, WriterLimits
+from weir_executor.kv_transfer import GrpcTransport, KvTransfer, LoaderLimits, TransferLimits, WriterLimits
 from weir_executor.metrics import ExecutorMetrics
 from weir_executor.model_files import ModelFiles
 from weir_executor.service import serving
@@ -88,7 +88,7 @@ async def bench(limits: TransferLimits = LIMITS, engine: Engine | None = None) -
     engine = engine or FakeEngine()
     async with serve_store(store) as channel:
         transfer = KvTransfer(
-            channel,
+            GrpcTransport(channel),
             engine,
             limits,
             metrics=ExecutorMetrics(chassis.metrics),
@@ -453,7 +453,7 @@ async def test_a_bug_in_a_put_costs_its_blocks_and_not_the_service(monkeypatch: 
 
     async with bench() as b:
         with monkeypatch.context() as patch:
-            patch.setattr("weir_executor.kv_transfer.writer._parts", broken)
+            patch.setattr("weir_executor.kv_transfer.grpc_transport._parts", broken)
             b.transfer.offer(full_blocks(request_of(2)))
             await until(lambda: b.outcomes("kv_offered_blocks") == {"failed": 2})
         b.transfer.offer(full_blocks(request_of(2)))

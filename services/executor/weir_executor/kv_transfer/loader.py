@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING
 
 import grpc
 
-from weir.kvstore.v1 import kvstore_pb2 as kv
-from weir.kvstore.v1.block_hash import join_hashes
 from weir_chassis.clock import Clock
 from weir_chassis.errors import DataCorrupt
 from weir_chassis.telemetry import get_logger
-from weir_executor.engine import StoredPrefix
-from weir_executor.kv_transfer.assembler import BlockAssembler
+from weir_executor.engine import EngineInfo, StoredPrefix
 from weir_executor.kv_transfer.breaker import Breaker
 from weir_executor.kv_transfer.hashes import RecentHashes
+from weir_executor.kv_transfer.transport import BlockTransport, Payload
 from weir_executor.metrics import ExecutorMetrics
-
-if TYPE_CHECKING:
-    # The generated module has this name only for type checkers.
-    from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceAsyncStub
 
 # Giving a lease back is owed even to a store that is slow; it lapses by itself when this is too short.
 _RELEASE_SECONDS = 5.0
@@ -72,15 +66,15 @@ class _Flight:
     """One load, and how many wait for it."""
 
     plan: LoadPlan
-    task: asyncio.Task[Sequence[bytes | memoryview]]
+    task: asyncio.Task[Sequence[Payload]]
     waiters: int = field(default=0)
 
 
 class PrefixLoader:
     def __init__(
         self,
-        stub: KvStoreServiceAsyncStub,
-        block_bytes: int,
+        transport: BlockTransport,
+        info: EngineInfo,
         limits: LoaderLimits,
         *,
         known: RecentHashes,
@@ -89,7 +83,7 @@ class PrefixLoader:
         random: Random,
     ) -> None:
         """`known` learns what the store holds and what it does not."""
-        self._stub, self._block_bytes, self._limits = stub, block_bytes, limits
+        self._transport, self._info, self._limits = transport, info, limits
         self._known, self._metrics, self._clock = known, metrics, clock
         self._breaker = Breaker(clock, random)
         self._flights: dict[tuple[bytes, bytes], _Flight] = {}
@@ -158,7 +152,7 @@ class PrefixLoader:
         if self._flights.get(flight.plan.flight_key) is flight:
             del self._flights[flight.plan.flight_key]
 
-    async def _fly(self, plan: LoadPlan) -> Sequence[bytes | memoryview]:
+    async def _fly(self, plan: LoadPlan) -> Sequence[Payload]:
         """Whatever goes wrong, fewer blocks come."""
         start = self._clock.monotonic()
         try:
@@ -174,18 +168,19 @@ class PrefixLoader:
         self._metrics.load_seconds.observe(self._clock.monotonic() - start)
         return blocks
 
-    async def _match_and_get(self, plan: LoadPlan) -> Sequence[bytes | memoryview]:
+    async def _match_and_get(self, plan: LoadPlan) -> Sequence[Payload]:
         wanted = plan.block_hashes
-        request = kv.MatchPrefixRequest(
-            namespace=plan.namespace,
-            block_hashes=join_hashes([*plan.local_hashes, *wanted]),
+        match = await self._transport.match(
+            plan.namespace,
+            [*plan.local_hashes, *wanted],
             skip_blocks=plan.first_block,
+            block_size=self._info.block_size,
+            timeout=self._limits.deadline_seconds,
         )
-        match = await self._stub.MatchPrefix(request, timeout=self._limits.deadline_seconds)
         matched = min(max(0, match.matched_blocks - plan.first_block), len(wanted))
         self._known.add(wanted[:matched])
         self._known.discard(wanted[matched:])
-        if not match.HasField("lease_id"):
+        if match.lease_id is None:
             return ()
         try:
             count = min(matched, self._room_blocks())
@@ -193,32 +188,23 @@ class PrefixLoader:
         finally:
             self._release_soon(match.lease_id)
 
-    async def _get(self, lease_id: str, wanted: Sequence[bytes]) -> Sequence[bytes | memoryview]:
-        size = len(wanted) * self._block_bytes
+    async def _get(self, lease_id: str, wanted: Sequence[bytes]) -> Sequence[Payload]:
+        size, came = len(wanted) * self._info.block_bytes, list[Payload]()
+        timeout = self._limits.deadline_seconds + size / self._limits.bytes_per_second
         self._held_bytes += size
-        assembler = BlockAssembler(wanted, self._block_bytes)
-        call = self._stub.GetBlocks(
-            kv.GetBlocksRequest(lease_id=lease_id),
-            timeout=self._limits.deadline_seconds + size / self._limits.bytes_per_second,
-        )
+        blocks = self._transport.get(lease_id, wanted, block_bytes=self._info.block_bytes, timeout=timeout)
         try:
-            async for piece in call:
-                assembler.add(piece)
-                if assembler.done:
-                    break
-            return await self._verify(assembler)
-        except grpc.RpcError:
+            async with aclosing(blocks):
+                async for some in blocks:
+                    came += some
+        except (grpc.RpcError, DataCorrupt):
             # What came whole before it broke off is as good as ever.
-            if sound := await self._verify(assembler):
-                return sound
-            raise
+            if not came:
+                raise
         finally:
-            call.cancel()
             self._held_bytes -= size
-            self._metrics.load_bytes.inc(assembler.received_bytes)
-
-    async def _verify(self, assembler: BlockAssembler) -> Sequence[bytes | memoryview]:
-        return await asyncio.to_thread(assembler.verified)
+            self._metrics.load_bytes.inc(sum(map(len, came)))
+        return came
 
     def _release_soon(self, lease_id: str) -> None:
         # A task of its own, because a load that is cancelled owes the lease just the same.
@@ -228,11 +214,11 @@ class PrefixLoader:
 
     async def _release(self, lease_id: str) -> None:
         try:
-            await self._stub.ReleaseLease(kv.ReleaseLeaseRequest(lease_id=lease_id), timeout=_RELEASE_SECONDS)
+            await self._transport.release(lease_id, timeout=_RELEASE_SECONDS)
         except grpc.RpcError:
             self._metrics.loads.labels("lease_not_released").inc()
 
-    def _hold(self, plan: LoadPlan, blocks: Sequence[bytes | memoryview]) -> HeldPrefix | None:
+    def _hold(self, plan: LoadPlan, blocks: Sequence[Payload]) -> HeldPrefix | None:
         if len(blocks) < self._limits.min_blocks:
             return None
         size = sum(map(len, blocks))
@@ -244,7 +230,7 @@ class PrefixLoader:
         return HeldPrefix(StoredPrefix(plan.first_block, blocks), release)
 
     def _room_blocks(self) -> int:
-        return max(0, self._limits.budget_bytes - self._held_bytes) // self._block_bytes
+        return max(0, self._limits.budget_bytes - self._held_bytes) // self._info.block_bytes
 
 
 def _common(left: Sequence[bytes], right: Sequence[bytes]) -> int:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-import grpc
-
-from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir_chassis.clock import Clock
 from weir_executor.engine import Engine, FullBlock, GenerationRequest
 from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
 from weir_executor.kv_transfer.loader import MAX_MATCHED_BLOCKS, HeldPrefix, LoaderLimits, LoadPlan, PrefixLoader
+from weir_executor.kv_transfer.transport import BlockTransport
 from weir_executor.kv_transfer.writer import BlockWriter, WriterLimits
 from weir_executor.metrics import ExecutorMetrics
 
@@ -28,7 +26,7 @@ class KvTransfer:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        transport: BlockTransport,
         engine: Engine,
         limits: TransferLimits,
         *,
@@ -36,14 +34,13 @@ class KvTransfer:
         clock: Clock,
         random: Random,
     ) -> None:
-        stub, info = KvStoreServiceStub(channel), engine.info
-        self._engine = engine
+        self._transport, self._engine, info = transport, engine, engine.info
         self._namespaces, known = Namespaces(info), RecentHashes()
         self._loader = PrefixLoader(
-            stub, info.block_bytes, limits.load, known=known, metrics=metrics, clock=clock, random=random
+            transport, info, limits.load, known=known, metrics=metrics, clock=clock, random=random
         )
         self._writer = BlockWriter(
-            stub,
+            transport,
             limits.put,
             namespaces=self._namespaces,
             known=known,
@@ -76,6 +73,7 @@ class KvTransfer:
 
     async def close(self) -> None:
         await self._loader.close()
+        await self._transport.close()
 
     @property
     def held_bytes(self) -> int:

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import grpc
-from xxhash import xxh3_64_intdigest
 
-from weir.kvstore.v1 import kvstore_pb2 as kv
 from weir_chassis.clock import Clock
 from weir_chassis.telemetry import get_logger
 from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.breaker import Breaker
 from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
+from weir_executor.kv_transfer.transport import BlockTransport, Put, PutResult
 from weir_executor.metrics import ExecutorMetrics
 
-if TYPE_CHECKING:
-    # The generated module has this name only for type checkers.
-    from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceAsyncStub
-
-_CHUNK_BYTES = 2 * 1024 * 1024  # PutChunk's own limit
 # Blocks become full in bursts: a prefill fills many in one step, and a batch per burst costs one call instead of many.
 _LINGER_SECONDS = 0.02
 # One PutBlocks call carries about this much: seconds of a slow wire, so a call that fails loses little.
@@ -44,7 +37,7 @@ class WriterLimits:
 class BlockWriter:
     def __init__(
         self,
-        stub: KvStoreServiceAsyncStub,
+        transport: BlockTransport,
         limits: WriterLimits,
         *,
         namespaces: Namespaces,
@@ -54,7 +47,7 @@ class BlockWriter:
         random: Random,
     ) -> None:
         """Needs a running event loop."""
-        self._stub, self._limits, self._clock = stub, limits, clock
+        self._transport, self._limits, self._clock = transport, limits, clock
         self._namespaces, self._known, self._metrics = namespaces, known, metrics
         self._breaker = Breaker(clock, random)
         self._loop = asyncio.get_running_loop()
@@ -113,7 +106,7 @@ class BlockWriter:
             self._metrics.offers.labels("breaker").inc(len(blocks))
             return
         try:
-            response = await self._send(scope, blocks)
+            result = await self._send(scope, blocks)
         except Exception as error:
             self._breaker.failed()
             self._metrics.offers.labels("failed").inc(len(blocks))
@@ -121,47 +114,24 @@ class BlockWriter:
                 get_logger().error("kv_put_failed", exc_info=error)
             return
         self._breaker.succeeded()
-        self._note(response, blocks)
+        self._note(result, blocks)
 
-    async def _send(self, scope: bytes, blocks: Sequence[FullBlock]) -> kv.PutBlocksResponse:
-        size = sum(len(block.payload) for block in blocks)
-        checksums = await asyncio.to_thread(_checksums, blocks)
-        parts = _parts(self._namespaces.of(scope), blocks, checksums)
+    async def _send(self, scope: bytes, blocks: Sequence[FullBlock]) -> PutResult:
+        put = Put(self._namespaces.of(scope), blocks)
+        size = put.size_bytes
         timeout = self._limits.deadline_seconds + size / self._limits.bytes_per_second
-        response = await self._stub.PutBlocks(parts, timeout=timeout)
+        result = await self._transport.put(put, timeout=timeout)
         self._metrics.offer_bytes.inc(size)
-        return response
+        return result
 
-    def _note(self, response: kv.PutBlocksResponse, blocks: Sequence[FullBlock]) -> None:
+    def _note(self, result: PutResult, blocks: Sequence[FullBlock]) -> None:
         for outcome, count in (
-            ("stored", response.stored_blocks),
-            ("present", response.present_blocks),
-            ("corrupt", response.corrupt_blocks),
-            ("refused", response.refused_blocks),
+            ("stored", result.stored),
+            ("present", result.present),
+            ("corrupt", result.corrupt),
+            ("refused", result.refused),
         ):
             self._metrics.offers.labels(outcome).inc(count)
         # The answer counts blocks and does not name them, so only when all are held is each one known to be.
-        if response.stored_blocks + response.present_blocks == len(blocks):
+        if result.stored + result.present == len(blocks):
             self._known.add(block.block_hash for block in blocks)
-
-
-def _checksums(blocks: Sequence[FullBlock]) -> list[int]:
-    return [xxh3_64_intdigest(block.payload) for block in blocks]
-
-
-async def _parts(
-    namespace: bytes, blocks: Sequence[FullBlock], checksums: Sequence[int]
-) -> AsyncIterator[kv.PutBlocksRequest]:
-    yield kv.PutBlocksRequest(begin=kv.PutBegin(namespace=namespace))
-    for block, checksum in zip(blocks, checksums, strict=True):
-        for offset in range(0, len(block.payload), _CHUNK_BYTES):
-            chunk = kv.PutChunk(
-                block_hash=block.block_hash,
-                parent_block_hash=block.parent_block_hash,
-                payload_bytes=len(block.payload),
-                offset=offset,
-                chunk=block.payload[offset : offset + _CHUNK_BYTES],
-                checksum=checksum,
-            )
-            yield kv.PutBlocksRequest(chunk=chunk)
-    yield kv.PutBlocksRequest(commit=kv.PutCommit())

@@ -1,0 +1,103 @@
+"""Blocks as chunks in messages: what every store can do, wherever it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import TYPE_CHECKING
+
+import grpc
+from xxhash import xxh3_64_intdigest
+
+from weir.kvstore.v1 import kvstore_pb2 as kv
+from weir.kvstore.v1.block_hash import join_hashes
+from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
+from weir_executor.engine import FullBlock
+from weir_executor.kv_transfer.assembler import BlockAssembler
+from weir_executor.kv_transfer.transport import Match, Payload, Put, PutResult, TierRange
+
+if TYPE_CHECKING:
+    # The generated module has this name only for type checkers.
+    from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceAsyncStub
+
+_CHUNK_BYTES = 2 * 1024 * 1024  # PutChunk's own limit
+
+
+class GrpcTransport:
+    """A `BlockTransport`."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub: KvStoreServiceAsyncStub = KvStoreServiceStub(channel)
+
+    async def match(
+        self, namespace: bytes, block_hashes: Sequence[bytes], *, skip_blocks: int, block_size: int, timeout: float
+    ) -> Match:
+        request = kv.MatchPrefixRequest(
+            namespace=namespace,
+            block_hashes=join_hashes(block_hashes),
+            skip_blocks=skip_blocks,
+            block_size=block_size,
+        )
+        response = await self._stub.MatchPrefix(request, timeout=timeout)
+        return Match(
+            response.matched_blocks,
+            response.lease_id if response.HasField("lease_id") else None,
+            [TierRange(each.blocks, each.tier) for each in response.ranges],
+        )
+
+    async def get(
+        self, lease_id: str, wanted: Sequence[bytes], *, block_bytes: int, timeout: float
+    ) -> AsyncGenerator[Sequence[Payload], None]:
+        assembler = BlockAssembler(wanted, block_bytes)
+        request = kv.GetBlocksRequest(lease_id=lease_id, max_blocks=len(wanted))
+        call = self._stub.GetBlocks(request, timeout=timeout)
+        try:
+            async for piece in call:
+                if (block := assembler.add(piece)) is not None:
+                    yield (block,)
+                if assembler.done:
+                    return
+        finally:
+            call.cancel()
+
+    async def put(self, put: Put, *, timeout: float) -> PutResult:
+        checksums = await asyncio.to_thread(_checksums, put.blocks)
+        response = await self._stub.PutBlocks(_parts(put, checksums), timeout=timeout)
+        return PutResult(
+            response.stored_blocks, response.present_blocks, response.corrupt_blocks, response.refused_blocks
+        )
+
+    async def release(self, lease_id: str, *, timeout: float) -> None:
+        await self._stub.ReleaseLease(kv.ReleaseLeaseRequest(lease_id=lease_id), timeout=timeout)
+
+    async def close(self) -> None:
+        """It holds nothing."""
+
+
+def begin_of(put: Put) -> kv.PutBegin:
+    return kv.PutBegin(
+        namespace=put.namespace,
+        tenant=put.tenant,
+        block_size=put.block_size,
+        prefill_seconds_per_block=put.prefill_seconds_per_block,
+    )
+
+
+def _checksums(blocks: Sequence[FullBlock]) -> list[int]:
+    return [xxh3_64_intdigest(block.payload) for block in blocks]
+
+
+async def _parts(put: Put, checksums: Sequence[int]) -> AsyncIterator[kv.PutBlocksRequest]:
+    yield kv.PutBlocksRequest(begin=begin_of(put))
+    for block, checksum in zip(put.blocks, checksums, strict=True):
+        for offset in range(0, len(block.payload), _CHUNK_BYTES):
+            chunk = kv.PutChunk(
+                block_hash=block.block_hash,
+                parent_block_hash=block.parent_block_hash,
+                payload_bytes=len(block.payload),
+                offset=offset,
+                chunk=block.payload[offset : offset + _CHUNK_BYTES],
+                checksum=checksum,
+            )
+            yield kv.PutBlocksRequest(chunk=chunk)
+    yield kv.PutBlocksRequest(commit=kv.PutCommit())
