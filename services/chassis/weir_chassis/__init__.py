@@ -7,5 +7,6 @@ settings      the environment, once, loudly
 leases        what is held, and that it is given back
 drain_rate    when a refused caller should come back
 clock         time, passed in
+broker        the seam to what carries messages that are no calls          nats
 testing       the doubles
 """

@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # Enough to recognise a value by; a mistaken paste of a key or a file should not fill the terminal.
@@ -44,6 +45,21 @@ class ServiceSettings(BaseSettings):
     def replace(self, **changes: Any) -> Self:
         """A checked copy with other values, for tests and for starting services from a program."""
         return type(self).model_validate({**self.model_dump(), **changes})
+
+
+class NatsSettings(ServiceSettings):
+    """What a service is told besides, if it publishes or follows. Without `nats_url` it does neither."""
+
+    nats_url: SecretStr | None = Field(
+        default=None, min_length=1, description="nats://[user:password@]host:port,…, or tls://…; unset: none"
+    )
+    nats_user: str = Field(default="", description="with nats_password; empty: as the URL says, or none")
+    nats_password: SecretStr = SecretStr("")
+    nats_token: SecretStr = SecretStr("")
+    nats_credentials_file: Path | None = Field(default=None, description="a user's JWT and seed, as `nsc` writes them")
+    nats_tls_ca_file: Path | None = Field(default=None, description="unset: the system's authorities")
+    nats_tls_cert_file: Path | None = Field(default=None, description="for a server that asks its clients for one")
+    nats_tls_key_file: Path | None = None
 
 
 S = TypeVar("S", bound=ServiceSettings)
