@@ -96,6 +96,7 @@ class Recovered:
 
     block_id: int
     record: Record
+    stored_at: float  # seconds since the Unix epoch: a restart does not make a block young again
 
 
 class Slots(Protocol):
@@ -116,11 +117,14 @@ class Slots(Protocol):
         ...
 
     async def recover(self) -> Sequence[Recovered]:
-        """Once, before all else: what was committed by an earlier process. Their ids are claimed."""
+        """Once, before all else: what was committed by an earlier process, the oldest first. Their ids are claimed."""
         ...
 
     def claim(self, block_id: int, size_bytes: int) -> bool:
-        """Sets room aside before a byte of it is allocated. False, without any effect, when there is not enough."""
+        """Sets room aside before a byte of it is allocated. False, without any effect, when there is not enough.
+
+        A slot may take more than its payload (it is rounded up): who makes room frees until the claim succeeds.
+        """
         ...
 
     async def write(self, block_id: int, offset: int, piece: Bytes) -> None:
@@ -133,6 +137,13 @@ class Slots(Protocol):
 
     async def read(self, block_id: int, offset: int, size_bytes: int) -> Bytes:
         """A range of a wholly written block. May be no copy: to be used before it is freed. Raises OSError."""
+        ...
+
+    async def read_into(self, block_id: int, offset: int, into: memoryview) -> None:
+        """A range of a wholly written block, straight into the caller's memory. Raises OSError.
+
+        However it ends, cancelled too, nobody writes there any more. Reads asked for together may be done as one.
+        """
         ...
 
     def free(self, block_id: int) -> None:

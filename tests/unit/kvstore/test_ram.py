@@ -20,6 +20,9 @@ async def test_bytes_come_back_in_any_range() -> None:
     assert await tier.read(1, 0, 7) == b"abcdefg"
     assert await tier.read(1, 2, 3) == b"cde"
     assert await tier.read(2, 1, 3) == b"hol"
+    into = bytearray(3)
+    await tier.read_into(1, 4, memoryview(into))
+    assert into == b"efg"
     tier.check_integrity()
 
 

@@ -69,6 +69,9 @@ class RamSlots:
             return payload.buffer
         return memoryview(payload.buffer)[offset : offset + size_bytes]
 
+    async def read_into(self, block_id: int, offset: int, into: memoryview) -> None:
+        into[:] = await self.read(block_id, offset, len(into))
+
     def free(self, block_id: int) -> None:
         self._used_bytes -= self._payloads.pop(block_id).size_bytes
 
