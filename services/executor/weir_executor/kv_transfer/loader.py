@@ -10,11 +10,11 @@ from random import Random
 
 import grpc
 
+from weir_chassis.breaker import Breaker
 from weir_chassis.clock import Clock
 from weir_chassis.errors import DataCorrupt
 from weir_chassis.telemetry import get_logger
 from weir_executor.engine import EngineInfo, StoredPrefix
-from weir_executor.kv_transfer.breaker import Breaker
 from weir_executor.kv_transfer.hashes import RecentHashes
 from weir_executor.kv_transfer.transport import BlockTransport, Payload
 from weir_executor.metrics import ExecutorMetrics

@@ -11,10 +11,10 @@ from threading import Lock
 
 import grpc
 
+from weir_chassis.breaker import Breaker
 from weir_chassis.clock import Clock
 from weir_chassis.telemetry import get_logger
 from weir_executor.engine import FullBlock
-from weir_executor.kv_transfer.breaker import Breaker
 from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
 from weir_executor.kv_transfer.transport import BlockTransport, Put, PutResult
 from weir_executor.metrics import ExecutorMetrics

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
+from weir_chassis.breaker import Breaker
 from weir_chassis.testing import VirtualClock
-from weir_executor.kv_transfer.breaker import Breaker
 
 
 def opened(clock: VirtualClock) -> Breaker:

@@ -1,4 +1,4 @@
-"""Whether a store that failed is asked again."""
+"""Whether a store that failed is asked again: a kvstore, a Redis, a peer."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ class Breaker:
         self._closed_again_at, self._trying = self._clock.monotonic() + self._jittered(), False
 
     def _jittered(self) -> float:
-        # So that executors that lost the same store do not come back to it together.
+        # So that those who lost the same store do not come back to it together.
         return self._backoff_seconds * (0.5 + 0.5 * self._random.random())
