@@ -1,4 +1,4 @@
-"""Real servers for the tests, each on its own port or socket with its own directory. One that is missing fails the test."""
+"""Real servers for the tests, each on its own port or socket, in its own directory. A missing one fails the test."""
 
 from __future__ import annotations
 
