@@ -102,13 +102,14 @@ class Index:
     def publish(self, blocks: Sequence[Block]) -> list[Block]:
         """Makes these reserved blocks visible at once, parents first; returns those that became so.
 
-        One whose address is held already stays reserved, for the caller to discard. A parent counts as used after its
+        One whose address is held already stays reserved, for the caller to discard. A parent is told of after its
         children, so that a chain is evicted from its end: without its beginning the rest could not be matched.
         """
         published = [block for block in _parents_first(blocks) if self._publish_one(block)]
         for block in reversed(published):
             self._order.add(block.block_id, block.address.block_hash, block.size_bytes)
-        self.touch(self._ancestors(published))
+        for block in self._ancestors(published):
+            self._order.renew(block.block_id)
         return published
 
     def touch(self, blocks: Iterable[Block]) -> None:

@@ -33,6 +33,10 @@ class Lru:
     def touch(self, block_id: int) -> None:
         self._sizes.move_to_end(block_id)
 
+    def renew(self, block_id: int) -> None:
+        if block_id in self._sizes:
+            self._sizes.move_to_end(block_id)
+
     def victims(self, *, size_bytes: int, blocks: int) -> list[int] | None:
         if size_bytes > self._bytes or blocks > len(self._sizes):
             return None
