@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 from weir.kvstore.v1 import kvstore_pb2
@@ -16,7 +17,8 @@ from weir_kvstore.put import Puts
 from weir_kvstore.servicer import KvStoreServicer
 from weir_kvstore.settings import KvStoreSettings
 from weir_kvstore.store import BlockStore, Bounds
-from weir_kvstore.tiers.ram import RamSlots
+from weir_kvstore.tiers.arena import ArenaSlots
+from weir_kvstore.tiers.memory import shared_memory
 
 _NAME: Final = kvstore_pb2.DESCRIPTOR.services_by_name["KvStoreService"].full_name
 
@@ -25,8 +27,10 @@ _NAME: Final = kvstore_pb2.DESCRIPTOR.services_by_name["KvStoreService"].full_na
 async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Servicers]:
     """An empty store. It reaches no other service, and what it held is gone with it."""
     bounds = Bounds(settings.max_blocks, settings.staged_bytes, settings.max_live_leases)
+    arena_id = f"{chassis.random.getrandbits(128):032x}"
+    slots = ArenaSlots(settings.capacity_bytes, partial(shared_memory, settings.arena_dir, arena_id))
     store = BlockStore(
-        RamSlots(settings.capacity_bytes),
+        slots,
         chassis.leases,
         bounds,
         new_lease_id=lambda: f"{chassis.random.getrandbits(128):032x}",
@@ -35,11 +39,13 @@ async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Se
     servicer = KvStoreServicer(store, puts, default_lease_seconds=settings.default_lease_seconds)
     collector = StoreCollector(store)
     chassis.metrics.registry.register(collector)
+    chassis.background.start(slots.touch_ahead(), name="touch_arena")
     chassis.background.start(_sweep(chassis.leases, chassis.clock, settings.sweep_seconds), name="sweep_leases")
     try:
         yield Servicers([Registration(add_KvStoreServiceServicer_to_server, servicer, _NAME)])
     finally:
         chassis.metrics.registry.unregister(collector)
+        await slots.close()
 
 
 async def _sweep(ledger: LeaseLedger, clock: Clock, seconds: float) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from weir_chassis.settings import ServiceSettings
@@ -17,6 +18,10 @@ class KvStoreSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="WEIR_KVSTORE_")
 
     capacity_bytes: int = Field(default=1024**3, ge=1, description="payload bytes held in memory, staged ones included")
+    arena_dir: Path | None = Field(
+        default=Path("/dev/shm"),  # noqa: S108  # shared memory, which is what is meant
+        description="where neighbours on this host find that memory; empty: it is nobody else's",
+    )
     max_staged_bytes: int | None = Field(
         default=None, ge=1, description="of the capacity, what puts may fill before they commit; unset: a quarter"
     )
@@ -38,6 +43,11 @@ class KvStoreSettings(ServiceSettings):
     @property
     def staged_bytes(self) -> int:
         return self.max_staged_bytes or max(1, self.capacity_bytes // 4)
+
+    @field_validator("arena_dir", mode="before")
+    @classmethod
+    def _none_when_empty(cls, value: object) -> object:
+        return None if value == "" else value
 
     @model_validator(mode="after")
     def _staging_fits(self) -> Self:

@@ -12,7 +12,7 @@ from weir_kvstore.index import Index
 from weir_kvstore.put import PutPiece
 from weir_kvstore.record import Address
 from weir_kvstore.store import BlockStore, Bounds
-from weir_kvstore.tiers.ram import RamSlots
+from weir_kvstore.tiers.arena import ArenaSlots
 
 NAMESPACE = b"n" * 16
 
@@ -48,13 +48,13 @@ def make_store(
 ) -> BlockStore:
     ids = count(1)
     bounds = Bounds(max_blocks, max_staged_bytes or capacity_bytes, max_live_leases)
-    return BlockStore(RamSlots(capacity_bytes), LeaseLedger(clock), bounds, new_lease_id=lambda: f"lease-{next(ids)}")
+    return BlockStore(ArenaSlots(capacity_bytes), LeaseLedger(clock), bounds, new_lease_id=lambda: f"lease-{next(ids)}")
 
 
 def check_integrity(store: BlockStore) -> None:
     """What must hold between any two steps."""
     tier = store.slots
-    assert isinstance(tier, RamSlots)
+    assert isinstance(tier, ArenaSlots)
     tier.check_integrity()
     store.index.check_integrity()
     store.ledger.check_integrity()
@@ -67,7 +67,6 @@ def corrupt(store: BlockStore, number: int) -> None:
     block = store.index.find(address(number))
     tier = store.slots
     assert block is not None
-    assert isinstance(tier, RamSlots)
-    payload = bytearray(tier._payloads[block.block_id].buffer)
-    payload[len(payload) // 2] ^= 1
-    tier._payloads[block.block_id].buffer = payload
+    assert isinstance(tier, ArenaSlots)
+    at = tier.offset(block.block_id) + block.size_bytes // 2
+    tier._memory.view[at] ^= 1
