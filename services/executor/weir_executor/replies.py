@@ -8,27 +8,21 @@ from datetime import timedelta
 from google.protobuf.duration_pb2 import Duration
 
 from weir.executor.v1 import executor_pb2 as pb
-from weir.inference.v1 import kv_event_pb2
 from weir.inference.v1.embedding_pb2 import Embedding
 from weir.inference.v1.output_pb2 import FinishReason as ProtoFinishReason
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters
-from weir.kvstore.v1.block_hash import join_hashes
 from weir_chassis.errors import Internal, WeirError, to_failure
 from weir_executor.adapters.operations import Read
 from weir_executor.adapters.table import HeldAdapter
 from weir_executor.engine import (
-    BlockRemoved,
-    BlockStored,
     EngineLoad,
     FinishReason,
-    KvEvent,
     RequestEnd,
     RequestState,
     StepStats,
     TokenOutput,
 )
-from weir_executor.kv_events import KvBatch
 from weir_executor.live_requests import LiveRequest
 from weir_executor.mapping import MAX_LOGPROBS, MAX_N, SPECULATION_MODES, Served
 
@@ -37,9 +31,6 @@ _FINISH_REASONS: Mapping[FinishReason, ProtoFinishReason.ValueType] = {
     FinishReason.LENGTH: ProtoFinishReason.FINISH_REASON_LENGTH,
     FinishReason.CANCELLED: ProtoFinishReason.FINISH_REASON_CANCELLED,
 }
-
-# The name of the engine's own pool among the tiers.
-_TIER = "device"
 
 
 def to_finished(handle: int, output: TokenOutput, stop_token_ids: Collection[int]) -> pb.ExecutorOutputFinished:
@@ -208,25 +199,6 @@ def to_unknown_state(live: LiveRequest, age_seconds: float) -> pb.RequestState:
         age=to_duration(age_seconds),
         prompt_tokens=len(request.token_ids),
     )
-
-
-def to_kv_events(epoch: int, batch: KvBatch) -> pb.WatchKvEventsResponse:
-    reset = [kv_event_pb2.KvEvent(reset=kv_event_pb2.KvReset())] if batch.reset else []
-    events = [*reset, *map(_to_kv_event, batch.events)]
-    return pb.WatchKvEventsResponse(epoch=epoch, sequence=batch.sequence, events=events)
-
-
-def _to_kv_event(event: KvEvent) -> kv_event_pb2.KvEvent:
-    if isinstance(event, BlockStored):
-        hashes = join_hashes(event.block_hashes)
-        return kv_event_pb2.KvEvent(
-            stored=kv_event_pb2.BlocksStored(block_hashes=hashes, parent_block_hash=event.parent_block_hash, tier=_TIER)
-        )
-    if isinstance(event, BlockRemoved):
-        return kv_event_pb2.KvEvent(
-            removed=kv_event_pb2.BlocksRemoved(block_hashes=join_hashes(event.block_hashes), tier=_TIER)
-        )
-    return kv_event_pb2.KvEvent(cleared=kv_event_pb2.BlocksCleared(tier=_TIER))
 
 
 def to_duration(seconds: float) -> Duration:

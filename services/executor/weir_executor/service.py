@@ -12,6 +12,7 @@ from weir.executor.v1 import executor_pb2
 from weir.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
 from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import Internal, WeirError
+from weir_chassis.kv_events.blocks import new_log
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_chassis.settings import SettingsError
 from weir_chassis.telemetry import get_logger
@@ -24,7 +25,7 @@ from weir_executor.engine import Engine, SpeculationMode
 from weir_executor.engine_watch import EngineWatch
 from weir_executor.guided.compile_process import CompileLimits
 from weir_executor.guided.compiler import GuideCompiler, GuideLimits, load_compiler
-from weir_executor.kv_events import KvEventLog
+from weir_executor.kv_events import recorder
 from weir_executor.kv_transfer import GrpcTransport, KvTransfer, LoaderLimits, TransferLimits, WriterLimits
 from weir_executor.live_requests import LiveRequests
 from weir_executor.mapping import Served
@@ -67,7 +68,7 @@ async def serving(
     """Everything around an engine. Starts it, and closes it at the end."""
     metrics, drain_rate = ExecutorMetrics(chassis.metrics), DrainRate(chassis.clock)
     requests = LiveRequests(chassis.leases)
-    kv_events = KvEventLog(_epoch(chassis), settings.kv_event_log)
+    kv_events = new_log(_epoch(chassis), settings.kv_event_log)
     deadlines = Deadlines(chassis.clock)
     async with AsyncExitStack() as stack:
         guides = await _start_guides(stack, engine, settings)
@@ -80,7 +81,7 @@ async def serving(
         )
         transfer = await _connect_store(stack, engine, settings, chassis, metrics)
         offer = transfer.offer if transfer is not None else None
-        fanout = StepFanout(requests, deadlines, drain_rate, metrics, record=kv_events.append, offer=offer)
+        fanout = StepFanout(requests, deadlines, drain_rate, metrics, record=recorder(kv_events), offer=offer)
         adapters = AdapterTable(engine.info.max_adapters, engine.unload_adapter)
         base = Base(settings.model, files.version.revision, settings.model_dir)
         operations = AdapterOperations(engine, adapters, base, settings.adapter_dir)

@@ -10,6 +10,7 @@ from typing import Any
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceServicer
 from weir_chassis.errors import Draining
+from weir_chassis.kv_events.blocks import KvEventLog, told
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.telemetry import current_request
 from weir_executor.adapters.operations import AdapterOperations
@@ -18,13 +19,11 @@ from weir_executor.admission import Admission
 from weir_executor.caller_stream import CallerStream
 from weir_executor.embed_call import EmbedCall
 from weir_executor.engine import Engine, RequestState
-from weir_executor.kv_events import KvEventLog
 from weir_executor.live_requests import LiveRequest, LiveRequests
 from weir_executor.mapping import Served, to_marked_tokens, to_pooling_requests
 from weir_executor.replies import (
     to_adapter,
     to_embed_response,
-    to_kv_events,
     to_load,
     to_load_adapter_response,
     to_model_info,
@@ -91,7 +90,7 @@ class ExecutorServicer(ExecutorServiceServicer):
         from_sequence = request.from_sequence if request.HasField("from_sequence") else None
         async with aclosing(self._kv_events.follow(epoch, from_sequence)) as batches:
             async for batch in batches:
-                yield to_kv_events(self._kv_events.epoch, batch)
+                yield pb.WatchKvEventsResponse(epoch=self._kv_events.epoch, sequence=batch.sequence, events=told(batch))
 
     async def Embed(self, request: pb.EmbedRequest, _: Any) -> pb.EmbedResponse:
         with self._adapters.holding(request.adapter) as held:
