@@ -28,11 +28,17 @@ class Breaker:
     def open(self) -> bool:
         return self._closed_again_at is not None
 
+    @property
+    def rests(self) -> bool:
+        """Whether `allows` would say no. Safe to ask from any thread."""
+        until = self._closed_again_at
+        return until is not None and self._clock.monotonic() < until
+
     def allows(self) -> bool:
         """Whether to make a call now. The caller tells its outcome."""
         if self._closed_again_at is None:
             return True
-        if self._clock.monotonic() < self._closed_again_at:
+        if self.rests:
             return False
         self._closed_again_at, self._trying = self._clock.monotonic() + self._jittered(), True
         return True

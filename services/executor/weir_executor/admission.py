@@ -134,6 +134,8 @@ class Admission:
     def _admit(
         self, request: GenerationRequest, live: LiveRequest, owner: str, guide: Guide | None = None
     ) -> LiveRequest:
+        # In line from now on: one that is being prepared is not passed by those who come after it and wait.
+        request = replace(request, place=request.key)
         known = None if guide is None or self._guides is None else self._guides.known(guide)
         if known is not None:
             request, guide = replace(request, guide=known), None
@@ -176,7 +178,7 @@ class Admission:
     def _start_preparing(
         self, live: LiveRequest, request: GenerationRequest, guide: Guide | None, plan: LoadPlan | None
     ) -> asyncio.Task[None]:
-        live.waits_for_guide = guide is not None
+        live.waits_for_guide = plan is None
         task = asyncio.create_task(self._prepare(live, request, guide, plan), name="prepare-request")
         self._preparing.add(task)
         task.add_done_callback(self._preparing.discard)
@@ -186,12 +188,13 @@ class Admission:
         self, live: LiveRequest, request: GenerationRequest, guide: Guide | None, plan: LoadPlan | None
     ) -> None:
         """What the kvstore does not give in time is computed. Whatever else goes wrong, the caller is told."""
+        compiling = None if guide is None else asyncio.create_task(self._compile(guide), name="compile-guide")
         try:
-            if guide is not None:
-                request = replace(request, guide=await self._compile(guide))
-                live.waits_for_guide = False
             if plan is not None:
                 request = await self._load(live, request, plan)
+                live.waits_for_guide = True  # if it still does
+            if compiling is not None:
+                request = replace(request, guide=await compiling)
             live.preparing = None
             self._enter(live, request)
         except Exception as error:
@@ -202,10 +205,13 @@ class Admission:
             live.listener.hear_failure(live, error)
             live.listener.flush()
             return
+        finally:
+            _drop(compiling)
         for output_index in live.early_aborts:
             self._engine.abort(live.key, output_index)
 
     async def _compile(self, guide: Guide) -> CompiledGuide:
+        """Beside the load, because both take their time."""
         assert self._guides is not None, "a guide was let in that nobody can compile"
         try:
             return await self._guides.compile(guide)
@@ -231,3 +237,10 @@ class Admission:
 
 def _never_ran(live: LiveRequest) -> RequestEnd:
     return RequestEnd(live.key, live.prompt_tokens, 0, 0, 0)
+
+
+def _drop(task: asyncio.Task[CompiledGuide] | None) -> None:
+    """If it has not ended, nobody waits for it any more; and what it raised unheard is no news."""
+    if task is not None:
+        task.cancel()
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from weir_executor.adapters.config import AdapterConfig
+from weir_executor.estimate import Estimate
 from weir_executor.guided.guide import CompiledGuide
 
 
@@ -126,6 +127,7 @@ class GenerationRequest:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     priority: int = 0  # higher goes first
+    place: int = 0  # in line, among equals: lower goes first; of one place, first come, first served
     tenant: str = ""  # whose share and quotas apply; empty: that of all who name none
     resumed: Mapping[int, Sequence[int]] = field(default_factory=dict)  # output index → tokens it has already emitted
     stored_prefix: StoredPrefix | None = None
@@ -191,6 +193,7 @@ class FullBlock:
     block_hash: bytes
     parent_block_hash: bytes  # empty for a chain's first block
     payload: bytes
+    tenant: str = ""  # of the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +314,8 @@ class EngineLoad:
     draft_tokens: int = 0
     busy_seconds: float = 0.0  # in steps, since start
     chunk_tokens: int = 0  # of prompts that a step computes at most beside its decodes
+    outstanding_prefill_tokens: int = 0  # still to prefill, of all that run and wait
+    prefill_token_seconds: Estimate | None = None  # what a prompt's token takes, in steps as they lately are
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +329,7 @@ class AdapterInfo:
 
 
 Deliver = Callable[[StepOutput], None]
+Wants = Callable[[bytes], bool]  # whether the block of this hash is worth copying out
 
 
 class Engine(Protocol):
@@ -332,10 +338,11 @@ class Engine(Protocol):
     @property
     def info(self) -> EngineInfo: ...
 
-    def start(self, deliver: Deliver) -> None:
+    def start(self, deliver: Deliver, wants: Wants | None = None) -> None:
         """Warm up, and begin stepping. Returns when the first request can be served; raises what stands against it.
 
-        `deliver` is called on the engine's thread, at most once per step, and must not block.
+        `deliver` is called on the engine's thread, at most once per step, and must not block; so is `wants`, for each
+        full block before it is copied out. None: all are wanted.
         """
 
     def submit(self, request: GenerationRequest) -> None:

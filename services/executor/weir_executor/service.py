@@ -80,7 +80,7 @@ async def serving(
             watermark_keys=_read_watermark_keys(engine, settings),
         )
         transfer = await _connect_store(stack, engine, settings, chassis, metrics)
-        offer = transfer.offer if transfer is not None else None
+        offer, wants = (transfer.offer, transfer.wants) if transfer is not None else (None, None)
         fanout = StepFanout(requests, deadlines, drain_rate, metrics, record=recorder(kv_events), offer=offer)
         adapters = AdapterTable(engine.info.max_adapters, engine.unload_adapter)
         base = Base(settings.model, files.version.revision, settings.model_dir)
@@ -112,7 +112,7 @@ async def serving(
         stack.callback(fanout.close)
         stack.push_async_callback(asyncio.to_thread, engine.close)
         await _load_adapters(operations, settings)
-        await asyncio.to_thread(engine.start, fanout.deliver)
+        await asyncio.to_thread(engine.start, fanout.deliver, wants)
         chassis.background.start(deadlines.run(admission.expire), name="sweep_deadlines")
         watch = EngineWatch(engine, fanout, metrics, chassis.clock, hang_seconds=settings.hang_seconds)
         chassis.background.start(watch.run(partial(_engine_stopped, servicer, chassis)), name="watch_engine")

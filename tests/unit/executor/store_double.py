@@ -31,6 +31,7 @@ class StoreDouble(KvStoreServiceServicer):
         self.matches: list[kv.MatchPrefixRequest] = []
         self.gets = 0
         self.puts = 0
+        self.begins: list[kv.PutBegin] = []
         self.answering = asyncio.Event()
         self.answering.set()
         self.sending = asyncio.Event()  # of GetBlocks alone
@@ -81,7 +82,7 @@ class StoreDouble(KvStoreServiceServicer):
         self.gets += 1
         if request.lease_id not in self.leases:
             raise NotFound(request.lease_id)
-        for i, (namespace, block_hash) in enumerate(self.leases[request.lease_id]):
+        for i, (namespace, block_hash) in enumerate(self.leases[request.lease_id][: request.max_blocks or None]):
             if i == self.stop_after:
                 raise Internal("broken off")
             await self.sending.wait()
@@ -107,6 +108,7 @@ class StoreDouble(KvStoreServiceServicer):
             match part.WhichOneof("part"):
                 case "begin":
                     namespace = part.begin.namespace
+                    self.begins.append(part.begin)
                 case "chunk":
                     chunk = part.chunk
                     whole = staged.setdefault(chunk.block_hash, bytearray())

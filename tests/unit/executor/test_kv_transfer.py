@@ -411,6 +411,24 @@ async def test_what_the_store_has_lost_is_sent_again() -> None:
         await until(lambda: len(b.store.blocks) == 4)
 
 
+async def test_while_the_queue_is_full_or_the_store_away_nothing_more_is_wanted() -> None:
+    small = replace(LIMITS, put=replace(LIMITS.put, queue_bytes=3 * BLOCK_BYTES))
+    async with bench(small) as b:
+        request = request_of(4)
+        assert b.transfer.wants(request.block_hashes[3])
+        b.transfer.offer(full_blocks(request)[:3])
+        assert not b.transfer.wants(request.block_hashes[3])
+        await until(lambda: len(b.store.blocks) == 3)
+        assert b.transfer.wants(request.block_hashes[3])
+        assert not b.transfer.wants(request.block_hashes[0]), "it is there"
+        b.store.broken = True
+        for i in range(3):
+            b.transfer.offer(full_blocks(request_of(1, salt=i + 1)))
+            await until(lambda i=i: b.outcomes("kv_offered_blocks").get("failed") == i + 1)  # type: ignore[misc]
+        assert not b.transfer.wants(request.block_hashes[3])
+        assert b.outcomes("kv_offered_blocks")["breaker"] == 1
+
+
 async def test_a_queue_that_is_full_drops_and_counts() -> None:
     small = replace(LIMITS, put=replace(LIMITS.put, queue_bytes=3 * BLOCK_BYTES))
     async with bench(small) as b:
@@ -553,6 +571,37 @@ async def test_a_chain_that_begins_in_generated_tokens_is_stored_too() -> None:
         await until(lambda: len(store.blocks) == 3)
         hashes = block_hashes(ROOT, [*prompt_of(10), *caller.tokens[1, 0]], 16)
         assert set(store.blocks) == {(NAMESPACE, block_hash) for block_hash in hashes}
+
+
+async def test_a_put_says_whose_its_blocks_are_and_what_they_took_to_compute() -> None:
+    store = StoreDouble()
+    async with executor(store) as stub, calling(stub) as caller:
+        for handle, tenant in ((1, "acme"), (2, "zoo")):
+            await caller.submit(handle, prompt_of(65, handle), share=True, tenant=tenant)
+            await caller.until_told(handle)
+            await until(lambda handle=handle: len(store.blocks) == 4 * handle)  # type: ignore[misc]
+    assert [(begin.tenant, begin.block_size) for begin in store.begins] == [("acme", 16), ("zoo", 16)]
+    assert all(begin.prefill_seconds_per_block > 0 for begin in store.begins)
+
+
+async def test_what_the_store_is_known_to_hold_is_not_even_copied_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, prompt = StoreDouble(), prompt_of(16 * 6 + 1)
+    fill(store, block_hashes(ROOT, prompt, 16)[:4])
+    store.stop_after = 0  # what is matched does not come, so that it is computed here
+    engine, copied = FakeEngine(FakeEngineConfig(emit_full_blocks=True)), list[int]()
+    read = engine._fake.read_blocks
+
+    def read_blocks(block_ids: Sequence[int]) -> Sequence[bytes]:
+        copied.extend(block_ids)
+        return read(block_ids)
+
+    monkeypatch.setattr(engine._fake, "read_blocks", read_blocks)
+    async with executor(store, engine) as stub, calling(stub) as caller:
+        await caller.submit(1, prompt, share=True, max_tokens=2)
+        await caller.until_told(1)
+        assert caller.ended[1].usage.cached_prompt_tokens == 0
+        await until(lambda: len(store.blocks) == 6)
+    assert len(copied) == 2
 
 
 async def test_no_prefix_is_loaded_for_a_request_that_has_no_place_to_wait() -> None:

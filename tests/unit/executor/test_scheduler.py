@@ -383,6 +383,23 @@ def test_waiting_go_by_priority_then_arrival() -> None:
     assert [_keys(toy.step()) for _ in range(4)] == [[1], [3], [0], [2]]
 
 
+def test_a_place_in_line_is_kept_for_one_who_comes_later() -> None:
+    toy = Toy(max_num_seqs=1)
+    for key, place in enumerate((1, 3, 4, 2)):
+        toy.add(request(key, prompt(3), 1, place=place))
+    assert [_keys(toy.step()) for _ in range(4)] == [[0], [3], [1], [2]]
+
+
+def test_prompts_that_are_not_computed_yet_are_prefill_to_come_and_decodes_are_not() -> None:
+    toy = Toy(max_batched_tokens=16)
+    toy.add(request(0, prompt(3), 9))
+    toy.step()
+    toy.add(request(1, prompt(40), 9))
+    assert toy.scheduler.outstanding_prefill_tokens == 40
+    toy.step()
+    assert toy.scheduler.outstanding_prefill_tokens == 40 - 15
+
+
 def test_the_newest_of_the_lowest_priority_is_preempted() -> None:
     toy = Toy(num_blocks=8, max_batched_tokens=32)
     for key, priority in enumerate((0, 0, 9)):
@@ -468,6 +485,19 @@ def test_a_stored_prefix_beyond_a_gap_is_of_no_use() -> None:
     live = toy.add(_hashed(0, prompt(19), 4), StoredPrefix(1, [b"x", b"y"]))
     assert toy.step().loads == []
     assert live.loaded_prompt_tokens == 0
+    toy.run()
+
+
+def test_a_stored_prefix_that_many_share_is_loaded_once() -> None:
+    toy, stored = Toy(), StoredPrefix(0, [b"a", b"b", b"c"])
+    lives = [toy.add(_hashed(key, [*prompt(12), key, key], 4), stored) for key in range(4)]
+    batch = toy.step()
+    assert [load.payload for load in batch.loads] == [b"a", b"b", b"c"]
+    assert _keys(batch) == [0]
+    batch = toy.step()
+    assert batch.loads == []
+    assert sorted(_keys(batch)) == [0, 1, 2, 3]
+    assert [(live.cached_prompt_tokens, live.loaded_prompt_tokens) for live in lives] == [(0, 12), *[(12, 0)] * 3]
     toy.run()
 
 

@@ -36,3 +36,16 @@ def test_sums_and_the_newest() -> None:
     meter.note(StepStats(3, 0, 7, 4), 0.25)
     assert meter.last == StepStats(3, 0, 7, 4, seconds=0.25)
     assert (meter.prefill_tokens, meter.decode_tokens, meter.draft_tokens, meter.busy_seconds) == (10, 8, 4, 0.75)
+
+
+def test_what_a_prompts_token_takes_is_learned_from_the_steps_that_prefill() -> None:
+    meter = StepMeter()
+    assert meter.prefill_token_seconds.estimate is None
+    meter.note(StepStats(32, 0, 32, 0), 9.0)
+    assert meter.prefill_token_seconds.estimate is None
+    for _ in range(100):
+        meter.note(StepStats(1, 512, 0, 0), 0.512)
+    meter.note(StepStats(1, 8, 0, 0), 0.08)  # ten times as much for each, and few of them
+    learned = meter.prefill_token_seconds.estimate
+    assert learned is not None
+    assert 0.001 < learned.mean < 0.00105

@@ -22,7 +22,7 @@ class TransferLimits:
 
 
 class KvTransfer:
-    """`plan` and `load` on the event loop, `offer` on any thread, `run` for ever in the background."""
+    """`plan` and `load` on the event loop, `wants` and `offer` on any thread, `run` for ever in the background."""
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class KvTransfer:
         )
         self._writer = BlockWriter(
             transport,
+            engine,
             limits.put,
             namespaces=self._namespaces,
             known=known,
@@ -63,6 +64,10 @@ class KvTransfer:
     async def load(self, plan: LoadPlan) -> HeldPrefix | None:
         """Never raises but CancelledError: what does not come is computed."""
         return await self._loader.load(plan)
+
+    def wants(self, block_hash: bytes) -> bool:
+        """Whether a full block is worth copying out of the engine and offering. Any thread; never blocks."""
+        return self._writer.wants(block_hash)
 
     def offer(self, blocks: Sequence[FullBlock]) -> None:
         self._writer.offer(blocks)

@@ -14,7 +14,7 @@ import grpc
 from weir_chassis.breaker import Breaker
 from weir_chassis.clock import Clock
 from weir_chassis.telemetry import get_logger
-from weir_executor.engine import FullBlock
+from weir_executor.engine import Engine, FullBlock
 from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
 from weir_executor.kv_transfer.transport import BlockTransport, Put, PutResult
 from weir_executor.metrics import ExecutorMetrics
@@ -38,6 +38,7 @@ class BlockWriter:
     def __init__(
         self,
         transport: BlockTransport,
+        engine: Engine,
         limits: WriterLimits,
         *,
         namespaces: Namespaces,
@@ -47,7 +48,8 @@ class BlockWriter:
         random: Random,
     ) -> None:
         """Needs a running event loop."""
-        self._transport, self._limits, self._clock = transport, limits, clock
+        self._transport, self._engine, self._limits, self._clock = transport, engine, limits, clock
+        self._info = engine.info
         self._namespaces, self._known, self._metrics = namespaces, known, metrics
         self._breaker = Breaker(clock, random)
         self._loop = asyncio.get_running_loop()
@@ -55,6 +57,19 @@ class BlockWriter:
         self._lock = Lock()  # guards the two below
         self._queue: deque[FullBlock] = deque()
         self._queued_bytes = 0
+
+    def wants(self, block_hash: bytes) -> bool:
+        """Whether a full block is worth copying out: the store may have it, or nobody could send it. Any thread."""
+        if block_hash in self._known:
+            outcome = "known"
+        elif self._breaker.rests:
+            outcome = "breaker"
+        elif self._queued_bytes + self._info.block_bytes > self._limits.queue_bytes:
+            outcome = "queue_full"
+        else:
+            return True
+        self._metrics.offers.labels(outcome).inc()
+        return False
 
     def offer(self, blocks: Sequence[FullBlock]) -> None:
         """Queues what there is room for and drops the rest. Any thread; never blocks."""
@@ -77,8 +92,8 @@ class BlockWriter:
             await self._clock.sleep(_LINGER_SECONDS)
             self._wake.clear()
             while batch := self._take():
-                for scope, blocks in self._by_scope(batch).items():
-                    await self._put(scope, blocks)
+                for blocks in self._by_owner(batch):
+                    await self._put(blocks)
 
     def _take(self) -> list[FullBlock]:
         batch: list[FullBlock] = []
@@ -91,22 +106,23 @@ class BlockWriter:
             self._queued_bytes -= size
         return batch
 
-    def _by_scope(self, batch: Sequence[FullBlock]) -> dict[bytes, list[FullBlock]]:
-        groups: dict[bytes, list[FullBlock]] = defaultdict(list)
+    def _by_owner(self, batch: Sequence[FullBlock]) -> list[list[FullBlock]]:
+        """One put is of one namespace, and charged to one tenant."""
+        groups: dict[tuple[bytes, str], list[FullBlock]] = defaultdict(list)
         for block in batch:
             if block.block_hash in self._known:
                 self._metrics.offers.labels("known").inc()
             else:
-                groups[block.cache_scope].append(block)
-        return groups
+                groups[block.cache_scope, block.tenant].append(block)
+        return list(groups.values())
 
-    async def _put(self, scope: bytes, blocks: Sequence[FullBlock]) -> None:
+    async def _put(self, blocks: Sequence[FullBlock]) -> None:
         """Whatever goes wrong, fewer blocks are stored."""
         if not self._breaker.allows():
             self._metrics.offers.labels("breaker").inc(len(blocks))
             return
         try:
-            result = await self._send(scope, blocks)
+            result = await self._send(blocks)
         except Exception as error:
             self._breaker.failed()
             self._metrics.offers.labels("failed").inc(len(blocks))
@@ -116,13 +132,24 @@ class BlockWriter:
         self._breaker.succeeded()
         self._note(result, blocks)
 
-    async def _send(self, scope: bytes, blocks: Sequence[FullBlock]) -> PutResult:
-        put = Put(self._namespaces.of(scope), blocks)
+    async def _send(self, blocks: Sequence[FullBlock]) -> PutResult:
+        put = Put(
+            self._namespaces.of(blocks[0].cache_scope),
+            blocks,
+            tenant=blocks[0].tenant,
+            block_size=self._info.block_size,
+            prefill_seconds_per_block=self._block_seconds(),
+        )
         size = put.size_bytes
         timeout = self._limits.deadline_seconds + size / self._limits.bytes_per_second
         result = await self._transport.put(put, timeout=timeout)
         self._metrics.offer_bytes.inc(size)
         return result
+
+    def _block_seconds(self) -> float:
+        """What it takes to compute one: a store that is short of room keeps what is dear."""
+        learned = self._engine.load().prefill_token_seconds
+        return learned.mean * self._info.block_size if learned else 0.0
 
     def _note(self, result: PutResult, blocks: Sequence[FullBlock]) -> None:
         for outcome, count in (

@@ -77,6 +77,7 @@ class NewBlock:
     block_hash: bytes
     parent_block_hash: bytes  # empty for a chain's first block
     cache_scope: bytes  # of the request that computed it
+    tenant: str = ""  # likewise
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ def known_prefix(sequence: Sequence, pool: BlockPool, block_size: int) -> list[i
 
 
 def stands_back(sequence: Sequence, num_known: int, running: Iterable[Sequence], block_size: int) -> bool:
-    """Whether another sequence computes its next block right now, so that waiting is cheaper than computing it."""
+    """Whether another sequence computes or loads its next block in this step, so that waiting is the cheaper."""
     if sequence.deferred_steps >= _MAX_DEFERRED_STEPS or num_known >= (len(sequence.token_ids) - 1) // block_size:
         return False
     end = (num_known + 1) * block_size
@@ -35,7 +35,7 @@ def stands_back(sequence: Sequence, num_known: int, running: Iterable[Sequence],
     # A hash names its whole prefix, so equal hashes stand at equal places.
     wanted = sequence.block_hashes[num_known] if num_known < len(sequence.block_hashes) else None
     return wanted is not None and any(
-        len(s.block_hashes) > num_known and s.block_hashes[num_known] == wanted and s.num_computed < end
+        len(s.block_hashes) > num_known and s.block_hashes[num_known] == wanted and s.num_stored <= num_known
         for s in running
     )
 

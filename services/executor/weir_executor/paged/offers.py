@@ -3,7 +3,7 @@
 Copying a block out, sending and storing it costs a machine that computes as well a few milliseconds of its steps, and a
 stored block is of use later at the earliest. So while requests run, blocks leave at a bounded rate, oldest first; when
 none does, all that is left leaves. Nothing about a block can change while it waits: what has a hash is never written
-again. One that the pool has given away meanwhile is not offered.
+again. One that the pool has given away meanwhile, or that nobody wants, the store having it already, is not offered.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Offers:
     def add(self, blocks: Sequence[NewBlock]) -> None:
         self._waiting += blocks
 
-    def take(self, now: float, *, busy: bool) -> list[NewBlock]:
-        """What to copy out now, at time `now` in seconds."""
+    def take(self, now: float, wants: Callable[[bytes], bool], *, busy: bool) -> list[NewBlock]:
+        """What to copy out now, at time `now` in seconds. `wants` is asked as late as that: it may have learned."""
         count = self._count(now, busy)
         taken: list[NewBlock] = []
         while self._waiting and len(taken) < count:
             block = self._waiting.popleft()
-            if self._holds(block.block_id, block.block_hash):
+            if self._holds(block.block_id, block.block_hash) and wants(block.block_hash):
                 taken.append(block)
         self._allowed = max(0.0, self._allowed - len(taken))
         return taken

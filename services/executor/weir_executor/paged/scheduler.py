@@ -71,6 +71,12 @@ class Scheduler:
         return len({sequence.live.key for sequence in self._waiting} - running)
 
     @property
+    def outstanding_prefill_tokens(self) -> int:
+        """One that decodes has a single token to compute, which is no prefill."""
+        uncomputed = (sequence.num_uncomputed for sequence in (*self._running, *self._waiting))
+        return sum(count for count in uncomputed if count > 1)
+
+    @property
     def outstanding_tokens(self) -> int:
         return sum(sequence.num_outstanding for sequence in (*self._running, *self._waiting))
 
@@ -188,7 +194,7 @@ class Scheduler:
             assert limits.max_num_seqs is None or slots <= limits.max_num_seqs, (tenant, slots)
             assert limits.max_blocks is None or blocks <= limits.max_blocks, (tenant, blocks)
 
-    def _order(self, sequence: Sequence) -> tuple[int, float, tuple[int, int]]:
+    def _order(self, sequence: Sequence) -> tuple[int, float, tuple[int, int, int]]:
         return (-sequence.priority, self._share.counter(sequence.tenant), sequence.arrival)
 
     def _grow(self, sequence: Sequence, num_blocks: int) -> None:
@@ -373,8 +379,16 @@ class Scheduler:
             is_new = self.pool.store(sequence.blocks[index], sequence.block_hashes[index], parent)
             # A block that was loaded came from the store; only what was computed here is news to it.
             if is_new and (index + 1) * self.limits.block_size > computed_from:
-                scope = sequence.live.request.cache_scope
-                new.append(NewBlock(sequence.blocks[index], sequence.block_hashes[index], parent, scope))
+                request = sequence.live.request
+                new.append(
+                    NewBlock(
+                        sequence.blocks[index],
+                        sequence.block_hashes[index],
+                        parent,
+                        request.cache_scope,
+                        request.tenant,
+                    )
+                )
         sequence.num_stored = max(sequence.num_stored, full)
         return new
 

@@ -55,9 +55,9 @@ class Sequence:
         return self.live.request.tenant
 
     @property
-    def arrival(self) -> tuple[int, int]:
-        """First come, first served; of one request, the lower output first. Unique."""
-        return (self.live.arrival, self.output_index)
+    def arrival(self) -> tuple[int, int, int]:
+        """The request's place, then first come, first served; of one request, the lower output first. Unique."""
+        return (self.live.request.place, self.live.arrival, self.output_index)
 
     @property
     def num_prompt(self) -> int:

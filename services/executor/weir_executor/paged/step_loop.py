@@ -34,6 +34,7 @@ from weir_executor.engine import (
     StepOutput,
     StepStats,
     StoredPrefix,
+    Wants,
 )
 from weir_executor.guided.guide import GuideState
 from weir_executor.paged.adapters import Adapters, NoAdapters
@@ -100,6 +101,7 @@ class StepLoop:
         self._offers = Offers(options.offered_blocks_per_second, self._pool.holds, info.num_blocks)
         self._limits, self._scheduler = limits, Scheduler(self._pool, limits)
         self._deliver: Deliver = _drop
+        self._wants: Wants = _everything
         self._inbox: deque[LiveRequest | _Abort] = deque()
         self._wake = threading.Condition()  # guards the inbox, the keys, `_closing` and `_ended`
         self._live: dict[int, LiveRequest] = {}  # from submit to RequestEnd, for `submit` and the very end
@@ -124,8 +126,8 @@ class StepLoop:
     def info(self) -> EngineInfo:
         return self._info
 
-    def start(self, deliver: Deliver) -> None:
-        self._deliver = deliver
+    def start(self, deliver: Deliver, wants: Wants | None = None) -> None:
+        self._deliver, self._wants = deliver, wants or _everything
         self._thread.start()
         if not self._ready.wait(_WARM_UP_SECONDS):
             raise Internal(f"the engine has not warmed up in {_WARM_UP_SECONDS:g} s")
@@ -345,15 +347,15 @@ class StepLoop:
             self._load = self._measure()
 
     def _offer(self, new_blocks: Sequence[NewBlock]) -> Sequence[FullBlock]:
-        """Copies of the full blocks whose time has come."""
+        """Copies of the full blocks whose time has come, and that are wanted."""
         if self._options.emit_full_blocks:
             self._offers.add(new_blocks)
         if not self._offers:
             return ()
-        due = self._offers.take(self._options.clock(), busy=bool(self._scheduler.live))
+        due = self._offers.take(self._options.clock(), self._wants, busy=bool(self._scheduler.live))
         payloads = self._worker.read_blocks([block.block_id for block in due]) if due else ()
         return [
-            FullBlock(block.cache_scope, block.block_hash, block.parent_block_hash, payload)
+            FullBlock(block.cache_scope, block.block_hash, block.parent_block_hash, payload, block.tenant)
             for block, payload in zip(due, payloads, strict=True)
         ]
 
@@ -376,6 +378,8 @@ class StepLoop:
             draft_tokens=meter.draft_tokens,
             busy_seconds=meter.busy_seconds,
             chunk_tokens=self._chunk.tokens,
+            outstanding_prefill_tokens=scheduler.outstanding_prefill_tokens,
+            prefill_token_seconds=meter.prefill_token_seconds.estimate,
         )
 
     def _end_all(self, error: WeirError) -> None:
@@ -397,6 +401,10 @@ class StepLoop:
 
 def _count_requests(inbox: deque[LiveRequest | _Abort]) -> int:
     return sum(isinstance(item, LiveRequest) for item in inbox)
+
+
+def _everything(_: bytes) -> bool:
+    return True
 
 
 def _drop(_: StepOutput) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weir_executor.engine import StepStats
+from weir_executor.estimate import Average
 from weir_executor.paged.batch import Batch, Scheduled
+
+# Some eight full steps: what a step takes changes with what runs beside it, and not from one step to the next.
+_MEMORY_TOKENS = 4096
 
 
 class StepMeter:
@@ -13,6 +17,9 @@ class StepMeter:
         self.last: StepStats | None = None  # of the newest step that computed anything
         self.prefill_tokens = self.decode_tokens = self.draft_tokens = 0
         self.busy_seconds = 0.0
+        # Of whole steps, decodes and all: what it takes a prompt to come through as things are. By tokens, because a
+        # long prompt goes through full steps, and a small step's tokens cost more each.
+        self.prefill_token_seconds = Average(_MEMORY_TOKENS)
 
     def note(self, stats: StepStats, seconds: float) -> None:
         self.last = replace(stats, seconds=seconds)
@@ -20,6 +27,8 @@ class StepMeter:
         self.decode_tokens += stats.decode_tokens
         self.draft_tokens += stats.draft_tokens
         self.busy_seconds += seconds
+        if stats.prefill_tokens:
+            self.prefill_token_seconds.note(seconds / stats.prefill_tokens, stats.prefill_tokens)
 
 
 def count(batch: Batch) -> StepStats:

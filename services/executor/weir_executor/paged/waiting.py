@@ -1,4 +1,4 @@
-"""Sequences that wait, in lines: one per priority and tenant, each in order of arrival. Pure."""
+"""Sequences that wait, in lines: one per priority and tenant, each in order of places and arrival. Pure."""
 
 from __future__ import annotations
 
@@ -66,5 +66,5 @@ class WaitingQueue:
                 heappush(turns, (self._share.counter(tenant), _arrival(line[index]), index, tenant, line))
 
 
-def _arrival(sequence: Sequence) -> tuple[int, int]:
+def _arrival(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.arrival
