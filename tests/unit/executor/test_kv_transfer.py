@@ -604,6 +604,24 @@ async def test_what_the_store_is_known_to_hold_is_not_even_copied_out(monkeypatc
     assert len(copied) == 2
 
 
+async def test_a_request_keeps_its_place_in_line_while_its_prefix_loads() -> None:
+    store = StoreDouble()
+    store.answering.clear()
+    engine = FakeEngine(FakeEngineConfig(emit_full_blocks=True, max_num_seqs=1))
+    async with executor(store, engine, kvstore_deadline_seconds=5.0) as stub, calling(stub) as caller:
+        engine.hang()
+        await caller.submit(1, prompt_of(10), max_tokens=2)
+        await caller.submit(2, prompt_of(65), share=True, max_tokens=2)
+        await until(lambda: len(store.matches) == 1)
+        await caller.submit(3, prompt_of(12), max_tokens=2)
+        await until(lambda: engine.load().waiting_requests >= 1)
+        store.answering.set()
+        await until(lambda: engine.load().waiting_requests >= 2)
+        engine.resume()
+        await caller.until_told(1, 2, 3)
+        assert list(caller.ended) == [1, 2, 3]
+
+
 async def test_no_prefix_is_loaded_for_a_request_that_has_no_place_to_wait() -> None:
     store = StoreDouble()
     store.answering.clear()
