@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from contract.kv_watch import Mirror, Place
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
-from weir.inference.v1 import kv_event_pb2
 from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.error_pb2 import ErrorReason
 from weir.inference.v1.model_pb2 import ModelVersion
@@ -691,62 +691,34 @@ async def check_load_tells_steps_and_one_epoch(stub: Stub) -> None:
     assert after.total_blocks > 0
 
 
-class Mirror:
-    """What a watcher of KV events knows."""
-
-    def __init__(self, stub: Stub, **resume: int) -> None:
-        self.call = stub.WatchKvEvents(pb.WatchKvEventsRequest(**resume))
-        self.held: set[bytes] = set()
-        self.epoch, self.sequence, self.resets = 0, 0, 0
-
-    async def read(self) -> None:
-        message = await asyncio.wait_for(self.call.read(), _PATIENCE_SECONDS)
-        assert isinstance(message, pb.WatchKvEventsResponse), f"the watch ended: {await self.call.code()}"
-        self.epoch, self.sequence = message.epoch, message.sequence
-        for event in message.events:
-            self._apply(event)
-
-    async def until_held(self, hashes: Sequence[bytes]) -> None:
-        while not self.held.issuperset(hashes):
-            await self.read()
-
-    def _apply(self, event: kv_event_pb2.KvEvent) -> None:
-        match event.WhichOneof("event"):
-            case "reset":
-                self.resets += 1
-                self.held.clear()
-            case "stored":
-                self.held.update(split_hashes(event.stored.block_hashes))
-            case "removed":
-                self.held.difference_update(split_hashes(event.removed.block_hashes))
-            case "cleared":
-                self.held.clear()
-            case other:
-                raise AssertionError(other)
+def watch(stub: Stub, **resume: int) -> Mirror:
+    return Mirror(stub.WatchKvEvents(pb.WatchKvEventsRequest(**resume)))
 
 
 async def check_kv_events_begin_with_a_reset_and_go_on(stub: Stub) -> None:
-    early = Mirror(stub)
+    early = watch(stub)
     await early.read()
     assert early.resets == 1
     hashes = await _fill(stub, salt=1)
     await early.until_held(hashes)
-    late = Mirror(stub)
+    late = watch(stub)
     await late.until_held(hashes)
     assert late.held == early.held
+    assert {(place.tier, place.namespace) for place in late.held} == {("device", b"")}
+    assert late.held[Place("device", b"", hashes[1])] == hashes[0]
     assert (late.epoch, late.sequence) == (early.epoch, early.sequence)
     for mirror in (early, late):
         mirror.call.cancel()
 
 
 async def check_kv_events_resume_where_they_stopped(stub: Stub) -> None:
-    first = Mirror(stub)
+    first = watch(stub)
     await first.until_held(await _fill(stub, salt=2))
     first.call.cancel()
-    second = Mirror(stub, epoch=first.epoch, from_sequence=first.sequence + 1)
+    second = watch(stub, epoch=first.epoch, from_sequence=first.sequence + 1)
     await second.until_held(await _fill(stub, salt=3))
     assert second.resets == 0
-    assert not second.held & first.held
+    assert second.hashes.isdisjoint(first.hashes)
     second.call.cancel()
 
 
@@ -754,7 +726,7 @@ async def check_kv_events_of_another_epoch_are_reset(stub: Stub) -> None:
     hashes = await _fill(stub, salt=4)
     epoch = (await stub.GetLoad(pb.GetLoadRequest())).epoch
     for resume in ({"epoch": epoch - 1, "from_sequence": 1}, {"epoch": epoch, "from_sequence": 1 << 40}):
-        mirror = Mirror(stub, **resume)
+        mirror = watch(stub, **resume)
         await mirror.until_held(hashes)
         assert mirror.resets == 1
         mirror.call.cancel()

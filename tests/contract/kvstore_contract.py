@@ -17,6 +17,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from xxhash import xxh3_64_intdigest
 
+from contract.kv_watch import Mirror
 from weir.kvstore.v1 import kvstore_pb2 as pb
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, join_hashes, namespace_fingerprint, scope_root
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
@@ -545,6 +546,95 @@ async def _read_all(stub: Stub, blocks: Sequence[Sent]) -> None:
 async def _quiet(stub: Stub) -> bool:
     found = await stats(stub)
     return (found.open_puts, found.live_leases) == (0, 0)
+
+
+# --- what it holds can be followed ----------------------------------------------------------------------------------
+
+
+def watch(stub: Stub, **resume: int) -> Mirror:
+    return Mirror(stub.WatchKvEvents(pb.WatchKvEventsRequest(**resume)))
+
+
+def hashes_of(blocks: Iterable[Sent]) -> list[bytes]:
+    return [block.block_hash for block in blocks]
+
+
+async def check_kv_events_begin_with_a_reset_and_go_on(stub: Stub) -> None:
+    early = watch(stub)
+    await early.read()
+    assert (early.resets, early.held) == (1, {})
+    blocks = chain(3)
+    await put(stub, blocks)
+    await early.until_held(hashes_of(blocks))
+    assert {place.block_hash: parent for place, parent in early.held.items() if place.tier == "ram"} == {
+        block.block_hash: block.parent for block in blocks
+    }
+    assert {place.namespace for place in early.held} == {NAMESPACE}
+    await remove(stub, blocks[1:2])
+    await early.until_gone(hashes_of(blocks[1:2]))
+    late = watch(stub)
+    await late.until_held(hashes_of([blocks[0], blocks[2]]))
+    assert not late.hashes & {blocks[1].block_hash}
+    for mirror in (early, late):
+        mirror.call.cancel()
+
+
+async def check_kv_events_tell_namespaces_apart(stub: Stub) -> None:
+    blocks, mirror = chain(2), watch(stub)
+    await put(stub, blocks)
+    await put(stub, blocks, OTHER_NAMESPACE)
+    await mirror.until_held(hashes_of(blocks))
+    while len({place.namespace for place in mirror.held}) < 2:
+        await mirror.read()
+    await stub.RemoveBlocks(pb.RemoveBlocksRequest(namespace=NAMESPACE))
+    while {place.namespace for place in mirror.held} != {OTHER_NAMESPACE}:
+        await mirror.read()
+    assert mirror.hashes == set(hashes_of(blocks))
+    mirror.call.cancel()
+
+
+async def check_kv_events_tell_nothing_of_what_is_not_committed(stub: Stub) -> None:
+    staged, committed = chain(2, seed=1), chain(1, seed=2)
+    call = stub.PutBlocks()
+    for message in [begin(), *(message for block in staged for message in pieces(block))]:
+        await call.write(message)
+    mirror = watch(stub)
+    await put(stub, committed)
+    await mirror.until_held(hashes_of(committed))
+    assert mirror.hashes == set(hashes_of(committed))
+    mirror.call.cancel()
+    call.cancel()
+    await eventually(lambda: _no_open_puts(stub))
+
+
+async def _no_open_puts(stub: Stub) -> bool:
+    return not (await stats(stub)).open_puts
+
+
+async def check_kv_events_resume_where_they_stopped(stub: Stub) -> None:
+    before, after = chain(2, seed=1), chain(2, seed=2)
+    await put(stub, before)
+    first = watch(stub)
+    await first.until_held(hashes_of(before))
+    first.call.cancel()
+    await put(stub, after)
+    second = watch(stub, epoch=first.epoch, from_sequence=first.sequence + 1)
+    await second.until_held(hashes_of(after))
+    assert (second.resets, second.hashes & first.hashes) == (0, set())
+    second.call.cancel()
+
+
+async def check_kv_events_of_an_unknown_position_are_reset(stub: Stub) -> None:
+    blocks = chain(2)
+    await put(stub, blocks)
+    first = watch(stub)
+    await first.until_held(hashes_of(blocks))
+    first.call.cancel()
+    for resume in ({"epoch": first.epoch ^ 2, "from_sequence": 1}, {"epoch": first.epoch, "from_sequence": 1 << 40}):
+        mirror = watch(stub, **resume)
+        await mirror.until_held(hashes_of(blocks))
+        assert (mirror.resets, mirror.epoch) == (1, first.epoch)
+        mirror.call.cancel()
 
 
 CHECKS: Final[Sequence[Check]] = [value for name, value in sorted(globals().items()) if name.startswith("check_")]

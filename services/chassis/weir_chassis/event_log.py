@@ -14,12 +14,18 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from random import Random
 from typing import Final, Generic, Protocol, TypeVar
 
 E = TypeVar("E")
 
 # What a snapshot tells of in one turn of the event loop, some 2 ms; a million blocks take several hundred turns.
 _TURN_SIZE: Final = 4096
+
+
+def new_epoch(random: Random) -> int:
+    """One number per incarnation of a source. Not 0, which is what an unset field reads as."""
+    return random.getrandbits(64) | 1
 
 
 class Held(Protocol[E]):

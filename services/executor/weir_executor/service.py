@@ -12,6 +12,7 @@ from weir.executor.v1 import executor_pb2
 from weir.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
 from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import Internal, WeirError
+from weir_chassis.event_log import new_epoch
 from weir_chassis.kv_events.blocks import new_log
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_chassis.settings import SettingsError
@@ -68,7 +69,7 @@ async def serving(
     """Everything around an engine. Starts it, and closes it at the end."""
     metrics, drain_rate = ExecutorMetrics(chassis.metrics), DrainRate(chassis.clock)
     requests = LiveRequests(chassis.leases)
-    kv_events = new_log(_epoch(chassis), settings.kv_event_log)
+    kv_events = new_log(new_epoch(chassis.random), settings.kv_event_log)
     deadlines = Deadlines(chassis.clock)
     async with AsyncExitStack() as stack:
         guides = await _start_guides(stack, engine, settings)
@@ -262,11 +263,6 @@ def _speculation(settings: ExecutorSettings) -> SpeculationOptions:
 
 def _itl_target(settings: ExecutorSettings) -> float | None:
     return None if settings.itl_target_ms is None else settings.itl_target_ms / 1e3
-
-
-def _epoch(chassis: Chassis) -> int:
-    """One number per incarnation. Not 0, which is what an unset field reads as."""
-    return chassis.random.getrandbits(64) | 1
 
 
 SERVICE: Final = ServiceDefinition("executor", ExecutorSettings, build, unbounded=_UNBOUNDED)

@@ -10,8 +10,11 @@ from typing import Final
 from weir.kvstore.v1 import kvstore_pb2
 from weir.kvstore.v1.kvstore_pb2_grpc import add_KvStoreServiceServicer_to_server
 from weir_chassis.clock import Clock
+from weir_chassis.event_log import new_epoch
+from weir_chassis.kv_events.blocks import new_log
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
+from weir_kvstore.events import TierEvents
 from weir_kvstore.metrics import StoreCollector
 from weir_kvstore.put import Puts
 from weir_kvstore.servicer import KvStoreServicer
@@ -36,13 +39,16 @@ async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Se
         new_lease_id=lambda: f"{chassis.random.getrandbits(128):032x}",
     )
     puts = Puts(store, max_open=settings.max_open_puts, idle_seconds=settings.put_idle_seconds)
-    servicer = KvStoreServicer(store, puts, default_lease_seconds=settings.default_lease_seconds)
+    kv_events = new_log(new_epoch(chassis.random), settings.kv_event_log)
+    store.watch(TierEvents(kv_events))
+    servicer = KvStoreServicer(store, puts, kv_events, default_lease_seconds=settings.default_lease_seconds)
     collector = StoreCollector(store)
     chassis.metrics.registry.register(collector)
     chassis.background.start(slots.touch_ahead(), name="touch_arena")
     chassis.background.start(_sweep(chassis.leases, chassis.clock, settings.sweep_seconds), name="sweep_leases")
     try:
-        yield Servicers([Registration(add_KvStoreServiceServicer_to_server, servicer, _NAME)])
+        registration = Registration(add_KvStoreServiceServicer_to_server, servicer, _NAME)
+        yield Servicers([registration], drain=servicer.drain)
     finally:
         chassis.metrics.registry.unregister(collector)
         await slots.close()
@@ -55,4 +61,4 @@ async def _sweep(ledger: LeaseLedger, clock: Clock, seconds: float) -> None:
         ledger.expire()
 
 
-SERVICE: Final = ServiceDefinition("kvstore", KvStoreSettings, build)
+SERVICE: Final = ServiceDefinition("kvstore", KvStoreSettings, build, unbounded=frozenset({f"/{_NAME}/WatchKvEvents"}))

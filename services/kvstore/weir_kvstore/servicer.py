@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from weir.kvstore.v1 import kvstore_pb2 as pb
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceServicer
-from weir_chassis.errors import InvalidArgument, Unsupported
+from weir_chassis.errors import Draining, InvalidArgument, Unsupported
+from weir_chassis.kv_events.blocks import KvEventLog, told
 from weir_chassis.telemetry import current_request
 from weir_kvstore import mapping
 from weir_kvstore.put import Puts
@@ -19,9 +20,10 @@ _NO_ARENA: Final = "this store shares no arena"
 
 
 class KvStoreServicer(KvStoreServiceServicer):
-    def __init__(self, store: BlockStore, puts: Puts, *, default_lease_seconds: float) -> None:
+    def __init__(self, store: BlockStore, puts: Puts, kv_events: KvEventLog, *, default_lease_seconds: float) -> None:
         self._store = store
         self._puts = puts
+        self._kv_events = kv_events
         self._default_lease_seconds = default_lease_seconds
 
     async def MatchPrefix(self, request: pb.MatchPrefixRequest, _context: Any) -> pb.MatchPrefixResponse:
@@ -101,10 +103,17 @@ class KvStoreServicer(KvStoreServiceServicer):
         raise Unsupported(_NO_ARENA)
 
     async def WatchKvEvents(
-        self, _request: pb.WatchKvEventsRequest, _context: Any
+        self, request: pb.WatchKvEventsRequest, _context: Any
     ) -> AsyncIterator[pb.WatchKvEventsResponse]:
-        raise Unsupported("this store tells no events")
-        yield pb.WatchKvEventsResponse()
+        epoch = request.epoch if request.HasField("epoch") else None
+        from_sequence = request.from_sequence if request.HasField("from_sequence") else None
+        async with aclosing(self._kv_events.follow(epoch, from_sequence)) as batches:
+            async for batch in batches:
+                yield pb.WatchKvEventsResponse(epoch=self._kv_events.epoch, sequence=batch.sequence, events=told(batch))
+
+    async def drain(self) -> None:
+        """The watches end; other calls may finish."""
+        self._kv_events.close(Draining("the store is shutting down"))
 
     def _lease_seconds(self, request: pb.MatchPrefixRequest | pb.RenewLeaseRequest) -> float:
         if not request.HasField("lease_duration"):

@@ -40,6 +40,11 @@ class KvStoreSettings(ServiceSettings):
         default=0.5, gt=0, le=60, description="how often lapsed leases and idle puts are looked for"
     )
 
+    # As an executor's: about 5 MB; a watcher that comes back later than that starts anew.
+    kv_event_log: int = Field(
+        default=65_536, ge=1, description="blocks whose events are remembered for a watcher that comes back"
+    )
+
     @property
     def staged_bytes(self) -> int:
         return self.max_staged_bytes or max(1, self.capacity_bytes // 4)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from weir_chassis.leases import LeaseLedger
+from weir_kvstore.events import TierEvents
 from weir_kvstore.index import Block, Index, State
 from weir_kvstore.leases import ReadLeases
 from weir_kvstore.record import Address
@@ -48,6 +49,10 @@ class BlockStore:
         self.counters = Counters()
         self.leases = ReadLeases(ledger, max_live=bounds.max_live_leases, new_id=new_lease_id, give_back=self.release)
         self._bounds = bounds
+        self._watchers: list[TierEvents] = []
+
+    def watch(self, watcher: TierEvents) -> None:
+        self._watchers.append(watcher)
 
     def match(
         self, namespace: bytes, block_hashes: Sequence[bytes], *, skip_blocks: int, seconds: float, owner: str
@@ -102,12 +107,14 @@ class BlockStore:
 
     def publish(self, blocks: Sequence[Block]) -> int:
         """Makes verified reservations visible at once and counts them. One whose address is held is discarded."""
-        published = len(self.index.publish(blocks))
+        published = self.index.publish(blocks)
         for block in blocks:
             if block.state is State.RESERVED:
                 self.discard(block)
-        self.counters.stored += published
-        return published
+        self.counters.stored += len(published)
+        for watcher in self._watchers:
+            watcher.stored(TIER, published)
+        return len(published)
 
     def release(self, blocks: Sequence[Block]) -> None:
         """Gives back one reference to each."""
@@ -115,6 +122,9 @@ class BlockStore:
             self.slots.free(block.block_id)
 
     def hide(self, block: Block, state: State) -> None:
+        if block.state is State.VISIBLE:
+            for watcher in self._watchers:
+                watcher.hidden(TIER, [block])
         if self.index.hide(block, state):
             self.slots.free(block.block_id)
 

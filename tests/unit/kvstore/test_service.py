@@ -20,12 +20,14 @@ from contract.kvstore_contract import (
     connect,
     eventually,
     fails,
+    hashes_of,
     match,
     nothing_is_left,
     pieces,
     put,
     ram,
     stats,
+    watch,
 )
 from weir.kvstore.v1 import kvstore_pb2 as pb
 from weir_chassis.errors import RemoteError, from_rpc_error
@@ -157,4 +159,51 @@ async def test_what_prometheus_sees() -> None:
 
 
 def test_the_definition() -> None:
-    assert (SERVICE.name, SERVICE.settings, SERVICE.unbounded) == ("kvstore", KvStoreSettings, frozenset())
+    assert (SERVICE.name, SERVICE.settings, SERVICE.unbounded) == (
+        "kvstore",
+        KvStoreSettings,
+        frozenset({"/weir.kvstore.v1.KvStoreService/WatchKvEvents"}),
+    )
+
+
+async def test_a_watcher_that_falls_behind_is_reset() -> None:
+    chassis, _ = virtual_chassis()
+    async with serve(chassis, kv_event_log=3) as stub:
+        mirror = watch(stub)
+        await mirror.read()
+        mirror.call.cancel()
+        for seed in range(1, 6):
+            await put(stub, chain(2, seed=seed))
+        again = watch(stub, epoch=mirror.epoch, from_sequence=mirror.sequence + 1)
+        await again.read()
+        assert (again.resets, len(again.hashes)) == (1, 10)
+        again.call.cancel()
+
+
+async def test_an_eviction_is_told() -> None:
+    chassis, _ = virtual_chassis()
+    async with serve(chassis, max_blocks=3) as stub:
+        mirror = watch(stub)
+        old, new = chain(2, seed=1), chain(2, seed=2)
+        await put(stub, old)
+        await mirror.until_held(hashes_of(old))
+        await put(stub, new)
+        await mirror.until_held(hashes_of(new))
+        await mirror.until_gone(hashes_of(old[1:]))
+        assert mirror.hashes == set(hashes_of([old[0], *new]))
+        mirror.call.cancel()
+
+
+async def test_a_drain_ends_the_watches() -> None:
+    chassis, _ = virtual_chassis()
+    with_defaults = KvStoreSettings(capacity_bytes=8 * MIB)
+    async with (
+        build(with_defaults, chassis) as servicers,
+        chassis.background,
+        serve_in_memory(*servicers.registrations) as channel,
+    ):
+        mirror = watch(connect(channel))
+        await mirror.read()
+        assert servicers.drain is not None
+        await servicers.drain()
+        await fails(mirror.call.read(), "DRAINING")
