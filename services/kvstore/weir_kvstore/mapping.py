@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.duration_pb2 import Duration
 
 from weir.kvstore.v1 import kvstore_pb2 as pb
+from weir.kvstore.v1.block_chunk import BlockChunk
 from weir.kvstore.v1.block_hash import split_hashes
 from weir_chassis.errors import InvalidArgument
 from weir_kvstore.bounds import (
@@ -55,7 +56,7 @@ def lease_seconds(duration: Duration) -> float:
     return seconds
 
 
-def put_piece(chunk: pb.PutChunk) -> PutPiece:
+def put_piece(chunk: BlockChunk) -> PutPiece:
     """One message's part of a block, its sizes in bounds and agreeing with one another."""
     piece = PutPiece(
         block_hash=_hash("chunk.block_hash", chunk.block_hash),
@@ -83,12 +84,14 @@ def put_response(result: PutResult) -> pb.PutBlocksResponse:
     )
 
 
-def get_response(piece: Piece) -> pb.GetBlocksResponse:
-    return pb.GetBlocksResponse(
+def get_response(piece: Piece) -> BlockChunk:
+    """Lent as the piece is: it is serialised before the next one is asked for."""
+    return BlockChunk(
         block_hash=piece.block.address.block_hash,
+        parent_block_hash=b"",
         payload_bytes=piece.block.size_bytes,
         offset=piece.offset,
-        chunk=bytes(piece.chunk),  # no copy where it is bytes already; protobuf takes no view
+        chunk=piece.chunk,
         checksum=piece.block.checksum,
     )
 

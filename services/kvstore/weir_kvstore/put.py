@@ -20,7 +20,7 @@ from weir_chassis.errors import DeadlineExceeded, InvalidArgument, Overloaded
 from weir_kvstore.bounds import MAX_PUT_BLOCKS
 from weir_kvstore.checksum import RunningChecksum
 from weir_kvstore.index import Block
-from weir_kvstore.record import Address
+from weir_kvstore.record import Address, Bytes
 from weir_kvstore.store import BlockStore
 
 KIND: Final = "put"
@@ -35,7 +35,7 @@ class PutPiece:
     payload_bytes: int
     checksum: int
     offset: int
-    chunk: bytes
+    chunk: Bytes
 
     def continues(self, first: PutPiece) -> bool:
         return (self.block_hash, self.parent_block_hash, self.payload_bytes, self.checksum) == (

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from weir.kvstore.v1 import kvstore_pb2
-from weir.kvstore.v1.kvstore_pb2_grpc import add_KvStoreServiceServicer_to_server
+from weir.kvstore.v1.block_chunk_grpc import add_servicer_to_server
 from weir_chassis.clock import Clock
 from weir_chassis.event_log import new_epoch
 from weir_chassis.kv_events.blocks import new_log
@@ -47,7 +47,7 @@ async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Se
     chassis.background.start(slots.touch_ahead(), name="touch_arena")
     chassis.background.start(_sweep(chassis.leases, chassis.clock, settings.sweep_seconds), name="sweep_leases")
     try:
-        registration = Registration(add_KvStoreServiceServicer_to_server, servicer, _NAME)
+        registration = Registration(add_servicer_to_server, servicer, _NAME)
         yield Servicers([registration], drain=servicer.drain)
     finally:
         chassis.metrics.registry.unregister(collector)

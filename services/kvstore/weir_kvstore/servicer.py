@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from weir.kvstore.v1 import kvstore_pb2 as pb
+from weir.kvstore.v1.block_chunk import BlockChunk
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceServicer
 from weir_chassis.errors import Draining, InvalidArgument, Unsupported
 from weir_chassis.kv_events.blocks import KvEventLog, told
@@ -39,21 +40,24 @@ class KvStoreServicer(KvStoreServiceServicer):
             matched_blocks=match.matched_blocks, lease_id=match.lease_id, leased_bytes=match.leased_bytes
         )
 
-    async def GetBlocks(self, request: pb.GetBlocksRequest, _context: Any) -> AsyncIterator[pb.GetBlocksResponse]:
+    async def GetBlocks(  # type: ignore[override]  # chunks that are not copied, see `block_chunk`
+        self, request: pb.GetBlocksRequest, _context: Any
+    ) -> AsyncIterator[BlockChunk]:
         async with aclosing(read_lease(self._store, mapping.lease_id(request.lease_id), owner=_owner())) as pieces:
             async for piece in pieces:
                 yield mapping.get_response(piece)
 
     async def PutBlocks(
-        self, request_iterator: AsyncIterator[pb.PutBlocksRequest], _context: Any
+        self, request_iterator: AsyncIterator[BlockChunk | pb.PutBlocksRequest], _context: Any
     ) -> pb.PutBlocksResponse:
         async with self._puts.open(_owner()) as put:
             async for request in request_iterator:
+                if isinstance(request, BlockChunk):
+                    await put.add(mapping.put_piece(request))
+                    continue
                 match request.WhichOneof("part"):
                     case "begin":
                         put.begin(mapping.namespace(request.begin.namespace))
-                    case "chunk":
-                        await put.add(mapping.put_piece(request.chunk))
                     case "commit":
                         return mapping.put_response(put.commit())
                     case _:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
-from weir.kvstore.v1.kvstore_pb2 import GetBlocksResponse
+from weir.kvstore.v1.block_chunk import BlockChunk
 from weir_chassis.errors import DataCorrupt
 from weir_executor.kv_transfer.assembler import BlockAssembler
 
@@ -18,11 +18,12 @@ HASHES = [bytes([i]) * 16 for i in range(3)]
 PAYLOADS = [bytes(range(i, i + 48)) for i in range(3)]
 
 
-def pieces_of(i: int, cuts: Sequence[int] = ()) -> Iterator[GetBlocksResponse]:
+def pieces_of(i: int, cuts: Sequence[int] = ()) -> Iterator[BlockChunk]:
     edges = sorted({0, len(PAYLOADS[i]), *cuts})
     for start, end in itertools.pairwise(edges):
-        yield GetBlocksResponse(
+        yield BlockChunk(
             block_hash=HASHES[i],
+            parent_block_hash=b"",
             payload_bytes=len(PAYLOADS[i]),
             offset=start,
             chunk=PAYLOADS[i][start:end],
@@ -30,7 +31,7 @@ def pieces_of(i: int, cuts: Sequence[int] = ()) -> Iterator[GetBlocksResponse]:
         )
 
 
-def assembled(pieces: Sequence[GetBlocksResponse]) -> list[bytes]:
+def assembled(pieces: Sequence[BlockChunk]) -> list[bytes]:
     assembler = BlockAssembler(HASHES, 48)
     blocks = [block for piece in pieces if (block := assembler.add(piece)) is not None]
     assert assembler.done == (len(blocks) == len(HASHES))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-from weir.kvstore.v1.kvstore_pb2 import GetBlocksResponse
+from weir.kvstore.v1.block_chunk import BlockChunk, Bytes
 from weir_chassis.errors import DataCorrupt
 
 
@@ -26,7 +26,7 @@ class BlockAssembler:
     def done(self) -> bool:
         return self._num_whole == len(self._wanted)
 
-    def add(self, piece: GetBlocksResponse) -> bytes | memoryview | None:
+    def add(self, piece: BlockChunk) -> bytes | memoryview | None:
         """The block that this piece makes whole, if it does.
 
         Raises DataCorrupt for a piece that is not the next one, and a block that does not match its checksum.
@@ -44,12 +44,12 @@ class BlockAssembler:
         self._digest.update(chunk)
         if len(self._partial) < self._block_bytes:
             return None
-        payload, digest = memoryview(self._partial).toreadonly(), self._digest.intdigest()
+        payload, digest = self._partial, self._digest.intdigest()
         self._partial, self._digest = bytearray(), xxh3_64()
         return self._whole(payload, digest, piece.checksum)
 
-    def _whole(self, payload: bytes | memoryview, digest: int, checksum: int) -> bytes | memoryview:
+    def _whole(self, payload: Bytes, digest: int, checksum: int) -> bytes | memoryview:
         if digest != checksum:
             raise DataCorrupt("the kvstore sent a block that does not match its checksum")
         self._num_whole += 1
-        return payload
+        return payload if isinstance(payload, bytes) else memoryview(payload).toreadonly()

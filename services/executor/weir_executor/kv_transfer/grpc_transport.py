@@ -10,8 +10,11 @@ import grpc
 from xxhash import xxh3_64_intdigest
 
 from weir.kvstore.v1 import kvstore_pb2 as kv
+from weir.kvstore.v1.block_chunk import BlockChunk
+from weir.kvstore.v1.block_chunk_grpc import get_blocks, put_blocks
 from weir.kvstore.v1.block_hash import join_hashes
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
+from weir_chassis.errors import DataCorrupt
 from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.assembler import BlockAssembler
 from weir_executor.kv_transfer.transport import Match, Payload, Put, PutResult, TierRange
@@ -28,6 +31,7 @@ class GrpcTransport:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub: KvStoreServiceAsyncStub = KvStoreServiceStub(channel)
+        self._get_blocks, self._put_blocks = get_blocks(channel), put_blocks(channel)
 
     async def match(
         self, namespace: bytes, block_hashes: Sequence[bytes], *, skip_blocks: int, block_size: int, timeout: float
@@ -50,9 +54,11 @@ class GrpcTransport:
     ) -> AsyncGenerator[Sequence[Payload], None]:
         assembler = BlockAssembler(wanted, block_bytes)
         request = kv.GetBlocksRequest(lease_id=lease_id, max_blocks=len(wanted))
-        call = self._stub.GetBlocks(request, timeout=timeout)
+        call = self._get_blocks(request, timeout=timeout)
         try:
             async for piece in call:
+                if not isinstance(piece, BlockChunk):
+                    raise DataCorrupt("the kvstore sent places where chunks were asked for")
                 if (block := assembler.add(piece)) is not None:
                     yield (block,)
                 if assembler.done:
@@ -62,7 +68,7 @@ class GrpcTransport:
 
     async def put(self, put: Put, *, timeout: float) -> PutResult:
         checksums = await asyncio.to_thread(_checksums, put.blocks)
-        response = await self._stub.PutBlocks(_parts(put, checksums), timeout=timeout)
+        response = await self._put_blocks(_parts(put, checksums), timeout=timeout)
         return PutResult(
             response.stored_blocks, response.present_blocks, response.corrupt_blocks, response.refused_blocks
         )
@@ -87,17 +93,17 @@ def _checksums(blocks: Sequence[FullBlock]) -> list[int]:
     return [xxh3_64_intdigest(block.payload) for block in blocks]
 
 
-async def _parts(put: Put, checksums: Sequence[int]) -> AsyncIterator[kv.PutBlocksRequest]:
+async def _parts(put: Put, checksums: Sequence[int]) -> AsyncIterator[BlockChunk | kv.PutBlocksRequest]:
     yield kv.PutBlocksRequest(begin=begin_of(put))
     for block, checksum in zip(put.blocks, checksums, strict=True):
-        for offset in range(0, len(block.payload), _CHUNK_BYTES):
-            chunk = kv.PutChunk(
+        payload = memoryview(block.payload)
+        for offset in range(0, len(payload), _CHUNK_BYTES):
+            yield BlockChunk(
                 block_hash=block.block_hash,
                 parent_block_hash=block.parent_block_hash,
-                payload_bytes=len(block.payload),
+                payload_bytes=len(payload),
                 offset=offset,
-                chunk=block.payload[offset : offset + _CHUNK_BYTES],
+                chunk=payload[offset : offset + _CHUNK_BYTES],
                 checksum=checksum,
             )
-            yield kv.PutBlocksRequest(chunk=chunk)
     yield kv.PutBlocksRequest(commit=kv.PutCommit())
