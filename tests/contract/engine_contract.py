@@ -124,6 +124,19 @@ def pooled(
     return request(key, token_ids, 0, pooling=Pooling(kind), **fields)
 
 
+def held_payloads(engine: Engine, key: int, first: int, count: int) -> Sequence[bytes] | None:
+    """What `read_held` gives, waited for."""
+    answered, answers = threading.Event(), []
+
+    def take(payloads: Sequence[bytes] | None) -> None:
+        answers.append(payloads)
+        answered.set()
+
+    engine.read_held(key, first, count, take)
+    assert answered.wait(_PATIENCE_SECONDS)
+    return answers[0]
+
+
 def is_idle(load: EngineLoad) -> bool:
     counts = (load.waiting_requests, load.running_sequences, load.outstanding_tokens)
     return counts == (0, 0, 0) and load.free_blocks == load.total_blocks
@@ -279,6 +292,90 @@ class EngineContract:
             assert heard.finished[2, 0].stop_token_id == 6
             assert heard.finished[1, 0].first_token_index == 3
             assert heard.tokens == {(1, 0): [], (2, 0): []}
+
+    # ── handing off ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+    @pytest.mark.parametrize(("length", "n"), [(5, 1), (48, 1), (50, 3)])
+    def test_what_is_handed_off_goes_on_elsewhere_as_if_undisturbed(
+        self, sampling: Sampling, length: int, n: int
+    ) -> None:
+        asked = request(1, prompt(length), 12, n=n, sampling=sampling, block_hashes=hashes(prompt(length), 16))
+        whole = self.tokens_of(asked)
+        with self.running() as (engine, heard):
+            engine.submit(replace(asked, hand_off=True))
+            (end,) = heard.wait_for_ends(1)
+            assert not heard.finished
+            assert (end.completion_tokens, end.held_blocks) == (n, length // 16)
+            first = {index: heard.tokens[1, index] for index in range(n)}
+            payloads = held_payloads(engine, 1, 0, length // 16) if length >= 16 else []
+            assert payloads is not None
+            self._wait_for(lambda: engine.load().held_blocks == length // 16)
+            engine.release_held(1)
+        with self.running() as (engine, heard):
+            engine.submit(replace(asked, resumed=first, stored_prefix=StoredPrefix(0, payloads)))
+            (end,) = heard.wait_for_ends(1)
+            assert end.loaded_prompt_tokens == length // 16 * 16
+            assert [[*first[index], *heard.tokens[1, index]] for index in range(n)] == whole
+
+    def test_an_output_that_is_over_by_its_first_token_is_not_handed_off(self) -> None:
+        with self.running() as (engine, heard):
+            engine.submit(request(1, prompt(40), 1, hand_off=True, block_hashes=hashes(prompt(40), 16)))
+            (end,) = heard.wait_for_ends(1)
+            assert heard.finished[1, 0].finish_reason is FinishReason.LENGTH
+            assert end.held_blocks is None
+            stops = frozenset(range(engine.info.vocab_size))
+            engine.submit(request(2, prompt(40), 9, n=2, hand_off=True, stop_token_ids=stops))
+            (end,) = heard.wait_for_ends(2)
+            assert {output.finish_reason for output in heard.finished.values()} >= {FinishReason.STOP}
+            assert end.held_blocks is None
+
+    def test_what_was_released_or_never_held_cannot_be_read(self) -> None:
+        with self.running() as (engine, heard):
+            engine.submit(request(1, prompt(40), 9, hand_off=True, block_hashes=hashes(prompt(40), 16)))
+            (end,) = heard.wait_for_ends(1)
+            assert end.held_blocks == 2
+            assert len(held_payloads(engine, 1, 1, 1) or ()) == 1
+            assert held_payloads(engine, 1, 1, 2) is None, "beyond its end"
+            engine.release_held(1)
+            engine.release_held(1)
+            assert held_payloads(engine, 1, 0, 2) is None
+            assert held_payloads(engine, 7, 0, 1) is None
+        assert held_payloads(engine, 1, 0, 1) is None, "after the engine's end"
+
+    def test_an_aborted_hand_off_holds_nothing(self) -> None:
+        with self.running(max_batched_tokens=16) as (engine, heard):
+            engine.submit(request(1, prompt(400), 9, n=2, hand_off=True, block_hashes=hashes(prompt(400), 16)))
+            engine.abort(1)
+            (end,) = heard.wait_for_ends(1)
+            assert end.held_blocks is None
+
+    def test_held_blocks_give_way_to_those_who_compute(self) -> None:
+        """Two prompts of 7 of 16 blocks are held, of which half may be: then one needs 15."""
+        with self.running(num_blocks=16) as (engine, heard):
+            for key in (1, 2):
+                asked = request(key, prompt(112, start=key), 9, block_hashes=hashes(prompt(112, start=key), 16))
+                engine.submit(replace(asked, hand_off=True))
+                assert heard.wait_for_ends(key)[0].held_blocks == 7
+            self._wait_for(lambda: engine.load().held_blocks == 7)
+            assert held_payloads(engine, 1, 0, 1) is None, "the oldest went, for the other"
+            assert len(held_payloads(engine, 2, 0, 7) or ()) == 7
+            engine.submit(request(3, prompt(200, start=9), 40))
+            (end,) = heard.wait_for_ends(3)
+            assert end.error is None
+            assert held_payloads(engine, 2, 0, 7) is None
+
+    def test_a_prompt_larger_than_what_may_be_held_is_computed_and_not_held(self) -> None:
+        with self.running(num_blocks=16) as (engine, heard):
+            engine.submit(request(1, prompt(200), 9, hand_off=True, block_hashes=hashes(prompt(200), 16)))
+            (end,) = heard.wait_for_ends(1)
+            assert (end.held_blocks, end.completion_tokens, heard.finished) == (0, 1, {})
+
+    def _wait_for(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
     # ── embeddings ────────────────────────────────────────────────────────────────────────────────────────────────────
 

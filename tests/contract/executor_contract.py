@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from xxhash import xxh3_64_intdigest
 
 from contract.kv_watch import Mirror, Place
 from weir.executor.v1 import executor_pb2 as pb
@@ -572,6 +573,171 @@ async def check_a_mismatch_names_both_revisions(stub: Stub) -> None:
         assert error.reason == ErrorReason.ERROR_REASON_REVISION_MISMATCH
         assert error.metadata["asked_revision"] == "theirs"
         assert error.metadata["revision"] == caller.info.model_version.revision
+
+
+# ── handing off ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def handed_off(caller: Caller, handle: int, prompt: Sequence[int], **fields: Any) -> pb.Handoff:
+    """What is left of a request that was handed off."""
+    await caller.submit(handle, prompt, share=True, hand_off=True, **fields)
+    await caller.until_told(handle)
+    assert not caller.failed, caller.failed
+    assert caller.ended[handle].HasField("handoff")
+    return caller.ended[handle].handoff
+
+
+async def read_handoff(stub: Stub, handoff: pb.Handoff, first_block: int = 0) -> list[tuple[bytes, int]]:
+    """The hash and the number of bytes of each block, verified."""
+    blocks: list[tuple[bytes, int]] = []
+    payload = b""
+    async for piece in stub.ReadHandoff(
+        pb.ReadHandoffRequest(handoff_id=handoff.handoff_id, first_block=first_block), timeout=_PATIENCE_SECONDS
+    ):
+        assert piece.offset == len(payload)
+        payload += piece.chunk
+        if len(payload) == piece.payload_bytes:
+            assert xxh3_64_intdigest(payload) == piece.checksum
+            blocks.append((piece.block_hash, len(payload)))
+            payload = b""
+    assert not payload
+    return blocks
+
+
+async def _refusal(call: Awaitable[object]) -> WeirError | None:
+    """A handoff that is not known; None: it is."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as refused:
+        error = from_rpc_error(refused)
+    else:
+        return None
+    assert reason_name(error.reason) == "NOT_FOUND"
+    return error
+
+
+async def until_released(stub: Stub, handoff: pb.Handoff) -> None:
+    """Until the executor does not know it any more."""
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while True:
+            if await _refusal(read_handoff(stub, handoff)) is not None:
+                return
+            await asyncio.sleep(0.005)
+
+
+async def until_all_free(stub: Stub) -> None:
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while (load := await until_idle(stub)).free_blocks != load.total_blocks:
+            await asyncio.sleep(0.005)
+
+
+async def check_a_hand_off_gives_the_first_tokens_and_no_end(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        await caller.submit(1, prompt_of(40), share=True, sampling=SamplingParameters(seed=4, n=2), max_tokens=9)
+        await caller.until_told(1)
+        handoff = await handed_off(caller, 2, prompt_of(40), sampling=SamplingParameters(seed=4, n=2), max_tokens=9)
+        assert handoff.num_blocks == 40 // caller.info.block_size
+        assert not {output for output in caller.finished if output[0] == 2}
+        assert [caller.tokens[2, index] for index in range(2)] == [caller.tokens[1, index][:1] for index in range(2)]
+        assert caller.ended[2].usage.completion_tokens == 2
+
+
+async def check_a_hand_off_of_a_short_prompt_leaves_no_blocks(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        handoff = await handed_off(caller, 1, prompt_of(5), max_tokens=9)
+        assert (handoff.num_blocks, handoff.handoff_id) == (0, "")
+
+
+async def check_an_output_that_ends_at_once_is_not_handed_off(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        await caller.submit(1, prompt_of(40), share=True, hand_off=True, max_tokens=1)
+        await caller.until_told(1)
+        assert caller.finished[1, 0].finish_reason == FinishReason.FINISH_REASON_LENGTH
+        assert not caller.ended[1].HasField("handoff")
+
+
+async def check_handed_off_blocks_are_read_in_order_and_again(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        sent = submit(caller.info, 1, prompt_of(70), share=True)
+        handoff = await handed_off(caller, 1, prompt_of(70))
+        hashes = split_hashes(sent.block_hashes)
+        for first_block in (0, 3, 0, len(hashes)):
+            blocks = await read_handoff(stub, handoff, first_block)
+            assert [block_hash for block_hash, _ in blocks] == hashes[first_block:]
+            assert len({size for _, size in blocks}) <= 1
+
+
+async def check_a_handoff_is_given_back_by_its_taker(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        handoff = await handed_off(caller, 1, prompt_of(70))
+        for _ in range(2):
+            await stub.ReleaseHandoff(pb.ReleaseHandoffRequest(handoff_id=handoff.handoff_id))
+        await until_released(stub, handoff)
+        await until_all_free(stub)
+
+
+async def check_a_handoff_is_given_back_by_an_abort_of_its_handle(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        handoff, other = await handed_off(caller, 1, prompt_of(70)), await handed_off(caller, 2, prompt_of(70, 1))
+        await caller.abort(1, output_index=0)  # of an output, it says nothing of the handoff
+        await read_handoff(stub, handoff)
+        await caller.abort(1)
+        await until_released(stub, handoff)
+        await read_handoff(stub, other)
+
+
+async def check_a_handoff_ends_with_its_stream(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        handoff = await handed_off(caller, 1, prompt_of(70))
+        await read_handoff(stub, handoff)
+    await until_released(stub, handoff)
+    await until_all_free(stub)
+
+
+async def check_a_request_that_is_discarded_hands_nothing_off(stub: Stub) -> None:
+    for tokens in (10, 70, 400):
+        async with calling(stub) as caller:
+            await caller.submit(1, prompt_of(tokens), share=True, hand_off=True)
+        async with calling(stub) as caller:
+            await caller.submit(1, prompt_of(tokens), share=True, hand_off=True)
+            await caller.abort(1)
+            await caller.until_told(1)
+    await until_all_free(stub)
+
+
+async def check_a_handoff_that_is_not_to_be_had_is_computed(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        await caller.submit(1, prompt_of(40), share=True)
+        await caller.until_told(1)
+        first = pb.ResumedOutput(output_index=0, token_ids=caller.tokens[1, 0][:1])
+        nobody = pb.Handoff(handoff_id="x", address="127.0.0.1:1", namespace=bytes(16), num_blocks=2)
+        await caller.submit(2, prompt_of(40), share=True, resumed_outputs=[first], take_over=nobody)
+        await caller.until_told(2)
+        assert caller.tokens[2, 0] == caller.tokens[1, 0][1:]
+
+
+async def check_bad_handoffs_name_field_and_limit(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        block: dict[str, Any] = {"num_blocks": 1, "namespace": bytes(16), "handoff_id": "x", "address": "a:1"}
+        bad: list[tuple[pb.Submit, str]] = [
+            (submit(caller.info, 0, prompt_of(40), hand_off=True), "block_hashes"),
+            (submit(caller.info, 0, hand_off=True, take_over=pb.Handoff(**block)), "take_over"),
+            (submit(caller.info, 0, prompt_of(40), take_over=pb.Handoff(**block)), "take_over.num_blocks"),
+        ]
+        for name, value in (("handoff_id", "x" * 129), ("address", "a" * 257), ("namespace", b"x"), ("address", "")):
+            wrong = pb.Handoff(**{**block, name: value})
+            bad.append((submit(caller.info, 0, prompt_of(40), share=True, take_over=wrong), "take_over"))
+        for handle, (message, words) in enumerate(bad, start=1):
+            message.handle = handle
+            await caller.send(message)
+            await caller.until_told(handle)
+            assert reason_name(caller.failed[handle].reason) == "INVALID_ARGUMENT"
+            assert words in caller.failed[handle].message
+
+
+async def check_unknown_handoffs_are_not_found_and_released_in_vain(stub: Stub) -> None:
+    await stub.ReleaseHandoff(pb.ReleaseHandoffRequest(handoff_id="x"))
+    await until_released(stub, pb.Handoff(handoff_id="x"))
 
 
 # ── embeddings ────────────────────────────────────────────────────────────────────────────────────────────────────────

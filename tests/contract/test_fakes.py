@@ -24,6 +24,8 @@ BEYOND_THE_FAKE = {
     "check_a_prefix_is_found_again",
     "check_an_unset_seed_is_drawn",
     "check_bad_requests_name_field_and_limit",
+    "check_bad_handoffs_name_field_and_limit",
+    "check_handed_off_blocks_are_read_in_order_and_again",
     "check_kv_events_begin_with_a_reset_and_go_on",
     "check_kv_events_resume_where_they_stopped",
     "check_kv_events_of_another_epoch_are_reset",

@@ -47,6 +47,8 @@ class Live:
     drawn: dict[int, int]
     accepted: bool = False
     completion_tokens: int = 0
+    # Some output of it is for another executor to go on with.
+    handed_over: bool = False
     # Monotonic seconds; None: never.
     expires_at: float | None = None
 
@@ -73,8 +75,11 @@ class FakeExecutor(ExecutorServiceServicer):
         *,
         block_size: int = bytes_model.BLOCK_SIZE,
         step_seconds: float = 0.0,
+        role: pb.ExecutorRole.ValueType = pb.EXECUTOR_ROLE_BOTH,
     ):
-        self.version, self.block_size = version, block_size
+        self.version, self.block_size, self.role = version, block_size, role
+        # What ended requests left, by handoff: the stream and the handle that they came by.
+        self.handoffs: dict[str, tuple[_Stream, int]] = {}
         # Between two steps. 0: as fast as the loop turns.
         self.step_seconds = step_seconds
         self.crash = Crash()
@@ -132,6 +137,7 @@ class FakeExecutor(ExecutorServiceServicer):
             await reader
         finally:
             self._streams.remove(stream)
+            self.drop_handoffs(stream)
             for task in (reader, crash):
                 task.cancel()
             await asyncio.gather(reader, crash, return_exceptions=True)
@@ -152,6 +158,7 @@ class FakeExecutor(ExecutorServiceServicer):
             default_sampling=SamplingParameters(temperature=1.0),
             embedding_size=4,
             max_adapters=4,
+            role=self.role,
         )
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.GetLoadResponse:
@@ -211,6 +218,25 @@ class FakeExecutor(ExecutorServiceServicer):
     async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Any) -> pb.ListAdaptersResponse:
         adapters = [pb.Adapter(name=name, fingerprint=found) for name, found in self.adapters.items()]
         return pb.ListAdaptersResponse(adapters=adapters)
+
+    async def ReadHandoff(self, request: pb.ReadHandoffRequest, _: Any) -> AsyncIterator[pb.ReadHandoffResponse]:
+        """It holds no bytes: whoever takes over finds them gone."""
+        self.crash.check()
+        if request.handoff_id not in self.handoffs:
+            raise NotFound(request.handoff_id, "no such handoff")
+        return
+        yield
+
+    async def ReleaseHandoff(self, request: pb.ReleaseHandoffRequest, _: Any) -> pb.ReleaseHandoffResponse:
+        self.crash.check()
+        self.handoffs.pop(request.handoff_id, None)
+        return pb.ReleaseHandoffResponse()
+
+    def drop_handoffs(self, stream: _Stream, handle: int | None = None) -> None:
+        """Those of a stream, or of one of its requests."""
+        for handoff_id, (of_stream, of_handle) in list(self.handoffs.items()):
+            if of_stream is stream and handle in (None, of_handle):
+                del self.handoffs[handoff_id]
 
     async def DetectWatermark(self, request: pb.DetectWatermarkRequest, _: Any) -> pb.DetectWatermarkResponse:
         """Of any tokens: one is green, and all but the first are scored."""
@@ -278,6 +304,8 @@ class _Stream:
         self.executor.aborts.append(abort)
         live = self.live.get(abort.handle)
         if live is None:
+            if not abort.HasField("output_index"):
+                self.executor.drop_handoffs(self, abort.handle)
             return
         aborted = [abort.output_index] if abort.HasField("output_index") else list(live.drawn)
         for output_index in aborted:
@@ -296,6 +324,8 @@ class _Stream:
             return RevisionMismatch(
                 "another revision", metadata={"asked_revision": asked, "revision": version.revision}
             )
+        if self.executor.role == pb.EXECUTOR_ROLE_PREFILL and not submit.hand_off:
+            return Unsupported("the role is prefill")
         if submit.stopping.stop:
             return InvalidArgument("stopping.stop", "must be empty: stop strings are postprocess's")
         if submit.adapter and submit.adapter not in self.executor.adapters.values():
@@ -327,6 +357,9 @@ class _Stream:
         elif live.drawn[output_index] >= live.max_tokens:
             self._finish(response, handle, output_index, FinishReason.FINISH_REASON_LENGTH)
             del live.drawn[output_index]
+        elif live.submit.hand_off:
+            live.handed_over = True
+            del live.drawn[output_index]
 
     def _finish(
         self,
@@ -349,7 +382,17 @@ class _Stream:
         prompt_tokens = len(live.submit.token_ids)
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=live.completion_tokens)
         usage.draft_tokens, usage.accepted_draft_tokens = self.executor.drafts
-        response.ended.add(handle=handle, usage=usage)
+        end = response.ended.add(handle=handle, usage=usage)
+        if live.handed_over:
+            end.handoff.CopyFrom(self._hand_off(handle, live))
+
+    def _hand_off(self, handle: int, live: Live) -> pb.Handoff:
+        num_blocks = len(live.submit.block_hashes) // 16
+        if not num_blocks:
+            return pb.Handoff()
+        handoff_id = f"{id(self):x}-{handle}"
+        self.executor.handoffs[handoff_id] = (self, handle)
+        return pb.Handoff(handoff_id=handoff_id, num_blocks=num_blocks, namespace=bytes(16))
 
 
 def _embedding(request: pb.EmbedRequest, one: pb.EmbedInput) -> Embedding:

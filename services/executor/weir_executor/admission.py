@@ -1,8 +1,8 @@
 """From a `Submit` to the engine's queue, and out of it again.
 
-submit ─▶ check ─▶ ( compile the guide, load the stored prefix ) ─▶ engine.submit ─▶ … steps … ─▶ RequestEnd
-                              │ a task per request                        │
-abort, deadline, ─────────────┴── cancels it; told here ──────────────────┴── engine.abort; the engine's end follows
+submit ─▶ check ─▶ ( compile the guide, take over or load the prefix ) ─▶ engine.submit ─▶ … steps … ─▶ RequestEnd
+                              │ a task per request                              │
+abort, deadline, ─────────────┴── cancels it; told here ────────────────────────┴── engine.abort; its end follows
 end of the stream
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 
 from weir.executor.v1 import executor_pb2 as pb
@@ -22,9 +22,23 @@ from weir_executor.deadlines import Deadlines
 from weir_executor.engine import Engine, GenerationRequest, RequestEnd
 from weir_executor.guided.compiler import GuideCompiler
 from weir_executor.guided.guide import CompiledGuide, Guide
+from weir_executor.handoff.mapping import to_offered
+from weir_executor.handoff.take_over import Offered, TakeOvers
 from weir_executor.kv_transfer import KvTransfer, LoadPlan
 from weir_executor.live_requests import Listener, LiveRequest, LiveRequests
 from weir_executor.mapping import Served, seconds_left, to_request, to_submitted_guide
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a request needs before the engine has it."""
+
+    guide: Guide | None = None  # to be compiled
+    take_over: Offered | None = None  # its prompt's blocks, from another executor
+    plan: LoadPlan | None = None  # its prompt's blocks, from the kvstore
+
+    def __bool__(self) -> bool:
+        return not (self.guide is None and self.take_over is None and self.plan is None)
 
 
 class Admission:
@@ -40,6 +54,7 @@ class Admission:
         deadlines: Deadlines,
         drain_rate: DrainRate,
         transfer: KvTransfer | None,
+        take_overs: TakeOvers,
         guides: GuideCompiler | None,
         max_waiting: int,
         draw_seed: Callable[[], int],
@@ -47,7 +62,7 @@ class Admission:
         """`max_waiting` is the engine's own bound: known here, so that nothing is prepared for what it refuses."""
         self._engine, self._served, self._adapters, self._requests = engine, served, adapters, requests
         self._deadlines, self._drain_rate = deadlines, drain_rate
-        self._transfer, self._guides = transfer, guides
+        self._transfer, self._take_overs, self._guides = transfer, take_overs, guides
         self._max_waiting, self._draw_seed = max_waiting, draw_seed
         self._preparing: set[asyncio.Task[None]] = set()
         self._keys = count(1)
@@ -72,8 +87,8 @@ class Admission:
             draw_seed=self._draw_seed,
             adapter=adapter.info if adapter else None,
         )
-        guide = to_submitted_guide(submit, self._served)
-        live = self._admit(request, LiveRequest(request, submit.handle, listener, adapter), submit.request_id, guide)
+        wanted = _Wanted(to_submitted_guide(submit, self._served), to_offered(submit, request))
+        live = self._admit(request, LiveRequest(request, submit.handle, listener, adapter), submit.request_id, wanted)
         if seconds is not None:
             self._deadlines.add(live.key, seconds)
         return live
@@ -132,21 +147,23 @@ class Admission:
         return self._adapters.find(named) if named else None
 
     def _admit(
-        self, request: GenerationRequest, live: LiveRequest, owner: str, guide: Guide | None = None
+        self, request: GenerationRequest, live: LiveRequest, owner: str, wanted: _Wanted | None = None
     ) -> LiveRequest:
         # In line from now on: one that is being prepared is not passed by those who come after it and wait.
         request = replace(request, place=request.key)
-        known = None if guide is None or self._guides is None else self._guides.known(guide)
+        wanted = wanted or _Wanted()
+        known = None if wanted.guide is None or self._guides is None else self._guides.known(wanted.guide)
         if known is not None:
-            request, guide = replace(request, guide=known), None
-        if guide is not None or self._transfer is not None:
+            request, wanted = replace(request, guide=known), replace(wanted, guide=None)
+        if wanted or self._transfer is not None:
             self._check_room()
-        plan = self._plan(request)
+        if wanted.take_over is None:
+            wanted = replace(wanted, plan=self._plan(request))
         self._requests.add(live, owner)
-        if guide is None and plan is None:
-            self._enter(live, request)
+        if wanted:
+            live.preparing = self._start_preparing(live, request, wanted)
         else:
-            live.preparing = self._start_preparing(live, request, guide, plan)
+            self._enter(live, request)
         return live
 
     def _check_room(self) -> None:
@@ -175,24 +192,20 @@ class Admission:
             self._forget(live)
             raise
 
-    def _start_preparing(
-        self, live: LiveRequest, request: GenerationRequest, guide: Guide | None, plan: LoadPlan | None
-    ) -> asyncio.Task[None]:
-        live.waits_for_guide = plan is None
-        task = asyncio.create_task(self._prepare(live, request, guide, plan), name="prepare-request")
+    def _start_preparing(self, live: LiveRequest, request: GenerationRequest, wanted: _Wanted) -> asyncio.Task[None]:
+        live.waits_for_guide = wanted.take_over is None and wanted.plan is None
+        task = asyncio.create_task(self._prepare(live, request, wanted), name="prepare-request")
         self._preparing.add(task)
         task.add_done_callback(self._preparing.discard)
         return task
 
-    async def _prepare(
-        self, live: LiveRequest, request: GenerationRequest, guide: Guide | None, plan: LoadPlan | None
-    ) -> None:
-        """What the kvstore does not give in time is computed. Whatever else goes wrong, the caller is told."""
+    async def _prepare(self, live: LiveRequest, request: GenerationRequest, wanted: _Wanted) -> None:
+        """What others do not give in time is computed. Whatever else goes wrong, the caller is told."""
+        guide = wanted.guide
         compiling = None if guide is None else asyncio.create_task(self._compile(guide), name="compile-guide")
         try:
-            if plan is not None:
-                request = await self._load(live, request, plan)
-                live.waits_for_guide = True  # if it still does
+            request = await self._with_prefix(live, request, wanted)
+            live.waits_for_guide = True  # if it still does
             if compiling is not None:
                 request = replace(request, guide=await compiling)
             live.preparing = None
@@ -218,9 +231,15 @@ class Admission:
         except Overloaded as error:
             raise self._overloaded(error.message) from error
 
-    async def _load(self, live: LiveRequest, request: GenerationRequest, plan: LoadPlan) -> GenerationRequest:
-        assert self._transfer is not None
-        held = await self._transfer.load(plan)
+    async def _with_prefix(self, live: LiveRequest, request: GenerationRequest, wanted: _Wanted) -> GenerationRequest:
+        """From the executor that has computed it, if there is one and it gives any; else from the kvstore."""
+        held, plan = None, wanted.plan
+        if wanted.take_over is not None:
+            held = await self._take_overs.load(request, wanted.take_over)
+            plan = self._plan(request) if held is None else None
+        if plan is not None:
+            assert self._transfer is not None, "a prefix was planned for that nobody can load"
+            held = await self._transfer.load(plan)
         if held is None:
             return request
         live.release_prefix = held.release

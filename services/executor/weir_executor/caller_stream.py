@@ -19,6 +19,8 @@ from weir.executor.v1 import executor_pb2 as pb
 from weir_chassis.errors import AlreadyExists, Draining, InvalidArgument, SlowConsumer, WeirError
 from weir_executor.admission import Admission
 from weir_executor.engine import RequestEnd, TokenOutput
+from weir_executor.handoff.mapping import to_handoff
+from weir_executor.handoff.table import HandoffTable
 from weir_executor.live_requests import LiveRequest
 from weir_executor.replies import to_finished, to_request_end, to_request_failed
 from weir_executor.step_message import StepMessage
@@ -28,12 +30,12 @@ from weir_executor.stream_pace import StreamPace
 class CallerStream:
     """A `Listener`. Used from one event loop; `next_message` by one task."""
 
-    def __init__(self, admission: Admission, max_buffered: int, pace: StreamPace) -> None:
+    def __init__(self, admission: Admission, handoffs: HandoffTable, max_buffered: int, pace: StreamPace) -> None:
         """`max_buffered` bounds what has not been written: tokens, log-probabilities and other entries.
 
         Needs a running event loop.
         """
-        self._admission, self._max_buffered = admission, max_buffered
+        self._admission, self._handoffs, self._max_buffered = admission, handoffs, max_buffered
         self._by_handle: dict[int, LiveRequest] = {}
         self._last_words: list[int] = []  # handles whose last word is in `_message`
         self._message = StepMessage()
@@ -80,6 +82,8 @@ class CallerStream:
         live = self._by_handle.get(abort.handle)
         if live is not None and not live.told:
             self._admission.abort(live, abort.output_index if abort.HasField("output_index") else None)
+        elif not abort.HasField("output_index"):
+            self._handoffs.release_of(self, abort.handle)
 
     # ── what the engine says ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -93,7 +97,8 @@ class CallerStream:
             self._message.add_finished(to_finished(live.handle, output, live.stop_token_ids))
 
     def hear_end(self, live: LiveRequest, end: RequestEnd) -> None:
-        self._message.add_ended(to_request_end(live.handle, end))
+        handoff = None if end.held_blocks is None else to_handoff(live.handoff, self._handoffs.lease_seconds)
+        self._message.add_ended(to_request_end(live.handle, end, handoff))
         self._told(live)
 
     def hear_failure(self, live: LiveRequest, error: Exception) -> None:
@@ -134,7 +139,7 @@ class CallerStream:
         while not (self._message and self._due()):
             if self._error is not None:
                 raise self._error
-            if not self._by_handle and self._draining:
+            if not self._by_handle and self._draining and not self._handoffs.holds_of(self):
                 raise Draining("the executor is shutting down")
             if not self._by_handle and self._half_closed:
                 return None
@@ -169,6 +174,7 @@ class CallerStream:
         """The stream has ended, in whatever way: what still lives on it is aborted."""
         self._discard_all()
         self._by_handle.clear()
+        self._handoffs.release_all_of(self)
         if self._alarm is not None:
             self._alarm.cancel()
 

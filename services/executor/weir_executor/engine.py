@@ -137,6 +137,7 @@ class GenerationRequest:
     adapter: str = ""  # the name of one that is loaded; empty: none
     speculation: SpeculationMode | None = None  # None: as the engine is set
     max_draft_tokens: int | None = None  # per step; None: as the engine is set
+    hand_off: bool = False  # another engine goes on after each output's next tokens: see `RequestEnd.held_blocks`
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,12 @@ class TokenOutput:
 
 @dataclass(frozen=True, slots=True)
 class RequestEnd:
-    """The last word on a request: all outputs finished, it was aborted, or it failed (`error`). Its blocks are free."""
+    """The last word on a request: all outputs finished, it was aborted, or it failed (`error`). Its blocks are free.
+
+    But for those of a request that hands off. Each of its outputs ends after its first tokens, with no finish reason
+    unless it is over by them. If any is not, `held_blocks` says how many leading full blocks of the prompt stay where
+    they are until `Engine.release_held`, or until the engine needs them more.
+    """
 
     key: int
     prompt_tokens: int
@@ -183,6 +189,7 @@ class RequestEnd:
     accepted_draft_tokens: int = 0  # of them, those that stood: they are among `completion_tokens`
     error: Exception | None = None
     embedding: Sequence[float] = ()  # `embedding_size` values, of a request that pooled and did not fail
+    held_blocks: int | None = None  # for another engine to take; None: there is nothing to go on with
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +323,7 @@ class EngineLoad:
     chunk_tokens: int = 0  # of prompts that a step computes at most beside its decodes
     outstanding_prefill_tokens: int = 0  # still to prefill, of all that run and wait
     prefill_token_seconds: Estimate | None = None  # what a prompt's token takes, in steps as they lately are
+    held_blocks: int = 0  # kept for others after their requests ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +338,8 @@ class AdapterInfo:
 
 Deliver = Callable[[StepOutput], None]
 Wants = Callable[[bytes], bool]  # whether the block of this hash is worth copying out
+# The payloads that were asked for, or None: they are not held any more.
+TakePayloads = Callable[[Sequence[bytes] | None], None]
 
 
 class Engine(Protocol):
@@ -361,6 +371,15 @@ class Engine(Protocol):
 
     def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
         """How many leading blocks the pool holds now: an estimate, for what not to load. Thread-safe; pins nothing."""
+
+    def read_held(self, key: int, first: int, count: int, take: TakePayloads) -> None:
+        """Copy out `count` of the blocks that an ended request left, from number `first` of them on. Returns at once.
+
+        `take` is called once, on the engine's thread, and must not block. One such reading is done per step.
+        """
+
+    def release_held(self, key: int) -> None:
+        """The blocks that the ended request left are free before the next step. Unknown keys are ignored."""
 
     def load_adapter(
         self, name: str, directory: Path, config: AdapterConfig, note: Callable[[int, int], None]

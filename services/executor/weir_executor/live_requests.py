@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from weir_chassis.leases import Lease, LeaseLedger
 from weir_executor.adapters.table import HeldAdapter
 from weir_executor.engine import GenerationRequest, RequestEnd, TokenOutput
+
+if TYPE_CHECKING:
+    from weir_executor.handoff.table import HeldHandoff
 
 
 class Listener(Protocol):
@@ -41,6 +44,7 @@ class LiveRequest:
         "admitted_at",
         "early_aborts",
         "handle",
+        "handoff",
         "key",
         "lease",
         "listener",
@@ -68,6 +72,7 @@ class LiveRequest:
         self.preparing: asyncio.Task[None] | None = None
         self.early_aborts: set[int] = set()  # outputs that were aborted before the engine knew them
         self.waits_for_guide = False
+        self.handoff: HeldHandoff | None = None  # what it leaves behind, from its end on
         self.release_prefix: Callable[[], None] | None = None  # gives back the memory of what the kvstore sent
 
 

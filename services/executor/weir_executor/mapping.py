@@ -36,6 +36,7 @@ from weir_executor.engine import (
 )
 from weir_executor.guided.guide import Guide
 from weir_executor.guided.mapping import to_guide
+from weir_executor.handoff.role import Role
 from weir_executor.ranges import Range
 from weir_executor.watermark.keys import WatermarkKeys
 from weir_executor.watermark.mapping import to_watermark
@@ -80,6 +81,7 @@ class Served:
     default_sampling: Sampling  # the model's own; the parameters that a request leaves unset
     takes_guides: bool = False
     watermark_keys: WatermarkKeys | None = None  # None: it has no key, or the engine cannot
+    role: Role = Role.BOTH
 
 
 def to_request(
@@ -103,6 +105,7 @@ def to_request(
     max_tokens = _max_tokens(stopping, len(submit.token_ids), info)
     n = _n(sampling, info)
     _PRIORITY.check("priority", submit.priority)
+    served.role.check(hand_off=submit.hand_off)
     return GenerationRequest(
         key=key,
         token_ids=list(submit.token_ids),
@@ -120,6 +123,7 @@ def to_request(
         adapter=adapter.name if adapter else "",
         speculation=_speculation_mode(sampling, info),
         max_draft_tokens=_max_draft_tokens(sampling, info),
+        hand_off=submit.hand_off,
     )
 
 
@@ -269,6 +273,10 @@ def _block_hashes(submit: pb.Submit, info: EngineInfo, scope: bytes) -> list[byt
             "block_hashes",
             f"{len(submit.block_hashes)} bytes; {DIGEST_BYTES} for each of the prompt's {full_blocks} full blocks of "
             f"{info.block_size} tokens, or none",
+        )
+    if submit.hand_off and full_blocks and not submit.block_hashes:
+        raise InvalidArgument(
+            "block_hashes", "missing; with hand_off the prompt's blocks need names to be asked for by"
         )
     hashes = split_hashes(submit.block_hashes)
     # The first proves that they were made of these tokens, for this model, tenant and block size: without it, one

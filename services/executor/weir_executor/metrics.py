@@ -22,6 +22,7 @@ _LOAD_FIELDS = (
     "draft_tokens",
     "busy_seconds",
     "chunk_tokens",
+    "held_blocks",
 )
 _BATCH_FIELDS = ("sequences", "prefill_tokens", "decode_tokens", "draft_tokens", "seconds")
 
@@ -41,6 +42,11 @@ class ExecutorMetrics:
         self.loads = metrics.counter("kv_loads", "Prefixes asked of the kvstore", ("outcome",))
         self.load_bytes = metrics.counter("kv_load_bytes", "Bytes of KV blocks received from the kvstore")
         self.load_seconds = metrics.histogram("kv_load_seconds", "From asking to having", (), _LOAD_SECONDS)
+        self.take_overs = metrics.counter("take_overs", "Prompts that another executor computed", ("outcome",))
+        self.take_over_bytes = metrics.counter("take_over_bytes", "Bytes of KV blocks read from other executors")
+        self.take_over_seconds = metrics.histogram(
+            "take_over_seconds", "From asking another executor to having its blocks", (), _LOAD_SECONDS
+        )
         self.offers = metrics.counter("kv_offered_blocks", "Full blocks offered to the kvstore", ("outcome",))
         self.offer_bytes = metrics.counter("kv_offer_bytes", "Bytes of KV blocks sent to the kvstore")
 

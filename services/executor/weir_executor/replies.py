@@ -23,6 +23,7 @@ from weir_executor.engine import (
     StepStats,
     TokenOutput,
 )
+from weir_executor.handoff.mapping import ROLES
 from weir_executor.live_requests import LiveRequest
 from weir_executor.mapping import MAX_LOGPROBS, MAX_N, SPECULATION_MODES, Served
 
@@ -46,7 +47,7 @@ def to_finished(handle: int, output: TokenOutput, stop_token_ids: Collection[int
     )
 
 
-def to_request_end(handle: int, end: RequestEnd) -> pb.RequestEnd:
+def to_request_end(handle: int, end: RequestEnd, handoff: pb.Handoff | None = None) -> pb.RequestEnd:
     return pb.RequestEnd(
         handle=handle,
         usage=Usage(
@@ -62,6 +63,7 @@ def to_request_end(handle: int, end: RequestEnd) -> pb.RequestEnd:
         queue=to_duration(end.queue_seconds),
         prefill=to_duration(end.prefill_seconds),
         decode=to_duration(end.decode_seconds),
+        handoff=handoff,
     )
 
 
@@ -129,6 +131,7 @@ def to_model_info(served: Served) -> pb.GetModelInfoResponse:
         max_adapters=info.max_adapters,
         speculation_modes=[mode for mode, ours in SPECULATION_MODES.items() if ours in info.speculation_modes],
         watermarks=served.watermark_keys is not None,
+        role=ROLES[served.role],
     )
 
 

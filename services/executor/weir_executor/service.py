@@ -26,8 +26,12 @@ from weir_executor.engine import Engine, SpeculationMode
 from weir_executor.engine_watch import EngineWatch
 from weir_executor.guided.compile_process import CompileLimits
 from weir_executor.guided.compiler import GuideCompiler, GuideLimits, load_compiler
+from weir_executor.handoff.role import Role
+from weir_executor.handoff.table import HandoffTable
+from weir_executor.handoff.take_over import TakeOverLimits, TakeOvers
 from weir_executor.kv_events import recorder
 from weir_executor.kv_transfer import GrpcTransport, KvTransfer, LoaderLimits, TransferLimits, WriterLimits
+from weir_executor.kv_transfer.hashes import Namespaces
 from weir_executor.live_requests import LiveRequests
 from weir_executor.mapping import Served
 from weir_executor.metrics import ExecutorMetrics
@@ -40,7 +44,7 @@ from weir_executor.step_fanout import StepFanout
 from weir_executor.watermark.keys import WatermarkKeys, read_keys
 
 SERVICE_NAME: Final = executor_pb2.DESCRIPTOR.services_by_name["ExecutorService"].full_name
-_STREAMS = ("Generate", "WatchKvEvents", "LoadAdapter", "UnloadAdapter")
+_STREAMS = ("Generate", "WatchKvEvents", "LoadAdapter", "UnloadAdapter", "ReadHandoff")
 _UNBOUNDED: Final = frozenset(f"/{SERVICE_NAME}/{method}" for method in _STREAMS)
 # A put takes what it takes in the background, so its deadline only has to notice a store that hangs.
 _PUT_SECONDS = 5.0
@@ -79,10 +83,15 @@ async def serving(
             files.default_sampling,
             takes_guides=guides is not None,
             watermark_keys=_read_watermark_keys(engine, settings),
+            role=_role(engine, settings),
         )
         transfer = await _connect_store(stack, engine, settings, chassis, metrics)
         offer, wants = (transfer.offer, transfer.wants) if transfer is not None else (None, None)
-        fanout = StepFanout(requests, deadlines, drain_rate, metrics, record=recorder(kv_events), offer=offer)
+        handoffs = _handoff_table(engine, settings, chassis)
+        take_overs = _take_overs(stack, engine, settings, chassis, metrics)
+        fanout = StepFanout(
+            requests, deadlines, drain_rate, metrics, handoffs=handoffs, record=recorder(kv_events), offer=offer
+        )
         adapters = AdapterTable(engine.info.max_adapters, engine.unload_adapter)
         base = Base(settings.model, files.version.revision, settings.model_dir)
         operations = AdapterOperations(engine, adapters, base, settings.adapter_dir)
@@ -94,6 +103,7 @@ async def serving(
             deadlines=deadlines,
             drain_rate=drain_rate,
             transfer=transfer,
+            take_overs=take_overs,
             guides=guides,
             max_waiting=settings.max_waiting,
             draw_seed=lambda: chassis.random.getrandbits(64),
@@ -105,6 +115,7 @@ async def serving(
             adapters=adapters,
             operations=operations,
             requests=requests,
+            handoffs=handoffs,
             kv_events=kv_events,
             leases=chassis.leases,
             max_buffered=settings.stream_buffer_entries,
@@ -115,6 +126,7 @@ async def serving(
         await _load_adapters(operations, settings)
         await asyncio.to_thread(engine.start, fanout.deliver, wants)
         chassis.background.start(deadlines.run(admission.expire), name="sweep_deadlines")
+        chassis.background.start(handoffs.run(), name="sweep_handoffs")
         watch = EngineWatch(engine, fanout, metrics, chassis.clock, hang_seconds=settings.hang_seconds)
         chassis.background.start(watch.run(partial(_engine_stopped, servicer, chassis)), name="watch_engine")
         if transfer is not None:
@@ -162,6 +174,37 @@ async def _start_guides(stack: AsyncExitStack, engine: Engine, settings: Executo
         return None
     stack.push_async_callback(guides.close)
     return guides
+
+
+def _role(engine: Engine, settings: ExecutorSettings) -> Role:
+    role = Role(settings.role)
+    if role is Role.PREFILL and not engine.info.transfers_blocks:
+        raise SettingsError("WEIR_EXECUTOR_ROLE: prefill, and the engine cannot hand its blocks over")
+    return role
+
+
+def _handoff_table(engine: Engine, settings: ExecutorSettings, chassis: Chassis) -> HandoffTable:
+    return HandoffTable(
+        chassis.leases,
+        chassis.random,
+        namespaces=Namespaces(engine.info),
+        lease_seconds=settings.handoff_lease_seconds,
+        release_held=engine.release_held,
+    )
+
+
+def _take_overs(
+    stack: AsyncExitStack, engine: Engine, settings: ExecutorSettings, chassis: Chassis, metrics: ExecutorMetrics
+) -> TakeOvers:
+    limits = TakeOverLimits(
+        deadline_seconds=settings.handoff_deadline_seconds,
+        bytes_per_second=settings.handoff_bytes_per_second,
+        budget_bytes=settings.handoff_read_bytes,
+        max_reads=settings.handoff_max_reads,
+    )
+    take_overs = TakeOvers(engine, chassis.connect, limits, metrics=metrics, clock=chassis.clock)
+    stack.push_async_callback(take_overs.close)
+    return take_overs
 
 
 async def _connect_store(

@@ -19,6 +19,8 @@ from weir_executor.admission import Admission
 from weir_executor.caller_stream import CallerStream
 from weir_executor.embed_call import EmbedCall
 from weir_executor.engine import Engine, RequestState
+from weir_executor.handoff.reading import HandoffReader
+from weir_executor.handoff.table import HandoffTable
 from weir_executor.live_requests import LiveRequest, LiveRequests
 from weir_executor.mapping import Served, to_marked_tokens, to_pooling_requests
 from weir_executor.replies import (
@@ -44,6 +46,7 @@ class ExecutorServicer(ExecutorServiceServicer):
         adapters: AdapterTable,
         operations: AdapterOperations,
         requests: LiveRequests,
+        handoffs: HandoffTable,
         kv_events: KvEventLog,
         leases: LeaseLedger,
         max_buffered: int,
@@ -51,6 +54,7 @@ class ExecutorServicer(ExecutorServiceServicer):
     ) -> None:
         self._engine, self._admission, self._requests = engine, admission, requests
         self._adapters, self._operations = adapters, operations
+        self._handoffs, self._reader = handoffs, HandoffReader(engine, handoffs)
         self._kv_events, self._leases = kv_events, leases
         self._max_buffered, self._deltas_per_second = max_buffered, deltas_per_second
         self._served, self._model_info = served, to_model_info(served)
@@ -59,7 +63,8 @@ class ExecutorServicer(ExecutorServiceServicer):
     async def Generate(
         self, request_iterator: AsyncIterator[pb.GenerateRequest], _: Any
     ) -> AsyncIterator[pb.GenerateResponse]:
-        stream = CallerStream(self._admission, self._max_buffered, StreamPace(self._deltas_per_second))
+        pace = StreamPace(self._deltas_per_second)
+        stream = CallerStream(self._admission, self._handoffs, self._max_buffered, pace)
         self._streams.add(stream)
         reader = asyncio.create_task(stream.read(request_iterator), name="read-commands")
         request = current_request()
@@ -123,6 +128,15 @@ class ExecutorServicer(ExecutorServiceServicer):
 
     async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Any) -> pb.ListAdaptersResponse:
         return pb.ListAdaptersResponse(adapters=map(to_adapter, self._adapters))
+
+    async def ReadHandoff(self, request: pb.ReadHandoffRequest, _: Any) -> AsyncIterator[pb.ReadHandoffResponse]:
+        async with aclosing(self._reader.read(request.handoff_id, request.first_block)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def ReleaseHandoff(self, request: pb.ReleaseHandoffRequest, _: Any) -> pb.ReleaseHandoffResponse:
+        self._handoffs.release(request.handoff_id)
+        return pb.ReleaseHandoffResponse()
 
     async def DetectWatermark(self, request: pb.DetectWatermarkRequest, _: Any) -> pb.DetectWatermarkResponse:
         token_ids, watermark = to_marked_tokens(request, self._served)

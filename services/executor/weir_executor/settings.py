@@ -162,6 +162,25 @@ class ExecutorSettings(ServiceSettings):
         default=None, description="a file with a secret, the same for all executors of a model; unset: no watermarks"
     )
 
+    # ── prefill and decode apart ──────────────────────────────────────────────────────────────────────────────────────
+    role: Literal["prefill", "decode", "both"] = Field(
+        default="both", description="prefill: prompts and first tokens for others; decode: what comes after"
+    )
+    # Far above what a busy router and a busy decode worker take; what is held longer is forgotten.
+    handoff_lease_seconds: float = Field(
+        default=30.0, ge=0.1, le=600.0, description="a computed prompt is held so long for whoever takes it over"
+    )
+    handoff_deadline_seconds: float = Field(
+        default=2.0, gt=0.0, le=60.0, description="for a computed prompt's blocks; what has not come is computed here"
+    )
+    handoff_bytes_per_second: float = Field(
+        default=200e6, gt=0.0, allow_inf_nan=False, description="extends that deadline by the blocks' size"
+    )
+    handoff_max_reads: int = Field(default=8, ge=1, le=1024, description="prompts taken over at once")
+    handoff_read_bytes: int = Field(
+        default=_GIB, ge=1, description="memory for blocks that were taken over and that the engine has not yet"
+    )
+
     # ── the kvstore ───────────────────────────────────────────────────────────────────────────────────────────────────
     kvstore_address: str = Field(default="", description="host:port of the kvstore service; empty: none")
     kvstore_deadline_seconds: float = Field(

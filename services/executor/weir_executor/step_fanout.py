@@ -19,7 +19,8 @@ from threading import Lock
 from weir_chassis.drain_rate import DrainRate
 from weir_executor.deadlines import Deadlines
 from weir_executor.engine import FullBlock, KvEvent, RequestEnd, StepOutput
-from weir_executor.live_requests import Listener, LiveRequests, drop_prefix
+from weir_executor.handoff.table import HandoffTable
+from weir_executor.live_requests import Listener, LiveRequest, LiveRequests, drop_prefix
 from weir_executor.metrics import ExecutorMetrics
 
 
@@ -31,12 +32,13 @@ class StepFanout:
         drain_rate: DrainRate,
         metrics: ExecutorMetrics,
         *,
+        handoffs: HandoffTable,
         record: Callable[[Sequence[KvEvent]], None],
         offer: Callable[[Sequence[FullBlock]], None] | None,
     ) -> None:
         """Needs a running event loop. `record` is called on it; `offer` on the engine's thread, and must not block."""
         self._requests, self._deadlines, self._drain_rate, self._metrics = requests, deadlines, drain_rate, metrics
-        self._record, self._offer = record, offer
+        self._handoffs, self._record, self._offer = handoffs, record, offer
         self._loop = asyncio.get_running_loop()
         self._lock = Lock()  # guards the two below
         self._steps: list[StepOutput] = []
@@ -102,6 +104,8 @@ class StepFanout:
         live = self._requests.remove(end.key)
         assert live is not None, f"the engine ended request {end.key} twice or without a submit"
         self._metrics.note_end(end)
+        if end.held_blocks:
+            self._leave(live, end.held_blocks)
         if live.told:
             return
         if end.error is None:
@@ -109,3 +113,9 @@ class StepFanout:
         else:
             live.listener.hear_failure(live, end.error)
         touched.add(live.listener)
+
+    def _leave(self, live: LiveRequest, held_blocks: int) -> None:
+        """Blocks for another executor to take, unless nobody is left to tell it."""
+        live.handoff = self._handoffs.open(live, held_blocks)
+        if live.told:
+            live.handoff.lease.release()

@@ -11,6 +11,7 @@ from weir.executor.v1 import executor_pb2 as pb
 from weir_executor.admission import Admission
 from weir_executor.caller_stream import CallerStream
 from weir_executor.engine import FinishReason, TokenOutput
+from weir_executor.handoff.table import HandoffTable
 from weir_executor.live_requests import LiveRequest
 from weir_executor.stream_pace import LONGEST_SECONDS, StreamPace
 
@@ -31,7 +32,8 @@ class _Live:
 
 
 def _stream(requests: int, deltas_per_second: float) -> tuple[CallerStream, list[LiveRequest]]:
-    stream = CallerStream(cast("Admission", _Takes()), 10_000, StreamPace(deltas_per_second))
+    nothing_left = cast("HandoffTable", None)
+    stream = CallerStream(cast("Admission", _Takes()), nothing_left, 10_000, StreamPace(deltas_per_second))
     for handle in range(requests):
         stream.command(pb.GenerateRequest(submit=pb.Submit(handle=handle)))
     return stream, list(stream._by_handle.values())

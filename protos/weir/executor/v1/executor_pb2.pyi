@@ -28,6 +28,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ExecutorRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExecutorRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExecutorRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXECUTOR_ROLE_UNSPECIFIED: _ExecutorRole.ValueType  # 0
+    EXECUTOR_ROLE_PREFILL: _ExecutorRole.ValueType  # 1
+    """Prompts and first tokens, for others to go on with. It refuses requests that are not handed off."""
+    EXECUTOR_ROLE_DECODE: _ExecutorRole.ValueType  # 2
+    """All that comes after; whole requests too, whose prompts nobody has computed for it."""
+    EXECUTOR_ROLE_BOTH: _ExecutorRole.ValueType  # 3
+
+class ExecutorRole(_ExecutorRole, metaclass=_ExecutorRoleEnumTypeWrapper):
+    """Which part of a request an executor is there for."""
+
+EXECUTOR_ROLE_UNSPECIFIED: ExecutorRole.ValueType  # 0
+EXECUTOR_ROLE_PREFILL: ExecutorRole.ValueType  # 1
+"""Prompts and first tokens, for others to go on with. It refuses requests that are not handed off."""
+EXECUTOR_ROLE_DECODE: ExecutorRole.ValueType  # 2
+"""All that comes after; whole requests too, whose prompts nobody has computed for it."""
+EXECUTOR_ROLE_BOTH: ExecutorRole.ValueType  # 3
+Global___ExecutorRole: _TypeAlias = ExecutorRole  # noqa: Y015
+
 class _WaitingReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -131,6 +155,8 @@ class Submit(_message.Message):
     TIME_LEFT_FIELD_NUMBER: _builtins.int
     RESUMED_OUTPUTS_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    HAND_OFF_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     """Chosen by the caller, unique among its live requests on this stream."""
     request_id: _builtins.str
@@ -150,6 +176,11 @@ class Submit(_message.Message):
     """Higher goes first. [-100, 100]."""
     tenant: _builtins.str
     """Whose fair share, quotas and watermark key apply. Empty: the share of all who name none. At most 128 bytes."""
+    hand_off: _builtins.bool
+    """Compute the prompt and the first token of each output; another executor goes on. An output that is not over by it gets no
+    `ExecutorOutputFinished`, and `RequestEnd` brings the handoff. The prompt's `block_hashes` are needed. UNSUPPORTED where
+    the role is decode or the engine cannot; without it, where the role is prefill.
+    """
     @_builtins.property
     def model_version(self) -> _model_pb2.ModelVersion:
         """What the caller tokenized for. `revision` and `tokenizer_hash` must be this executor's own."""
@@ -172,6 +203,12 @@ class Submit(_message.Message):
     def resumed_outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumedOutput]:
         """Outputs that another worker has begun: the request goes on after these tokens, and draws what it would have drawn."""
 
+    @_builtins.property
+    def take_over(self) -> Global___Handoff:
+        """Where to get the prompt's blocks, for a request whose first tokens, in `resumed_outputs`, another executor has drawn.
+        What cannot be had from there in time is computed.
+        """
+
     def __init__(
         self,
         *,
@@ -188,14 +225,58 @@ class Submit(_message.Message):
         time_left: _duration_pb2.Duration | None = ...,
         resumed_outputs: _abc.Iterable[Global___ResumedOutput] | None = ...,
         tenant: _builtins.str = ...,
+        hand_off: _builtins.bool = ...,
+        take_over: Global___Handoff | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "sampling", b"sampling", "stopping", b"stopping", "time_left", b"time_left"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "sampling", b"sampling", "stopping", b"stopping", "take_over", b"take_over", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "block_hashes", b"block_hashes", "handle", b"handle", "model_version", b"model_version", "priority", b"priority", "request_id", b"request_id", "resumed_outputs", b"resumed_outputs", "sampling", b"sampling", "stopping", b"stopping", "tenant", b"tenant", "tenant_salt", b"tenant_salt", "time_left", b"time_left", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "block_hashes", b"block_hashes", "hand_off", b"hand_off", "handle", b"handle", "model_version", b"model_version", "priority", b"priority", "request_id", b"request_id", "resumed_outputs", b"resumed_outputs", "sampling", b"sampling", "stopping", b"stopping", "take_over", b"take_over", "tenant", b"tenant", "tenant_salt", b"tenant_salt", "time_left", b"time_left", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Submit: _TypeAlias = Submit  # noqa: Y015
+
+@_typing.final
+class Handoff(_message.Message):
+    """A computed prompt that waits at one executor for another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDOFF_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    NUM_BLOCKS_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    handoff_id: _builtins.str
+    """Hard to guess: whoever has it may read the blocks. At most 128 bytes."""
+    address: _builtins.str
+    """`host:port` of the executor that holds it. Empty, as that executor says it: whoever passes the handoff on knows. At most
+    256 bytes.
+    """
+    namespace: _builtins.bytes
+    """Of the blocks, as the kvstore's: an executor whose own differs cannot use them. 16 bytes."""
+    num_blocks: _builtins.int
+    """Leading full blocks of the prompt that are held. 0: none, and there is nothing to read."""
+    @_builtins.property
+    def lease(self) -> _duration_pb2.Duration:
+        """How long it is held when nobody reads."""
+
+    def __init__(
+        self,
+        *,
+        handoff_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        namespace: _builtins.bytes = ...,
+        num_blocks: _builtins.int = ...,
+        lease: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "handoff_id", b"handoff_id", "lease", b"lease", "namespace", b"namespace", "num_blocks", b"num_blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Handoff: _TypeAlias = Handoff  # noqa: Y015
 
 @_typing.final
 class ResumedOutput(_message.Message):
@@ -222,7 +303,9 @@ Global___ResumedOutput: _TypeAlias = ResumedOutput  # noqa: Y015
 
 @_typing.final
 class Abort(_message.Message):
-    """Ends a request, or one of its outputs, before the next step. An unknown handle is no error: it may just have ended."""
+    """Ends a request, or one of its outputs, before the next step. Of a request that has ended with a handoff, gives that back.
+    An unknown handle is no error: it may just have ended.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -323,7 +406,7 @@ Global___ExecutorOutputFinished: _TypeAlias = ExecutorOutputFinished  # noqa: Y0
 
 @_typing.final
 class RequestEnd(_message.Message):
-    """All outputs finished or were aborted; whatever the request held is free."""
+    """All outputs finished, were aborted or are handed off; whatever the request held is free."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -335,6 +418,7 @@ class RequestEnd(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     PREFILL_FIELD_NUMBER: _builtins.int
     DECODE_FIELD_NUMBER: _builtins.int
+    HANDOFF_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     engine_cached_tokens: _builtins.int
     store_cached_tokens: _builtins.int
@@ -347,6 +431,12 @@ class RequestEnd(_message.Message):
     def prefill(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def decode(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def handoff(self) -> Global___Handoff:
+        """Of a request that was to be handed off, unless all its outputs are over. Released by ReleaseHandoff, by an Abort of its
+        handle, by the end of this stream, and when its lease lapses. Whatever else the request held is free.
+        """
+
     def __init__(
         self,
         *,
@@ -358,10 +448,11 @@ class RequestEnd(_message.Message):
         queue: _duration_pb2.Duration | None = ...,
         prefill: _duration_pb2.Duration | None = ...,
         decode: _duration_pb2.Duration | None = ...,
+        handoff: Global___Handoff | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "prefill", b"prefill", "queue", b"queue", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "handoff", b"handoff", "prefill", b"prefill", "queue", b"queue", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "engine_cached_tokens", b"engine_cached_tokens", "handle", b"handle", "preemptions", b"preemptions", "prefill", b"prefill", "queue", b"queue", "store_cached_tokens", b"store_cached_tokens", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "engine_cached_tokens", b"engine_cached_tokens", "handle", b"handle", "handoff", b"handoff", "preemptions", b"preemptions", "prefill", b"prefill", "queue", b"queue", "store_cached_tokens", b"store_cached_tokens", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -426,6 +517,7 @@ class GetModelInfoResponse(_message.Message):
     WATERMARKS_FIELD_NUMBER: _builtins.int
     MAX_ADAPTERS_FIELD_NUMBER: _builtins.int
     COMPUTE_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """"paged", "trtllm" or "fake"."""
     vocab_size: _builtins.int
@@ -445,6 +537,7 @@ class GetModelInfoResponse(_message.Message):
     """Adapters that fit at once; 0: none."""
     compute: _builtins.str
     """How the weights are kept and what computes with them, in words for a log: "bfloat16, native avx512-bf16"."""
+    role: Global___ExecutorRole.ValueType
     @_builtins.property
     def model_version(self) -> _model_pb2.ModelVersion: ...
     @_builtins.property
@@ -475,10 +568,11 @@ class GetModelInfoResponse(_message.Message):
         watermarks: _builtins.bool = ...,
         max_adapters: _builtins.int = ...,
         compute: _builtins.str = ...,
+        role: Global___ExecutorRole.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "model_version", b"model_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "compute", b"compute", "default_sampling", b"default_sampling", "embedding_size", b"embedding_size", "engine", b"engine", "eos_token_ids", b"eos_token_ids", "guides", b"guides", "max_adapters", b"max_adapters", "max_model_len", b"max_model_len", "max_n", b"max_n", "max_num_seqs", b"max_num_seqs", "max_top_logprobs", b"max_top_logprobs", "model_version", b"model_version", "num_blocks", b"num_blocks", "speculation_modes", b"speculation_modes", "vocab_size", b"vocab_size", "watermarks", b"watermarks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "compute", b"compute", "default_sampling", b"default_sampling", "embedding_size", b"embedding_size", "engine", b"engine", "eos_token_ids", b"eos_token_ids", "guides", b"guides", "max_adapters", b"max_adapters", "max_model_len", b"max_model_len", "max_n", b"max_n", "max_num_seqs", b"max_num_seqs", "max_top_logprobs", b"max_top_logprobs", "model_version", b"model_version", "num_blocks", b"num_blocks", "role", b"role", "speculation_modes", b"speculation_modes", "vocab_size", b"vocab_size", "watermarks", b"watermarks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1021,6 +1115,100 @@ class ListAdaptersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAdaptersResponse: _TypeAlias = ListAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class ReadHandoffRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDOFF_ID_FIELD_NUMBER: _builtins.int
+    FIRST_BLOCK_FIELD_NUMBER: _builtins.int
+    handoff_id: _builtins.str
+    first_block: _builtins.int
+    """Blocks at the beginning that the caller holds itself."""
+    def __init__(
+        self,
+        *,
+        handoff_id: _builtins.str = ...,
+        first_block: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_block", b"first_block", "handoff_id", b"handoff_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadHandoffRequest: _TypeAlias = ReadHandoffRequest  # noqa: Y015
+
+@_typing.final
+class ReadHandoffResponse(_message.Message):
+    """A block or a piece of one, in the fields of the kvstore's GetBlocksResponse: whoever reads those reads these."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_HASH_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    block_hash: _builtins.bytes
+    payload_bytes: _builtins.int
+    """Of the whole payload."""
+    offset: _builtins.int
+    """Where `chunk` begins in it."""
+    chunk: _builtins.bytes
+    """At most 2 MiB."""
+    checksum: _builtins.int
+    """XXH3-64 of the whole payload."""
+    def __init__(
+        self,
+        *,
+        block_hash: _builtins.bytes = ...,
+        payload_bytes: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        chunk: _builtins.bytes = ...,
+        checksum: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hash", b"block_hash", "checksum", b"checksum", "chunk", b"chunk", "offset", b"offset", "payload_bytes", b"payload_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadHandoffResponse: _TypeAlias = ReadHandoffResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseHandoffRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDOFF_ID_FIELD_NUMBER: _builtins.int
+    handoff_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        handoff_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handoff_id", b"handoff_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseHandoffRequest: _TypeAlias = ReleaseHandoffRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseHandoffResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseHandoffResponse: _TypeAlias = ReleaseHandoffResponse  # noqa: Y015
 
 @_typing.final
 class DetectWatermarkRequest(_message.Message):

@@ -80,6 +80,16 @@ class ExecutorServiceStub(object):
                 request_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersRequest.SerializeToString,
                 response_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersResponse.FromString,
                 _registered_method=True)
+        self.ReadHandoff = channel.unary_stream(
+                '/weir.executor.v1.ExecutorService/ReadHandoff',
+                request_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.ReadHandoffRequest.SerializeToString,
+                response_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.ReadHandoffResponse.FromString,
+                _registered_method=True)
+        self.ReleaseHandoff = channel.unary_unary(
+                '/weir.executor.v1.ExecutorService/ReleaseHandoff',
+                request_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.ReleaseHandoffRequest.SerializeToString,
+                response_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.ReleaseHandoffResponse.FromString,
+                _registered_method=True)
         self.DetectWatermark = channel.unary_unary(
                 '/weir.executor.v1.ExecutorService/DetectWatermark',
                 request_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.DetectWatermarkRequest.SerializeToString,
@@ -169,6 +179,22 @@ class ExecutorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadHandoff(self, request, context):
+        """The blocks of a prompt that was handed off, in order, as the kvstore's GetBlocks sends its own; each message renews the
+        lease. Ends early, with OK, at the first block that is gone: what was sent is right, the rest is to be computed.
+        Fails with NOT_FOUND for a handoff that is unknown, released or lapsed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseHandoff(self, request, context):
+        """Gives a handoff's blocks back. An unknown handoff is no error: it may have lapsed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DetectWatermark(self, request, context):
         """Tests tokens for the tenant's watermark. UNSUPPORTED without a watermark key.
         """
@@ -223,6 +249,16 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
                     servicer.ListAdapters,
                     request_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersRequest.FromString,
                     response_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersResponse.SerializeToString,
+            ),
+            'ReadHandoff': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadHandoff,
+                    request_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.ReadHandoffRequest.FromString,
+                    response_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.ReadHandoffResponse.SerializeToString,
+            ),
+            'ReleaseHandoff': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseHandoff,
+                    request_deserializer=weir_dot_executor_dot_v1_dot_executor__pb2.ReleaseHandoffRequest.FromString,
+                    response_serializer=weir_dot_executor_dot_v1_dot_executor__pb2.ReleaseHandoffResponse.SerializeToString,
             ),
             'DetectWatermark': grpc.unary_unary_rpc_method_handler(
                     servicer.DetectWatermark,
@@ -474,6 +510,60 @@ class ExecutorService(object):
             '/weir.executor.v1.ExecutorService/ListAdapters',
             weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersRequest.SerializeToString,
             weir_dot_executor_dot_v1_dot_executor__pb2.ListAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadHandoff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weir.executor.v1.ExecutorService/ReadHandoff',
+            weir_dot_executor_dot_v1_dot_executor__pb2.ReadHandoffRequest.SerializeToString,
+            weir_dot_executor_dot_v1_dot_executor__pb2.ReadHandoffResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseHandoff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.executor.v1.ExecutorService/ReleaseHandoff',
+            weir_dot_executor_dot_v1_dot_executor__pb2.ReleaseHandoffRequest.SerializeToString,
+            weir_dot_executor_dot_v1_dot_executor__pb2.ReleaseHandoffResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,6 +69,13 @@ class ExecutorServiceStub:
     UnloadAdapter: _grpc.UnaryStreamMultiCallable[_executor_pb2.UnloadAdapterRequest, _executor_pb2.UnloadAdapterResponse]
     """Takes no new requests for it, waits for those that live, and gives its memory back. NOT_FOUND: no such adapter."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_executor_pb2.ListAdaptersRequest, _executor_pb2.ListAdaptersResponse]
+    ReadHandoff: _grpc.UnaryStreamMultiCallable[_executor_pb2.ReadHandoffRequest, _executor_pb2.ReadHandoffResponse]
+    """The blocks of a prompt that was handed off, in order, as the kvstore's GetBlocks sends its own; each message renews the
+    lease. Ends early, with OK, at the first block that is gone: what was sent is right, the rest is to be computed.
+    Fails with NOT_FOUND for a handoff that is unknown, released or lapsed.
+    """
+    ReleaseHandoff: _grpc.UnaryUnaryMultiCallable[_executor_pb2.ReleaseHandoffRequest, _executor_pb2.ReleaseHandoffResponse]
+    """Gives a handoff's blocks back. An unknown handoff is no error: it may have lapsed."""
     DetectWatermark: _grpc.UnaryUnaryMultiCallable[_executor_pb2.DetectWatermarkRequest, _executor_pb2.DetectWatermarkResponse]
     """Tests tokens for the tenant's watermark. UNSUPPORTED without a watermark key."""
 
@@ -113,6 +120,13 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     UnloadAdapter: _aio.UnaryStreamMultiCallable[_executor_pb2.UnloadAdapterRequest, _executor_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
     """Takes no new requests for it, waits for those that live, and gives its memory back. NOT_FOUND: no such adapter."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_executor_pb2.ListAdaptersRequest, _executor_pb2.ListAdaptersResponse]  # type: ignore[assignment]
+    ReadHandoff: _aio.UnaryStreamMultiCallable[_executor_pb2.ReadHandoffRequest, _executor_pb2.ReadHandoffResponse]  # type: ignore[assignment]
+    """The blocks of a prompt that was handed off, in order, as the kvstore's GetBlocks sends its own; each message renews the
+    lease. Ends early, with OK, at the first block that is gone: what was sent is right, the rest is to be computed.
+    Fails with NOT_FOUND for a handoff that is unknown, released or lapsed.
+    """
+    ReleaseHandoff: _aio.UnaryUnaryMultiCallable[_executor_pb2.ReleaseHandoffRequest, _executor_pb2.ReleaseHandoffResponse]  # type: ignore[assignment]
+    """Gives a handoff's blocks back. An unknown handoff is no error: it may have lapsed."""
     DetectWatermark: _aio.UnaryUnaryMultiCallable[_executor_pb2.DetectWatermarkRequest, _executor_pb2.DetectWatermarkResponse]  # type: ignore[assignment]
     """Tests tokens for the tenant's watermark. UNSUPPORTED without a watermark key."""
 
@@ -208,6 +222,25 @@ class ExecutorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _executor_pb2.ListAdaptersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_executor_pb2.ListAdaptersResponse, _abc.Awaitable[_executor_pb2.ListAdaptersResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReadHandoff(
+        self,
+        request: _executor_pb2.ReadHandoffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_executor_pb2.ReadHandoffResponse], _abc.AsyncIterator[_executor_pb2.ReadHandoffResponse]]:
+        """The blocks of a prompt that was handed off, in order, as the kvstore's GetBlocks sends its own; each message renews the
+        lease. Ends early, with OK, at the first block that is gone: what was sent is right, the rest is to be computed.
+        Fails with NOT_FOUND for a handoff that is unknown, released or lapsed.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseHandoff(
+        self,
+        request: _executor_pb2.ReleaseHandoffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_executor_pb2.ReleaseHandoffResponse, _abc.Awaitable[_executor_pb2.ReleaseHandoffResponse]]:
+        """Gives a handoff's blocks back. An unknown handoff is no error: it may have lapsed."""
 
     @_abc_1.abstractmethod
     def DetectWatermark(

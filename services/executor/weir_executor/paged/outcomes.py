@@ -55,7 +55,10 @@ class Outcomes:
         logprobs = [draw.logprobs for draw in kept if draw.logprobs is not None]
         output = token_output(sequence, sequence.num_generated - len(kept), logprobs)
         report.outputs.append(output)
-        if output.finish_reason is not None:
+        if sequence.hands_over:
+            self._scheduler.hold_prompt(sequence)
+            sequence.live.held_blocks = 0
+        if sequence.hands_over or output.finish_reason is not None:
             self.finish(sequence, report)
 
     def _note_drafts(self, scheduled: Scheduled, num_accepted: int) -> None:
@@ -69,11 +72,23 @@ class Outcomes:
         self._drafter.stop(sequence)
 
     def finish(self, sequence: LiveSequence, report: Report) -> None:
+        live = sequence.live
         self._scheduler.finish(sequence)
-        if not sequence.live.sequences:
-            report.ended.append(request_end(sequence.live, self._clock(), None))
+        if not live.sequences:
+            if live.held_blocks is not None:
+                live.held_blocks = len(self._scheduler.held.of(live.key))
+            report.ended.append(request_end(live, self._clock(), None))
+
+    def abort(self, live: LiveRequest, report: Report) -> None:
+        """All of it, and what it was to leave behind."""
+        self._scheduler.held.release(live.key)
+        live.held_blocks = None
+        for sequence in list(live.sequences):
+            self.finish(sequence, report)
 
     def _fail(self, live: LiveRequest, error: WeirError, report: Report) -> None:
         self._worker.clear_blocks(self._scheduler.unshared_blocks(live))
         self._scheduler.finish_all(live)
+        self._scheduler.held.release(live.key)
+        live.held_blocks = None
         report.ended.append(request_end(live, self._clock(), error))

@@ -52,4 +52,5 @@ def request_end(live: LiveRequest, now: float, error: Exception | None) -> Reque
         accepted_draft_tokens=live.accepted_draft_tokens,
         error=error,
         embedding=live.embedding,
+        held_blocks=live.held_blocks,
     )

@@ -41,6 +41,12 @@ class Room:
         """What it is short of, if it needs `num_blocks`; None: it fits. `prefix` are blocks that hold its beginning."""
         return self._tenants_shortage(sequence, num_blocks) or self._own_shortage(prefix, num_blocks)
 
+    def lacks_blocks(self, prefix: Items[int], num_blocks: int) -> bool:
+        """Whether fewer are free than it takes beside the `prefix`, with one in hand for each that runs, lest one is
+        preempted at once."""
+        revived = sum(self._is_unowned(block_id) for block_id in prefix)
+        return num_blocks - len(prefix) + revived + self._num_running > self._num_free
+
     def spare_blocks(self, tenant: str) -> int:
         """What is left when each that runs, and each of the tenant's within its quota, has one block in hand."""
         spare, most = self._num_free - self._num_running, self._tenants.of(tenant).max_blocks
@@ -49,10 +55,7 @@ class Room:
     def _own_shortage(self, prefix: Items[int], num_blocks: int) -> WaitingReason | None:
         if self._num_running >= self._max_num_seqs:
             return WaitingReason.NO_SLOT
-        revived = sum(self._is_unowned(block_id) for block_id in prefix)
-        # One block in hand per running sequence, lest one is preempted at once.
-        wanted = num_blocks - len(prefix) + revived + self._num_running
-        return WaitingReason.NO_BLOCKS if self._num_running and wanted > self._num_free else None
+        return WaitingReason.NO_BLOCKS if self._num_running and self.lacks_blocks(prefix, num_blocks) else None
 
     def _tenants_shortage(self, sequence: Sequence, num_blocks: int) -> WaitingReason | None:
         limits, gone = self._tenants.of(sequence.tenant), [s for s in self._gone if s.tenant == sequence.tenant]

@@ -26,6 +26,7 @@ from weir_executor.engine import WaitingReason
 from weir_executor.paged.admissions import MAX_DEFERRED, Admissions
 from weir_executor.paged.batch import Batch, BlockLoad, NewBlock, Scheduled
 from weir_executor.paged.block_pool import BlockPool
+from weir_executor.paged.held import HeldBlocks
 from weir_executor.paged.known_prefix import known_prefix, stands_back
 from weir_executor.paged.room import OF_TENANT, Room, choose_victims
 from weir_executor.paged.sequence import LiveRequest, Sequence, Status, new_sequences
@@ -51,7 +52,7 @@ class Scheduler:
     """Decides what the next step computes, and owns every sequence and its blocks until it ends."""
 
     def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
-        self.pool, self.limits = pool, limits
+        self.pool, self.limits, self.held = pool, limits, HeldBlocks(pool)
         self.live: dict[int, LiveRequest] = {}
         self.preemptions = 0
         self.progress = 0  # grows with each token that is computed for the first time, and each output that ends
@@ -157,6 +158,12 @@ class Scheduler:
             del self.live[live.key]
             self._share.leave(live.request.tenant)
 
+    def hold_prompt(self, sequence: Sequence) -> None:
+        """Its prompt's full blocks outlive it, for another engine; of a request's outputs the first brings them all."""
+        if not self.held.of(sequence.live.key):
+            full = min(sequence.num_computed, sequence.num_prompt) // self.limits.block_size
+            self.held.hold(sequence.live.key, sequence.blocks[:full])
+
     def finish_all(self, live: LiveRequest) -> None:
         for sequence in list(live.sequences):
             self.finish(sequence)
@@ -171,9 +178,9 @@ class Scheduler:
         return self._admissions.why(sequence)
 
     def check_integrity(self) -> None:
-        """Every reference the pool counts belongs to a running sequence, and every sequence to one queue."""
+        """Every reference that the pool counts is a running sequence's or held; every sequence is in one queue."""
         self.pool.check_integrity()
-        owners, use = [0] * self.pool.num_blocks, TenantUse()
+        owners, use = self.held.references(), TenantUse()
         for sequence in self._running:
             assert sequence.status is Status.RUNNING, sequence
             use.add(sequence.tenant, slots=1, blocks=len(sequence.blocks))
@@ -223,6 +230,8 @@ class Scheduler:
         """Whoever is last in order goes for it; perhaps itself."""
         if len(sequence.blocks) * self.limits.block_size >= len(sequence.token_ids):
             return
+        while self.held and not self.pool.num_free:
+            self.held.drop_oldest()  # sooner than anybody who still computes
         while (victim := self._in_the_way(sequence)) is not None:
             self._preempt(victim)
             if victim is sequence:
@@ -328,7 +337,10 @@ class Scheduler:
         if stands_back(sequence, len(prefix), self._running, self.limits.block_size):
             sequence.deferred_steps += 1
             return WaitingReason.SHARED_PREFIX
-        reason = self._room().shortage(sequence, prefix, self._blocks_for(len(sequence.token_ids)))
+        num_blocks = self._blocks_for(len(sequence.token_ids))
+        while self.held and not self._running and self._room().lacks_blocks(prefix, num_blocks):
+            self.held.drop_oldest()  # nobody runs whose end would make room
+        reason = self._room().shortage(sequence, prefix, num_blocks)
         if reason is None:
             self._start(sequence, prefix, batch)
             self._compute(batch, sequence, min(sequence.num_uncomputed, batch.num_left))

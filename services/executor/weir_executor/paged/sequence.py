@@ -75,7 +75,7 @@ class Sequence:
     @property
     def num_outstanding(self) -> int:
         """Tokens still to compute, plus still to generate at most."""
-        return self.num_uncomputed + self.live.request.max_tokens - self.num_generated
+        return self.num_uncomputed + self.live.most_tokens - self.num_generated
 
     def forbidden_token_ids(self, ahead: int = 0) -> frozenset[int]:
         """Tokens that may not be drawn next: those that would end the output before `min_tokens`.
@@ -118,6 +118,11 @@ class Sequence:
         if self.guide is not None and self.guide.allows_end and not self.guide.allows_text:
             return FinishReason.STOP  # the guide leaves nothing to add
         return FinishReason.LENGTH if self.num_generated >= self.live.request.max_tokens else None
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether it has drawn its first tokens here, and is for another engine to go on with."""
+        return self.live.request.hand_off and len(self.token_ids) > self.num_given and self.finish_reason() is None
 
     def count_until_end(self, new_token_ids: Items[int]) -> int:
         """How many of these tokens it takes until it is over, or all of them."""
@@ -183,10 +188,21 @@ class LiveRequest:
     accepted_draft_tokens: int = 0
     preemptions: int = 0
     embedding: Items[float] = ()
+    held_blocks: int | None = None  # of a request that an output of was handed over
 
     @property
     def key(self) -> int:
         return self.request.key
+
+    @property
+    def most_tokens(self) -> int:
+        """That an output comes to here, resumed ones included: one that is handed off stops at its first."""
+        request = self.request
+        return min(request.max_tokens, 1 + _most_resumed(request)) if request.hand_off else request.max_tokens
+
+
+def _most_resumed(request: GenerationRequest) -> int:
+    return max(map(len, request.resumed.values()), default=0)
 
 
 def new_sequences(live: LiveRequest, block_size: int) -> list[Sequence]:

@@ -34,6 +34,7 @@ from weir_executor.engine import (
     StepOutput,
     StepStats,
     StoredPrefix,
+    TakePayloads,
     Wants,
 )
 from weir_executor.guided.guide import GuideState
@@ -43,6 +44,7 @@ from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.census import request_state
 from weir_executor.paged.chunk_size import ChunkSize
 from weir_executor.paged.guides import start_guides
+from weir_executor.paged.held_reads import HeldReads
 from weir_executor.paged.offers import Offers
 from weir_executor.paged.outcomes import Outcomes
 from weir_executor.paged.report import Report, request_end, token_output
@@ -80,6 +82,13 @@ class _Abort:
     output_index: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Release:
+    """Of what an ended request left."""
+
+    key: int
+
+
 class StepLoop:
     """An `Engine` around a `Worker`."""
 
@@ -102,8 +111,9 @@ class StepLoop:
         self._limits, self._scheduler = limits, Scheduler(self._pool, limits)
         self._deliver: Deliver = _drop
         self._wants: Wants = _everything
-        self._inbox: deque[LiveRequest | _Abort] = deque()
-        self._wake = threading.Condition()  # guards the inbox, the keys, `_closing` and `_ended`
+        self._inbox: deque[LiveRequest | _Abort | _Release] = deque()
+        self._held_reads = HeldReads(self._scheduler.held, worker)
+        self._wake = threading.Condition()  # guards the inbox, the reads, the keys, `_closing` and `_ended`
         self._live: dict[int, LiveRequest] = {}  # from submit to RequestEnd, for `submit` and the very end
         self._arrivals = 0
         self._queued = 0  # requests in the inbox
@@ -162,6 +172,21 @@ class StepLoop:
 
     def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
         return len(self._pool.match(block_hashes))
+
+    def read_held(self, key: int, first: int, count: int, take: TakePayloads) -> None:
+        with self._wake:
+            is_open = not self._ended
+            if is_open:
+                self._held_reads.ask(key, first, count, take)
+                self._wake.notify()
+        if not is_open:
+            take(None)
+
+    def release_held(self, key: int) -> None:
+        with self._wake:
+            if not self._ended:
+                self._inbox.append(_Release(key))
+                self._wake.notify()
 
     def load_adapter(
         self, name: str, directory: Path, config: AdapterConfig, note: Callable[[int, int], None]
@@ -244,6 +269,7 @@ class StepLoop:
         else:
             for live in list(self._scheduler.live.values()):
                 self._scheduler.finish_all(live)
+            self._scheduler.held.drop_all()
             self._load = self._measure()
         self._end_all(end)
 
@@ -260,8 +286,11 @@ class StepLoop:
     def _await_work(self) -> bool:
         """Sleep until there is something to do; False when the engine closes."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._inbox or self._scheduler.live or self._offers)
+            self._wake.wait_for(self._has_work)
             return not self._closing
+
+    def _has_work(self) -> bool:
+        return bool(self._closing or self._inbox or self._scheduler.live or self._offers or self._held_reads)
 
     def _step(self) -> None:
         started, report = self._options.clock(), Report()
@@ -278,6 +307,7 @@ class StepLoop:
         if batch.scheduled:
             self._note_step(stats)
         self._say(report)
+        self._held_reads.do_one()
         self._watched.prove(self._closes_within)
 
     def _note_step(self, stats: StepStats) -> None:
@@ -294,6 +324,8 @@ class StepLoop:
         for item in inbox:
             if isinstance(item, _Abort):
                 self._abort(item, report)
+            elif isinstance(item, _Release):
+                self._scheduler.held.release(item.key)
             else:
                 self._add(item, report)
 
@@ -309,8 +341,13 @@ class StepLoop:
 
     def _abort(self, abort: _Abort, report: Report) -> None:
         live = self._scheduler.live.get(abort.key)
-        for sequence in list(live.sequences) if live else []:
-            if abort.output_index in (None, sequence.output_index):
+        if live is None:
+            return
+        if abort.output_index is None:
+            self._outcomes.abort(live, report)
+            return
+        for sequence in list(live.sequences):
+            if sequence.output_index == abort.output_index:
                 self._outcomes.finish(sequence, report)
 
     def _results(self, batch: Batch) -> Sequence[Result]:
@@ -380,6 +417,7 @@ class StepLoop:
             chunk_tokens=self._chunk.tokens,
             outstanding_prefill_tokens=scheduler.outstanding_prefill_tokens,
             prefill_token_seconds=meter.prefill_token_seconds.estimate,
+            held_blocks=scheduler.held.num_blocks,
         )
 
     def _end_all(self, error: WeirError) -> None:
@@ -393,13 +431,14 @@ class StepLoop:
             self._inbox.clear()
             self._queued = 0
         try:
+            self._held_reads.refuse_all()
             if ends:
                 self._deliver(StepOutput(ended=ends))
         except Exception:
             _log.exception("nobody heard the last words of %d requests", len(ends))
 
 
-def _count_requests(inbox: deque[LiveRequest | _Abort]) -> int:
+def _count_requests(inbox: deque[LiveRequest | _Abort | _Release]) -> int:
     return sum(isinstance(item, LiveRequest) for item in inbox)
 
 

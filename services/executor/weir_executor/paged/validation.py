@@ -20,6 +20,8 @@ def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     _check_token_ids("sampling.logit_bias", request.sampling.logit_bias, info)
     _check_resumed(request, info)
     _check_speculation(request, info)
+    if request.hand_off and not info.transfers_blocks:
+        raise Unsupported("hand_off: this engine's blocks are for itself only")
     full_blocks = len(request.token_ids) // info.block_size
     if request.block_hashes and len(request.block_hashes) != full_blocks:
         found = f"{len(request.block_hashes)} hashes"
@@ -28,7 +30,8 @@ def check_request(request: GenerationRequest, info: EngineInfo) -> None:
 
 def check_quota(request: GenerationRequest, limits: TenantLimits, info: EngineInfo) -> None:
     """Raise QuotaExceeded for a request that could never run to its end within its tenant's blocks."""
-    longest = len(request.token_ids) + max(0, request.max_tokens - 1)  # the last token is drawn and never computed
+    # The last token is drawn and never computed; one that is handed off draws no other here.
+    longest = len(request.token_ids) + (0 if request.hand_off else max(0, request.max_tokens - 1))
     wanted = -(-longest // info.block_size)
     if limits.max_blocks is not None and wanted > limits.max_blocks:
         tenant = repr(request.tenant) if request.tenant else "(none)"
