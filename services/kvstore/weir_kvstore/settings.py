@@ -10,6 +10,8 @@ from pydantic_settings import SettingsConfigDict
 
 from weir_chassis.settings import ServiceSettings
 from weir_kvstore.bounds import MAX_LEASE_SECONDS
+from weir_kvstore.config_file import read_config
+from weir_kvstore.tiers_config import DiskTier, RamTier, TiersConfig
 
 
 class KvStoreSettings(ServiceSettings):
@@ -45,14 +47,40 @@ class KvStoreSettings(ServiceSettings):
         default=65_536, ge=1, description="blocks whose events are remembered for a watcher that comes back"
     )
 
+    tiers_file: Path | None = Field(
+        default=None, description="TOML of tiers, quotas and rules, followed while it runs; unset: RAM, and a disk path"
+    )
+    tiers_poll_seconds: float = Field(default=1.0, gt=0, le=3600, description="how often that file is looked at")
+    disk_path: Path | None = Field(default=None, description="directory of the disk tier, where no file names one")
+    disk_bytes: int = Field(default=16 * 1024**3, ge=1, description="payload bytes held there")
+
     @property
     def staged_bytes(self) -> int:
         return self.max_staged_bytes or max(1, self.capacity_bytes // 4)
+
+    def tiers(self) -> TiersConfig:
+        """As the file says, else as these settings do. Raises TiersConfigError."""
+        if self.tiers_file is not None:
+            return read_config(self.tiers_file)
+        ram = RamTier(max_bytes=self.capacity_bytes)
+        if self.disk_path is None:
+            return TiersConfig(tier=(ram,))
+        return TiersConfig(tier=(ram, DiskTier(path=self.disk_path, max_bytes=self.disk_bytes)))
 
     @field_validator("arena_dir", mode="before")
     @classmethod
     def _none_when_empty(cls, value: object) -> object:
         return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _tiers_are_told_once(self) -> Self:
+        fields = type(self).model_fields
+        told = [k for k in ("capacity_bytes", "disk_path", "disk_bytes") if getattr(self, k) != fields[k].default]
+        if self.tiers_file is not None and told:
+            names = ", ".join(name.upper() for name in told)
+            raise ValueError(f"with TIERS_FILE, its [[tier]] tables say what {names} would")
+        self.tiers()
+        return self
 
     @model_validator(mode="after")
     def _staging_fits(self) -> Self:

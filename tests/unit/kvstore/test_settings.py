@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from weir_chassis.settings import SettingsError, load_settings
 from weir_kvstore.settings import KvStoreSettings
+from weir_kvstore.tiers_config import RamTier
 
 
 def test_the_defaults_are_sound() -> None:
@@ -40,4 +43,24 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bad_value_names_itself(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"WEIR_KVSTORE_{variable}", value)
     with pytest.raises(SettingsError, match=variable):
+        load_settings(KvStoreSettings)
+
+
+def test_tiers_are_told_by_settings_or_by_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WEIR_KVSTORE_CAPACITY_BYTES", "4096")
+    assert [tier.kind for tier in load_settings(KvStoreSettings).tiers().tier] == ["ram"]
+    monkeypatch.setenv("WEIR_KVSTORE_DISK_PATH", str(tmp_path))
+    ram, disk = load_settings(KvStoreSettings).tiers().tier
+    assert (ram.kind, disk.kind) == ("ram", "disk")
+    assert isinstance(ram, RamTier)
+    assert ram.max_bytes == 4096
+    (tmp_path / "tiers.toml").write_text("min_prefix_tokens = 7")
+    monkeypatch.setenv("WEIR_KVSTORE_TIERS_FILE", str(tmp_path / "tiers.toml"))
+    with pytest.raises(SettingsError, match=r"with TIERS_FILE.*CAPACITY_BYTES, DISK_PATH"):
+        load_settings(KvStoreSettings)
+    monkeypatch.delenv("WEIR_KVSTORE_CAPACITY_BYTES")
+    monkeypatch.delenv("WEIR_KVSTORE_DISK_PATH")
+    assert load_settings(KvStoreSettings).tiers().min_prefix_tokens == 7
+    (tmp_path / "tiers.toml").write_text("min_prefix_tokens = 'x'")
+    with pytest.raises(SettingsError, match=r"tiers\.toml.*min_prefix_tokens"):
         load_settings(KvStoreSettings)
