@@ -1,0 +1,118 @@
+"""What an earlier process left: the log says which slots count, the slots say what is in them. Calls block.
+
+Without a log that can be relied on, every slot counts whose header does: the rebuilt index is the one that was lost,
+for the headers of freed slots are cleared. Whatever does not count has no header afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from weir_chassis.telemetry import get_logger
+from weir_kvstore.tiers.disk.directory import Directory
+from weir_kvstore.tiers.disk.files import Files
+from weir_kvstore.tiers.disk.geometry import charged_bytes
+from weir_kvstore.tiers.disk.header import SlotHeader, decode
+from weir_kvstore.tiers.disk.log import Kind, LiveSlots, LogDamagedError, Replayed
+from weir_kvstore.tiers.disk.log_file import read_log
+from weir_kvstore.tiers.disk.segment import Segment, Segments
+
+
+class Found(NamedTuple):
+    """A block, and where it is."""
+
+    slot_bytes: int
+    slot: int
+    header: SlotHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    blocks: list[Found]  # all that count, the oldest first
+    num_slots: dict[int, int]  # by slot_bytes: how long the files are
+    live: LiveSlots
+    epoch: int
+    next_generation: int
+
+
+def recover(files: Files, directory: Directory, segments: Segments, capacity_bytes: int) -> Left:
+    """Raises OSError."""
+    sizes = directory.segment_sizes()
+    log = _read_log(files, directory, rebuild=bool(sizes))
+    found = [block for slot_bytes in sizes for block in _blocks(segments[slot_bytes], log)]
+    found.sort(key=lambda block: block.header.generation)
+    kept, dropped = _chosen(found, capacity_bytes)
+    for block in dropped:
+        _clear(segments[block.slot_bytes], block.slot)
+    live = LiveSlots()
+    for block in kept:
+        live.apply(Kind.COMMIT, block.slot_bytes, block.slot, block.header.generation)
+    get_logger().info(
+        "disk_tier_recovered",
+        directory=str(directory.path),
+        blocks=len(kept),
+        lost=len(log.live) - len(found) if log else 0,  # the log named them, and their headers did not
+        dropped=len(dropped),  # older than another of the same address, or more than the capacity
+    )
+    next_generation = max(log.next_generation if log else 1, found[-1].header.generation + 1 if found else 1)
+    return Left(kept, _shortened(segments, sizes, kept), live, log.epoch if log else 0, next_generation)
+
+
+def _read_log(files: Files, directory: Directory, *, rebuild: bool) -> Replayed | None:
+    try:
+        return read_log(files, directory.log_path)
+    except (LogDamagedError, OSError) as error:
+        if rebuild:
+            get_logger().warning("disk_index_rebuilt_from_segments", directory=str(directory.path), reason=str(error))
+        return None
+
+
+def _blocks(segment: Segment, log: Replayed | None) -> Iterator[Found]:
+    """Those that count."""
+    for slot, raw in segment.headers():
+        header = decode(raw, segment.slot_bytes, slot)
+        if header is None or (log and log.live.generation(segment.slot_bytes, slot) != header.generation):
+            _clear(segment, slot)
+        else:
+            yield Found(segment.slot_bytes, slot, header)
+
+
+def _chosen(found: Sequence[Found], capacity_bytes: int) -> tuple[list[Found], list[Found]]:
+    """Kept and dropped, both the oldest first. Pure.
+
+    Of several with one address the last counts: the others were hidden already, and not yet freed. When the capacity is
+    smaller than it was, the oldest go.
+    """
+    newest = {block.header.record.address: block for block in found}
+    kept: list[Found] = []
+    dropped: list[Found] = []
+    for block in reversed(found):
+        charge = charged_bytes(block.slot_bytes)
+        if newest[block.header.record.address] is block and charge <= capacity_bytes:
+            capacity_bytes -= charge
+            kept.append(block)
+        else:
+            dropped.append(block)
+    return kept[::-1], dropped[::-1]
+
+
+def _clear(segment: Segment, slot: int) -> None:
+    # One that cannot be cleared counts for nothing beside a log that does not name it.
+    with suppress(OSError):
+        segment.clear_header(slot)
+
+
+def _shortened(segments: Segments, sizes: Sequence[int], kept: Sequence[Found]) -> dict[int, int]:
+    """Every file ends behind its last block; those without one are gone."""
+    num_slots: dict[int, int] = {}
+    for block in kept:
+        num_slots[block.slot_bytes] = max(num_slots.get(block.slot_bytes, 0), block.slot + 1)
+    for slot_bytes in sizes:
+        if slot_bytes in num_slots:
+            segments[slot_bytes].keep(num_slots[slot_bytes])
+        else:
+            segments.remove(slot_bytes)
+    return num_slots
