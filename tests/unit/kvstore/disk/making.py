@@ -1,4 +1,4 @@
-"""What the disk tier's tests are made of: blocks that can be told apart, slots over a directory, and a disk that fails."""
+"""What the disk tier's tests are made of: blocks that tell each other apart, slots, and a disk that fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from unit.kvstore.making import address
-
 from weir_chassis.clock import SystemClock
 from weir_kvstore.checksum import checksum
 from weir_kvstore.record import Record
@@ -33,7 +32,12 @@ def record_of(number: int, payload: bytes, *, tenant: str = "tenant") -> Record:
 
 @asynccontextmanager
 async def opened(
-    path: Path, capacity_bytes: int = 16 * MIB, *, fsync: Fsync = Fsync.NONE, files: Files | None = None, clock: Any = None
+    path: Path,
+    capacity_bytes: int = 16 * MIB,
+    *,
+    fsync: Fsync = Fsync.NONE,
+    files: Files | None = None,
+    clock: Any = None,
 ) -> AsyncIterator[tuple[SegmentSlots, list[Recovered]]]:
     slots = SegmentSlots(path, capacity_bytes, clock or SystemClock(), fsync=fsync, files=files)
     try:

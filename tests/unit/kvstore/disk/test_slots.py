@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from unit.kvstore.disk.making import MIB, FailingFiles, held, opened, payload_of, put, record_of
 
+from unit.kvstore.disk.making import MIB, FailingFiles, held, opened, payload_of, put, record_of
 from weir_chassis.testing import VirtualClock
 from weir_kvstore.tiers.disk import Fsync
 from weir_kvstore.tiers.disk.geometry import charged_bytes
@@ -74,7 +74,7 @@ async def test_room_is_claimed_before_it_is_filled_and_freed_exactly(tmp_path: P
 async def test_the_room_of_one_size_goes_to_another_and_the_files_stay_bounded(tmp_path: Path) -> None:
     async with opened(tmp_path, MIB) as (slots, _):
         for size_bytes in (4096, 65536, 8192, 200_000, 4096):
-            numbers = []
+            numbers: list[int] = []
             while slots.claim(number := len(numbers) + 1, size_bytes):
                 await slots.write(number, 0, payload_of(number, size_bytes))
                 await slots.commit(number, record_of(number, payload_of(number, size_bytes)))
@@ -146,7 +146,7 @@ async def test_a_block_without_room_on_disk_is_refused_and_its_slot_not_used_aga
         assert await slots.read(3, 0, 5000) == payload_of(3)
 
 
-async def test_a_limit_on_the_length_of_files_is_a_full_disk_too(tmp_path: Path) -> None:
+def test_a_limit_on_the_length_of_files_is_a_full_disk_too(tmp_path: Path) -> None:
     """In a process of its own, for the limit holds for all of a process's files."""
     script = (
         "import asyncio, resource, sys; from pathlib import Path\n"

@@ -32,7 +32,6 @@ class Found(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Left:
     blocks: list[Found]  # all that count, the oldest first
-    num_slots: dict[int, int]  # by slot_bytes: how long the files are
     live: LiveSlots
     epoch: int
     next_generation: int
@@ -58,7 +57,8 @@ def recover(files: Files, directory: Directory, segments: Segments, capacity_byt
         dropped=len(dropped),  # older than another of the same address, or more than the capacity
     )
     next_generation = max(log.next_generation if log else 1, found[-1].header.generation + 1 if found else 1)
-    return Left(kept, _shortened(segments, sizes, kept), live, log.epoch if log else 0, next_generation)
+    _shorten(segments, sizes, kept)
+    return Left(kept, live, log.epoch if log else 0, next_generation)
 
 
 def _read_log(files: Files, directory: Directory, *, rebuild: bool) -> Replayed | None:
@@ -105,7 +105,7 @@ def _clear(segment: Segment, slot: int) -> None:
         segment.clear_header(slot)
 
 
-def _shortened(segments: Segments, sizes: Sequence[int], kept: Sequence[Found]) -> dict[int, int]:
+def _shorten(segments: Segments, sizes: Sequence[int], kept: Sequence[Found]) -> None:
     """Every file ends behind its last block; those without one are gone."""
     num_slots: dict[int, int] = {}
     for block in kept:
@@ -115,4 +115,3 @@ def _shortened(segments: Segments, sizes: Sequence[int], kept: Sequence[Found]) 
             segments[slot_bytes].keep(num_slots[slot_bytes])
         else:
             segments.remove(slot_bytes)
-    return num_slots

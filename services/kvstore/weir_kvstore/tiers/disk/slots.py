@@ -92,9 +92,10 @@ class SegmentSlots:
 
     async def recover(self) -> Sequence[Recovered]:
         left = await self._run(self._open)
-        for slot_bytes, num_slots in left.num_slots.items():
-            held = {block.slot for block in left.blocks if block.slot_bytes == slot_bytes}
-            self._changes += self._space.restore(slot_bytes, held, num_slots)
+        held: dict[int, set[int]] = {}
+        for block in left.blocks:
+            held.setdefault(block.slot_bytes, set()).add(block.slot)
+        self._changes += self._space.restore(held)
         self._next_generation = left.next_generation
         return [self._take_over(block_id, found) for block_id, found in enumerate(left.blocks, 1)]
 

@@ -6,6 +6,7 @@ slots together never take more than the capacity; a claim that finds no free slo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -139,17 +140,14 @@ class Space:
     def held_bytes(self) -> int:
         return self._held_bytes
 
-    def restore(self, slot_bytes: int, held: set[int], num_slots: int) -> list[Punch]:
-        """What a file of an earlier process has: these slots held, the others free, up to `num_slots`.
+    def restore(self, held: Mapping[int, set[int]]) -> list[Punch]:
+        """What the files of an earlier process have, once, before all else: by size, the slots that are held.
 
-        Called once for every file, before anything else. The free ones that do not fit in become holes.
+        Those before the last of them are free; those of them that do not fit in become holes.
         """
-        size = self._sizes[slot_bytes] = _Size(slot_bytes)
-        size.free = bytearray(1 if slot not in held else 0 for slot in range(num_slots))
-        size.num_held, size.num_free = len(held), num_slots - len(held)
-        self._held_bytes += size.num_held * charged_bytes(slot_bytes)
-        self._free_bytes += size.num_free * charged_bytes(slot_bytes)
-        return self._make_holes(size, 0)
+        for slot_bytes, slots in held.items():
+            self._restore(_Size(slot_bytes), slots, max(slots) + 1)
+        return [punch for size in self._sizes.values() for punch in self._make_holes(size, 0)]
 
     def claim(self, payload_bytes: int) -> Claim | None:
         """A slot for such a payload, or None without any effect."""
@@ -201,6 +199,14 @@ class Space:
             assert size.num_free == size.free.count(1)
             assert size.num_held + size.num_free + len(size.holes) == len(size.free)
             assert not any(size.free[slot] for slot in size.holes)
+
+    def _restore(self, size: _Size, held: set[int], num_slots: int) -> None:
+        slot_bytes = size.slot_bytes
+        self._sizes[slot_bytes] = size
+        size.free = bytearray(1 if slot not in held else 0 for slot in range(num_slots))
+        size.num_held, size.num_free = len(held), num_slots - len(held)
+        self._held_bytes += size.num_held * charged_bytes(slot_bytes)
+        self._free_bytes += size.num_free * charged_bytes(slot_bytes)
 
     def _size_for(self, slot_bytes: int) -> tuple[_Size, list[Change]] | None:
         """The slots that fit best: exactly, in the place of a size that is out of use, or the next bigger ones."""
