@@ -30,7 +30,7 @@ from weir_executor.handoff.role import Role
 from weir_executor.handoff.table import HandoffTable
 from weir_executor.handoff.take_over import TakeOverLimits, TakeOvers
 from weir_executor.kv_events import recorder
-from weir_executor.kv_transfer import GrpcTransport, KvTransfer, LoaderLimits, TransferLimits, WriterLimits
+from weir_executor.kv_transfer import ArenaTransport, KvTransfer, LoaderLimits, TransferLimits, WriterLimits
 from weir_executor.kv_transfer.hashes import Namespaces
 from weir_executor.live_requests import LiveRequests
 from weir_executor.mapping import Served
@@ -224,7 +224,7 @@ async def _connect_store(
         ),
         WriterLimits(settings.kvstore_queue_bytes, _PUT_SECONDS, settings.kvstore_bytes_per_second),
     )
-    transport = GrpcTransport(channel)
+    transport = ArenaTransport(channel, chassis.clock)
     transfer = KvTransfer(transport, engine, limits, metrics=metrics, clock=chassis.clock, random=chassis.random)
     stack.push_async_callback(transfer.close)
     return transfer

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -145,6 +147,113 @@ class StoreDouble(KvStoreServiceServicer):
         await self.answering.wait()
         if self.broken:
             raise Internal("told to be broken")
+
+
+class SharingDouble(StoreDouble):
+    """The same with an arena: a file in `directory`, of which no place is ever used twice."""
+
+    def __init__(self, directory: Path, arena_bytes: int = 64 << 20) -> None:
+        super().__init__()
+        self.directory, self.arena_bytes = directory, arena_bytes
+        self.attached = 0
+        self.reports: list[bytes] = []
+        self.reservations: dict[str, tuple[bytes, list[tuple[kv.PutChunk, int]], int]] = {}
+        self.cancelled = 0
+        self.places_at_once = 3
+        self.new_arena("a1")
+
+    def new_arena(self, arena_id: str) -> None:
+        """As a restart brings it."""
+        self.arena_id, self.used = arena_id, 0
+        self.path = self.directory / f"weir-kvstore-{arena_id}"
+        with self.path.open("wb") as file:
+            file.truncate(self.arena_bytes)
+        with self.path.open("r+b") as file:
+            self.arena = mmap.mmap(file.fileno(), self.arena_bytes)
+
+    async def AttachArena(self, request: kv.AttachArenaRequest, context: Any) -> kv.AttachArenaResponse:
+        self.attached += 1
+        return kv.AttachArenaResponse(arena_id=self.arena_id, path=str(self.path), size_bytes=self.arena_bytes)
+
+    async def GetBlocks(self, request: kv.GetBlocksRequest, context: Any) -> AsyncIterator[kv.GetBlocksResponse]:
+        pieces = super().GetBlocks(request, context)
+        if not request.arena_id:
+            async for piece in pieces:
+                yield piece
+            return
+        self._require(request.arena_id)
+        placed, count = kv.PlacedBlocks(), 0
+        async for piece in pieces:
+            if not piece.offset:
+                count += 1
+                placed.block_hashes += piece.block_hash
+                placed.offsets.append(self._take(piece.payload_bytes))
+                placed.payload_bytes.append(piece.payload_bytes)
+                placed.checksums.append(piece.checksum)
+            start = placed.offsets[-1] + piece.offset
+            self.arena[start : start + len(piece.chunk)] = piece.chunk
+            whole = piece.offset + len(piece.chunk) == piece.payload_bytes
+            if whole and (count % self.places_at_once == 0 or count == self.stop_after):
+                yield kv.GetBlocksResponse(placed=placed)
+                placed = kv.PlacedBlocks()
+        if placed.offsets:
+            yield kv.GetBlocksResponse(placed=placed)
+
+    async def ReserveBlocks(self, request: kv.ReserveBlocksRequest, context: Any) -> kv.ReserveBlocksResponse:
+        self._require(request.arena_id)
+        self.puts += 1
+        self.begins.append(request.begin)
+        await self._may_answer()
+        response = kv.ReserveBlocksResponse()
+        reserved: list[tuple[kv.PutChunk, int]] = []
+        columns = zip(
+            split_hashes(request.block_hashes),
+            split_hashes(request.parent_block_hashes),
+            request.payload_bytes,
+            request.checksums,
+            strict=True,
+        )
+        for block_hash, parent, size, checksum in columns:
+            if (request.begin.namespace, block_hash) in self.blocks:
+                response.places.add(present=True)
+                continue
+            self.parents[block_hash] = parent.strip(b"\0") and parent
+            offset = self._take(size)
+            response.places.add(offset=offset)
+            reserved.append((kv.PutChunk(block_hash=block_hash, payload_bytes=size, checksum=checksum), offset))
+        if reserved:
+            response.reservation_id = f"reservation-{self.puts}"
+            present = len(response.places) - len(reserved)
+            self.reservations[response.reservation_id] = (request.begin.namespace, reserved, present)
+        return response
+
+    async def CommitBlocks(self, request: kv.CommitBlocksRequest, context: Any) -> kv.CommitBlocksResponse:
+        await self.sending.wait()
+        namespace, reserved, present = self.reservations.pop(request.reservation_id)
+        for chunk, offset in reserved:
+            payload = self.arena[offset : offset + chunk.payload_bytes]
+            assert xxh3_64_intdigest(payload) == chunk.checksum
+            self.blocks[namespace, chunk.block_hash] = payload
+        return kv.CommitBlocksResponse(stored_blocks=len(reserved), present_blocks=present)
+
+    async def CancelReservation(
+        self, request: kv.CancelReservationRequest, context: Any
+    ) -> kv.CancelReservationResponse:
+        self.cancelled += self.reservations.pop(request.reservation_id, None) is not None
+        return kv.CancelReservationResponse()
+
+    async def ReportCorrupt(self, request: kv.ReportCorruptRequest, context: Any) -> kv.ReportCorruptResponse:
+        self.reports.append(request.block_hash)
+        return kv.ReportCorruptResponse(quarantined=True)
+
+    def _require(self, arena_id: str) -> None:
+        if arena_id != self.arena_id:
+            raise NotFound(arena_id)
+
+    def _take(self, size_bytes: int) -> int:
+        self.used += size_bytes
+        assert self.used <= self.arena_bytes
+        return self.used - size_bytes
 
 
 @asynccontextmanager

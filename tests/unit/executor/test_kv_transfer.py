@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from contract.executor_contract import calling, connect, prompt_of, submit, until_idle
-from unit.executor.store_double import StoreDouble, serve_store
+from unit.executor.store_double import SharingDouble, StoreDouble, serve_store
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import SamplingParameters
@@ -22,7 +22,7 @@ from weir_chassis.server import Chassis, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory
 from weir_executor.engine import Engine, FullBlock, GenerationRequest, Sampling
 from weir_executor.fake import FakeEngine, FakeEngineConfig
-from weir_executor.kv_transfer import GrpcTransport, KvTransfer, LoaderLimits, TransferLimits, WriterLimits
+from weir_executor.kv_transfer import ArenaTransport, KvTransfer, LoaderLimits, TransferLimits, WriterLimits
 from weir_executor.metrics import ExecutorMetrics
 from weir_executor.model_files import ModelFiles
 from weir_executor.service import serving
@@ -37,6 +37,22 @@ LIMITS = TransferLimits(
     LoaderLimits(deadline_seconds=0.1, bytes_per_second=1e9, min_blocks=2, budget_bytes=1 << 20, max_loads=4),
     WriterLimits(queue_bytes=1 << 20, deadline_seconds=0.5, bytes_per_second=1e9),
 )
+
+
+_sharing: dict[str, Path] = {}
+
+
+@pytest.fixture(params=["by_value", "by_reference"], autouse=True)
+def transport(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Every test here holds whether the store shares its memory or not."""
+    if request.param == "by_reference":
+        _sharing["directory"] = tmp_path
+    yield
+    _sharing.clear()
+
+
+def make_store() -> StoreDouble:
+    return SharingDouble(_sharing["directory"]) if _sharing else StoreDouble()
 
 
 def payload(i: int) -> bytes:
@@ -84,11 +100,11 @@ class Bench:
 @asynccontextmanager
 async def bench(limits: TransferLimits = LIMITS, engine: Engine | None = None) -> AsyncIterator[Bench]:
     """The transfer alone, with a store in memory. At its end no lease and no byte is held."""
-    store, chassis = StoreDouble(), new_chassis("executor")
+    store, chassis = make_store(), new_chassis("executor")
     engine = engine or FakeEngine()
     async with serve_store(store) as channel:
         transfer = KvTransfer(
-            GrpcTransport(channel),
+            ArenaTransport(channel, chassis.clock),
             engine,
             limits,
             metrics=ExecutorMetrics(chassis.metrics),
@@ -471,7 +487,7 @@ async def test_a_bug_in_a_put_costs_its_blocks_and_not_the_service(monkeypatch: 
 
     async with bench() as b:
         with monkeypatch.context() as patch:
-            patch.setattr("weir_executor.kv_transfer.grpc_transport._parts", broken)
+            patch.setattr("weir_executor.kv_transfer.arena_transport.ArenaTransport.put", broken)
             b.transfer.offer(full_blocks(request_of(2)))
             await until(lambda: b.outcomes("kv_offered_blocks") == {"failed": 2})
         b.transfer.offer(full_blocks(request_of(2)))
@@ -500,7 +516,7 @@ async def executor(store: StoreDouble, engine: Engine | None = None, **settings:
 
 
 async def test_one_executor_stores_and_the_next_one_loads() -> None:
-    store, prompt = StoreDouble(), prompt_of(16 * 4 + 1)
+    store, prompt = make_store(), prompt_of(16 * 4 + 1)
     for turn in range(2):
         async with executor(store) as stub, calling(stub) as caller:
             await caller.submit(1, prompt, share=True, max_tokens=40)
@@ -513,7 +529,7 @@ async def test_one_executor_stores_and_the_next_one_loads() -> None:
 
 
 async def test_a_hanging_store_does_not_keep_a_request_from_its_answer() -> None:
-    store = StoreDouble()
+    store = make_store()
     store.answering.clear()
     async with executor(store, kvstore_deadline_seconds=0.05) as stub, calling(stub) as caller:
         await caller.submit(1, prompt_of(65), share=True)
@@ -524,7 +540,7 @@ async def test_a_hanging_store_does_not_keep_a_request_from_its_answer() -> None
 
 @pytest.mark.parametrize("output_index", [None, 1])
 async def test_a_request_can_be_aborted_while_its_prefix_loads(output_index: int | None) -> None:
-    store = StoreDouble()
+    store = make_store()
     store.answering.clear()
     async with executor(store, kvstore_deadline_seconds=0.3) as stub, calling(stub) as caller:
         two = SamplingParameters(n=2, seed=1)
@@ -539,7 +555,7 @@ async def test_a_request_can_be_aborted_while_its_prefix_loads(output_index: int
 
 
 async def test_a_deadline_passes_while_the_prefix_loads() -> None:
-    store = StoreDouble()
+    store = make_store()
     store.answering.clear()
     async with executor(store, kvstore_deadline_seconds=5.0) as stub, calling(stub) as caller:
         sent = submit(caller.info, 1, prompt_of(65), share=True)
@@ -552,7 +568,7 @@ async def test_a_deadline_passes_while_the_prefix_loads() -> None:
 
 
 async def test_cancelling_the_stream_ends_the_load() -> None:
-    store = StoreDouble()
+    store = make_store()
     store.answering.clear()
     async with executor(store, kvstore_deadline_seconds=5.0) as stub, calling(stub) as caller:
         await caller.submit(1, prompt_of(65), share=True)
@@ -564,7 +580,7 @@ async def test_cancelling_the_stream_ends_the_load() -> None:
 
 
 async def test_a_chain_that_begins_in_generated_tokens_is_stored_too() -> None:
-    store = StoreDouble()
+    store = make_store()
     async with executor(store) as stub, calling(stub) as caller:
         await caller.submit(1, prompt_of(10), max_tokens=40)
         await caller.until_told(1)
@@ -574,7 +590,7 @@ async def test_a_chain_that_begins_in_generated_tokens_is_stored_too() -> None:
 
 
 async def test_a_put_says_whose_its_blocks_are_and_what_they_took_to_compute() -> None:
-    store = StoreDouble()
+    store = make_store()
     async with executor(store) as stub, calling(stub) as caller:
         for handle, tenant in ((1, "acme"), (2, "zoo")):
             await caller.submit(handle, prompt_of(65, handle), share=True, tenant=tenant)
@@ -585,7 +601,7 @@ async def test_a_put_says_whose_its_blocks_are_and_what_they_took_to_compute() -
 
 
 async def test_what_the_store_is_known_to_hold_is_not_even_copied_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, prompt = StoreDouble(), prompt_of(16 * 6 + 1)
+    store, prompt = make_store(), prompt_of(16 * 6 + 1)
     fill(store, block_hashes(ROOT, prompt, 16)[:4])
     store.stop_after = 0  # what is matched does not come, so that it is computed here
     engine, copied = FakeEngine(FakeEngineConfig(emit_full_blocks=True)), list[int]()
@@ -605,7 +621,7 @@ async def test_what_the_store_is_known_to_hold_is_not_even_copied_out(monkeypatc
 
 
 async def test_a_request_keeps_its_place_in_line_while_its_prefix_loads() -> None:
-    store = StoreDouble()
+    store = make_store()
     store.answering.clear()
     engine = FakeEngine(FakeEngineConfig(emit_full_blocks=True, max_num_seqs=1))
     async with executor(store, engine, kvstore_deadline_seconds=5.0) as stub, calling(stub) as caller:
@@ -623,7 +639,7 @@ async def test_a_request_keeps_its_place_in_line_while_its_prefix_loads() -> Non
 
 
 async def test_no_prefix_is_loaded_for_a_request_that_has_no_place_to_wait() -> None:
-    store = StoreDouble()
+    store = make_store()
     store.answering.clear()
     async with executor(store, max_waiting=2, kvstore_deadline_seconds=5.0) as stub, calling(stub) as caller:
         for handle in (1, 2, 3):
@@ -639,7 +655,7 @@ async def test_no_prefix_is_loaded_for_a_request_that_has_no_place_to_wait() -> 
 
 
 async def test_a_request_that_is_refused_after_its_load_gives_its_memory_back() -> None:
-    store, refusals = StoreDouble(), [Overloaded("full"), RuntimeError("secret words of a prompt")]
+    store, refusals = make_store(), [Overloaded("full"), RuntimeError("secret words of a prompt")]
 
     def refuse(self: FakeEngine, request: GenerationRequest) -> None:
         assert request.stored_prefix is not None
@@ -660,7 +676,7 @@ async def test_a_request_that_is_refused_after_its_load_gives_its_memory_back() 
 
 
 async def test_an_engine_that_dies_while_a_prefix_loads_fails_the_request() -> None:
-    store = StoreDouble()
+    store = make_store()
     store.answering.clear()
     engine = FakeEngine(FakeEngineConfig(emit_full_blocks=True))
     async with executor(store, engine, kvstore_deadline_seconds=5.0) as stub, calling(stub) as caller:

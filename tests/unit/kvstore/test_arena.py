@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from weir_chassis.mapped_memory import private_memory
 from weir_kvstore.record import Address, Record
 from weir_kvstore.tiers import arena as module
 from weir_kvstore.tiers.arena import ArenaSlots
-from weir_kvstore.tiers.memory import Memory, private_memory, shared_memory
+from weir_kvstore.tiers.memory import ArenaMemory, shared_memory
 
 MIB = 1024 * 1024
 
@@ -123,7 +124,7 @@ async def test_memory_is_touched_ahead_of_its_use_and_not_all_at_once(
     await slots.close()
 
 
-class ShortMemory(Memory):
+class ShortMemory(ArenaMemory):
     """Has no more than a mebibyte to give."""
 
     def populate(self, start: int, size_bytes: int) -> bool:
@@ -131,7 +132,7 @@ class ShortMemory(Memory):
 
 
 async def test_without_memory_nothing_is_claimed_and_it_is_said_once() -> None:
-    slots = ArenaSlots(8 * MIB, lambda size_bytes: ShortMemory(private_memory(size_bytes).mapping))
+    slots = ArenaSlots(8 * MIB, lambda size_bytes: ShortMemory(private_memory(size_bytes)))
     with capture_logs() as logs:
         assert slots.claim(1, MIB)
         assert not slots.claim(2, MIB)

@@ -8,18 +8,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from weir_kvstore.tiers import memory as module
-from weir_kvstore.tiers.memory import Memory, private_memory, remove_orphans, shared_memory
+from weir_chassis.mapped_memory import MappedMemory
+from weir_kvstore.tiers.memory import ArenaMemory, own_memory, remove_orphans, shared_memory
 
 MIB = 1024 * 1024
 
 
-def mapped(memory: Memory) -> mmap.mmap:
+def mapped(memory: ArenaMemory) -> mmap.mmap:
     """As a neighbour sees it."""
     assert memory.file is not None
     with open(memory.file.path, "r+b") as file:
@@ -107,19 +106,14 @@ def test_populated_memory_is_there(tmp_path: Path) -> None:
     assert memory.file is not None
     assert memory.populate(4096 + 10, 300 * 1024)
     assert memory.file.path.stat().st_blocks * 512 >= 300 * 1024
-    assert memory.populate(0, 0)
     memory.close()
-    assert private_memory(MIB).populate(0, MIB)
+    assert own_memory(MIB).populate(0, MIB)
 
 
 def test_without_the_newer_call_the_file_is_allocated_or_it_is_said_that_it_cannot_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class OldKernel:
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_: -1
-
-    monkeypatch.setattr(module, "_LIBC", OldKernel())
+    monkeypatch.setattr(MappedMemory, "populate", lambda *_: False)
     memory = shared_memory(tmp_path, "abc", MIB)
     assert memory.file is not None
     assert memory.populate(0, 100_000)
@@ -131,4 +125,4 @@ def test_without_the_newer_call_the_file_is_allocated_or_it_is_said_that_it_cann
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert not memory.populate(0, 100_000)
     memory.close()
-    assert private_memory(MIB).populate(0, MIB)  # the kernel finds it when it is written
+    assert own_memory(MIB).populate(0, MIB)  # the kernel finds it when it is written

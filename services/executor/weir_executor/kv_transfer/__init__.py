@@ -2,15 +2,16 @@
 
     submit ─▶ plan ─▶ load   MatchPrefix → GetBlocks under a lease → verified → `stored_prefix`      loader.py
     step   ─▶ offer ─▶ put   full blocks → bounded queue → PutBlocks                                  writer.py
-                             both through a `BlockTransport`                                          transport.py
+                             both through a `BlockTransport`: by reference where the store is on this host and shares
+                             its memory (arena_transport.py), by value elsewhere (grpc_transport.py)
 
 The store is an optimisation: slow, wrong or gone, it costs a request at most a short deadline, and a dead one costs
 nothing, because a breaker stands before it.
 """
 
-from weir_executor.kv_transfer.grpc_transport import GrpcTransport
+from weir_executor.kv_transfer.arena_transport import ArenaTransport
 from weir_executor.kv_transfer.loader import HeldPrefix, LoaderLimits, LoadPlan
 from weir_executor.kv_transfer.transfer import KvTransfer, TransferLimits
 from weir_executor.kv_transfer.writer import WriterLimits
 
-__all__ = ["GrpcTransport", "HeldPrefix", "KvTransfer", "LoadPlan", "LoaderLimits", "TransferLimits", "WriterLimits"]
+__all__ = ["ArenaTransport", "HeldPrefix", "KvTransfer", "LoadPlan", "LoaderLimits", "TransferLimits", "WriterLimits"]

@@ -48,6 +48,13 @@ class BlockAssembler:
         self._partial, self._digest = bytearray(), xxh3_64()
         return self._whole(payload, digest, piece.checksum)
 
+    def skip(self, block_hashes: Sequence[bytes]) -> None:
+        """The next blocks come another way. Raises DataCorrupt where these are not the next ones."""
+        end = self._num_whole + len(block_hashes)
+        if self._partial or list(block_hashes) != list(self._wanted[self._num_whole : end]):
+            raise DataCorrupt("the kvstore sent a block that was not next")
+        self._num_whole = end
+
     def _whole(self, payload: Bytes, digest: int, checksum: int) -> bytes | memoryview:
         if digest != checksum:
             raise DataCorrupt("the kvstore sent a block that does not match its checksum")

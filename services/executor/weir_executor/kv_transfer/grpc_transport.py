@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from xxhash import xxh3_64_intdigest
 
 from weir.kvstore.v1 import kvstore_pb2 as kv
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceAsyncStub
 
 _CHUNK_BYTES = 2 * 1024 * 1024  # PutChunk's own limit
+# Longer than a load takes. It is given back as soon as the load is over.
+LEASE_SECONDS = 10.0
+_LEASE = Duration(seconds=int(LEASE_SECONDS))
 
 
 class GrpcTransport:
@@ -41,6 +45,7 @@ class GrpcTransport:
             block_hashes=join_hashes(block_hashes),
             skip_blocks=skip_blocks,
             block_size=block_size,
+            lease_duration=_LEASE,
         )
         response = await self._stub.MatchPrefix(request, timeout=timeout)
         return Match(

@@ -20,7 +20,7 @@ from typing import Final
 from weir_chassis.telemetry import get_logger
 from weir_kvstore.record import Bytes, Record
 from weir_kvstore.tier import Recovered
-from weir_kvstore.tiers.memory import Memory, SharedFile, private_memory
+from weir_kvstore.tiers.memory import ArenaMemory, SharedFile, own_memory
 from weir_kvstore.tiers.slabs import Slabs, arena_bytes
 
 # At 1.5 GB/s, which is what a kernel clears, a step is done in some 10 ms.
@@ -37,7 +37,7 @@ class _Slab:
 class ArenaSlots:
     """Payloads in slabs, bounded by the payloads' bytes."""
 
-    def __init__(self, capacity_bytes: int, allocate: Callable[[int], Memory] = private_memory) -> None:
+    def __init__(self, capacity_bytes: int, allocate: Callable[[int], ArenaMemory] = own_memory) -> None:
         assert capacity_bytes > 0, capacity_bytes
         self._capacity_bytes = capacity_bytes
         self._size_bytes = arena_bytes(capacity_bytes)

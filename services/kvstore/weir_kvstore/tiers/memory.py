@@ -7,26 +7,20 @@ shrinks and keeps every page it has got, so that no reader of it ever meets a ho
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import mmap
 import os
-import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from weir_chassis.mapped_memory import MappedMemory, private_memory
 from weir_chassis.telemetry import get_logger
 
 _PREFIX: Final = "weir-kvstore-"
 # Between making a file and locking it another store may take it for an orphan, once in a blue moon.
 _ATTEMPTS: Final = 8
-# mmap(2), madvise(2), mlock2(2); Python's mmap module knows none of them.
-_MAP_NORESERVE: Final = 0x4000 if sys.platform == "linux" else 0
-_MADV_POPULATE_WRITE: Final = 23
-_MLOCK_ONFAULT: Final = 1
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,74 +32,59 @@ class SharedFile:
     size_bytes: int
 
 
-@dataclass(slots=True, eq=False)
-class Memory:
-    """A range of bytes that stays where it is."""
+class ArenaMemory:
+    """The bytes, and where neighbours find them, if they do."""
 
-    mapping: mmap.mmap
-    file: SharedFile | None = None
-    _fd: int | None = None  # holds the lock
-    view: memoryview = field(init=False)
-    _address: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.view = memoryview(self.mapping)
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
-        with suppress(OSError, AttributeError):  # a kernel without them, or no Linux
-            self.mapping.madvise(mmap.MADV_HUGEPAGE)
-        # Never swapped out, as far as this process may say so. Only what is touched counts.
-        with suppress(AttributeError):
-            _LIBC.mlock2(ctypes.c_void_p(self._address), ctypes.c_size_t(len(self.mapping)), _MLOCK_ONFAULT)
+    def __init__(self, mapped: MappedMemory, file: SharedFile | None = None, lock_fd: int | None = None) -> None:
+        self.file = file
+        self.view = mapped.view()
+        self._mapped = mapped
+        self._lock_fd = lock_fd
+        mapped.pin()
 
     def populate(self, start: int, size_bytes: int) -> bool:
         """Gives these bytes real memory, so that nobody waits for it later. Any thread; the GIL is released.
 
         False: there is none; without this question the first writer would be killed.
         """
-        if size_bytes <= 0:
-            return True
-        first = start - start % mmap.PAGESIZE
-        length = start + size_bytes - first
-        if _LIBC.madvise(ctypes.c_void_p(self._address + first), ctypes.c_size_t(length), _MADV_POPULATE_WRITE) == 0:
-            return True
-        return self._allocate(first, length)
+        return self._mapped.populate(start, size_bytes) or self._allocate(start, size_bytes)
 
     def close(self) -> None:
         """Nobody finds it from now on. Whoever has it still has it; it is gone with the last of them."""
         if self.file is not None:
             with suppress(OSError):
                 self.file.path.unlink()
-        if self._fd is not None:
-            os.close(self._fd)
-        self.file, self._fd = None, None
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+        self.file, self._lock_fd = None, None
 
     def _allocate(self, start: int, length: int) -> bool:
         """The same by an older way: memory for the file, though it is not mapped yet."""
-        if self._fd is None:
+        if self._lock_fd is None:
             return True  # the kernel promises private memory when it is mapped
         try:
-            os.posix_fallocate(self._fd, start, length)
+            os.posix_fallocate(self._lock_fd, start, length)
         except OSError:
             return False
         return True
 
 
-def private_memory(size_bytes: int) -> Memory:
-    """Nobody else's."""
-    return Memory(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE))
+def own_memory(size_bytes: int) -> ArenaMemory:
+    """This process's, and nobody else's."""
+    return ArenaMemory(private_memory(size_bytes))
 
 
-def shared_memory(directory: Path | None, arena_id: str, size_bytes: int) -> Memory:
+def shared_memory(directory: Path | None, arena_id: str, size_bytes: int) -> ArenaMemory:
     """A file of this size in the directory; private memory, and a line in the log, where that cannot be."""
     if directory is None:
-        return private_memory(size_bytes)
+        return own_memory(size_bytes)
     try:
         remove_orphans(directory)
         _require_room(directory, size_bytes)
         return _map_new_file(directory / f"{_PREFIX}{arena_id}", arena_id, size_bytes)
     except OSError as error:
         get_logger().warning("no_shared_memory", directory=str(directory), bytes=size_bytes, reason=str(error))
-        return private_memory(size_bytes)
+        return own_memory(size_bytes)
 
 
 def remove_orphans(directory: Path) -> int:
@@ -140,14 +119,14 @@ def _require_room(directory: Path, size_bytes: int) -> None:
         raise OSError(f"{free_bytes} bytes are free")
 
 
-def _map_new_file(path: Path, arena_id: str, size_bytes: int) -> Memory:
+def _map_new_file(path: Path, arena_id: str, size_bytes: int) -> ArenaMemory:
     for _ in range(_ATTEMPTS):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if os.fstat(fd).st_nlink:
                 os.ftruncate(fd, size_bytes)
-                return Memory(mmap.mmap(fd, size_bytes), SharedFile(arena_id, path, size_bytes), fd)
+                return ArenaMemory(MappedMemory(mmap.mmap(fd, size_bytes)), SharedFile(arena_id, path, size_bytes), fd)
         except BaseException:
             os.close(fd)
             with suppress(OSError):
