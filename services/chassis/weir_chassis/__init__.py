@@ -1,4 +1,4 @@
-"""The chassis: what a service needs in order to be one. No tokens, no models, no blocks enter here.
+"""The chassis: what a service needs in order to be one. No tokens, no models; of blocks, who says to hold which.
 
 server        a service's life, and the `Chassis` it is handed      stopping, calls, background, health
 interceptors  around each call: telemetry, errors, deadline          errors, telemetry, trace, metrics, deadline
@@ -7,6 +7,7 @@ settings      the environment, once, loudly
 leases        what is held, and that it is given back
 drain_rate    when a refused caller should come back
 clock         time, passed in
-broker        the seam to what carries messages that are no calls          nats
+broker        the seam to what carries messages that are no calls    nats
+event_log     what something holds, as a log that can be followed    kv_events
 testing       the doubles
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
@@ -60,3 +60,16 @@ class Background:
         get_logger().error("background_task_failed", task=task.get_name(), exc_info=error)
         self.failure = self.failure or error
         self.failed.set()
+
+
+async def first_of(*waits: Awaitable[object]) -> None:
+    """Returns when one of them does, and cancels the others. Raises what that one raised."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

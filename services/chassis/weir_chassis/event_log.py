@@ -64,7 +64,7 @@ class EventLog(Generic[E]):
         self._recent_size = 0
         self._held = held
         self._changed = asyncio.Event()
-        self._closed: Exception | None = None
+        self.closed: Exception | None = None  # with what `close` was called
 
     def append(self, events: Sequence[E]) -> None:
         for event in events:
@@ -79,7 +79,7 @@ class EventLog(Generic[E]):
 
     def close(self, error: Exception) -> None:
         """Ends every follower, now and later, with this error."""
-        self._closed = error
+        self.closed = error
         self._announce()
 
     async def follow(
@@ -97,8 +97,8 @@ class EventLog(Generic[E]):
         """The events from number `from_sequence` of this epoch on, none if it is the next to come; or, where it is
         neither that nor remembered, a reset with all that is held. Raises the error of `close`.
         """
-        if self._closed is not None:
-            raise self._closed
+        if self.closed is not None:
+            raise self.closed
         if epoch == self.epoch and from_sequence is not None:
             events = self.remembered(max(1, from_sequence))
             if events is not None:
@@ -114,12 +114,12 @@ class EventLog(Generic[E]):
 
     async def happened(self, position: int) -> None:
         """Returns when there is an event of this number. Raises the error of `close`."""
-        while self._closed is None:
+        while self.closed is None:
             changed = self._changed
             if self.sequence >= position:
                 return
             await changed.wait()
-        raise self._closed
+        raise self.closed
 
     async def _snapshot(self) -> Batch[E]:
         sequence, events, size = self.sequence, list[E](), 0

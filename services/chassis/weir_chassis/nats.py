@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
+from weir_chassis.background import first_of
 from weir_chassis.broker import Deliver, Message, Session, SessionLost
 from weir_chassis.clock import Clock
 from weir_chassis.metrics import Metrics
@@ -145,7 +146,10 @@ class NatsConnection:
         while True:
             changed, session = self._changed, self._session
             if session is not None:
-                await _until_ended(session, work)
+                try:
+                    await first_of(work(session), session.ended.wait())
+                except SessionLost:
+                    session.ended.set()
             if self._session is session:
                 await changed.wait()
 
@@ -202,22 +206,6 @@ class NatsConnection:
 
 class _Unreachable(Exception):  # noqa: N818
     pass
-
-
-async def _until_ended(session: NatsSession, work: Callable[[Session], Awaitable[None]]) -> None:
-    working = asyncio.ensure_future(work(session))
-    ending = asyncio.ensure_future(session.ended.wait())
-    try:
-        await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        working.cancel()
-        ending.cancel()
-        results = await asyncio.gather(working, ending, return_exceptions=True)
-    failed = results[0]
-    if isinstance(failed, Exception) and not isinstance(failed, SessionLost):
-        raise failed
-    if isinstance(failed, SessionLost):
-        session.ended.set()
 
 
 async def _close(client: Client) -> None:

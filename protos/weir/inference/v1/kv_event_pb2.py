@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n weir/inference/v1/kv_event.proto\x12\x11weir.inference.v1\"\xdc\x01\n\x07KvEvent\x12\x31\n\x06stored\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.BlocksStoredH\x00\x12\x33\n\x07removed\x18\x02 \x01(\x0b\x32 .weir.inference.v1.BlocksRemovedH\x00\x12\x33\n\x07\x63leared\x18\x03 \x01(\x0b\x32 .weir.inference.v1.BlocksClearedH\x00\x12+\n\x05reset\x18\x04 \x01(\x0b\x32\x1a.weir.inference.v1.KvResetH\x00\x42\x07\n\x05\x65vent\"`\n\x0c\x42locksStored\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x19\n\x11parent_block_hash\x18\x02 \x01(\x0c\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\x0c\"F\n\rBlocksRemoved\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\x0c\"\x1d\n\rBlocksCleared\x12\x0c\n\x04tier\x18\x01 \x01(\t\"\t\n\x07KvResetb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n weir/inference/v1/kv_event.proto\x12\x11weir.inference.v1\"\xdc\x01\n\x07KvEvent\x12\x31\n\x06stored\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.BlocksStoredH\x00\x12\x33\n\x07removed\x18\x02 \x01(\x0b\x32 .weir.inference.v1.BlocksRemovedH\x00\x12\x33\n\x07\x63leared\x18\x03 \x01(\x0b\x32 .weir.inference.v1.BlocksClearedH\x00\x12+\n\x05reset\x18\x04 \x01(\x0b\x32\x1a.weir.inference.v1.KvResetH\x00\x42\x07\n\x05\x65vent\"`\n\x0c\x42locksStored\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x19\n\x11parent_block_hash\x18\x02 \x01(\x0c\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\x0c\"F\n\rBlocksRemoved\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\x0c\"\x1d\n\rBlocksCleared\x12\x0c\n\x04tier\x18\x01 \x01(\t\"\t\n\x07KvReset\"\x9f\x01\n\x0cKvEventBatch\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12*\n\x06\x65vents\x18\x05 \x03(\x0b\x32\x1a.weir.inference.v1.KvEvent\x12\r\n\x05piece\x18\x06 \x01(\r\x12\x12\n\nlast_piece\x18\x07 \x01(\x08\"\\\n\x0eKvEventRequest\x12\x12\n\x05\x65poch\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rfrom_sequence\x18\x02 \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06_epochB\x10\n\x0e_from_sequenceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,4 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOCKSCLEARED']._serialized_end=477
   _globals['_KVRESET']._serialized_start=479
   _globals['_KVRESET']._serialized_end=488
+  _globals['_KVEVENTBATCH']._serialized_start=491
+  _globals['_KVEVENTBATCH']._serialized_end=650
+  _globals['_KVEVENTREQUEST']._serialized_start=652
+  _globals['_KVEVENTREQUEST']._serialized_end=744
 # @@protoc_insertion_point(module_scope)

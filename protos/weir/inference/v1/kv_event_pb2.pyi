@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -148,3 +150,89 @@ class KvReset(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KvReset: _TypeAlias = KvReset  # noqa: Y015
+
+@_typing.final
+class KvEventBatch(_message.Message):
+    """A source's log on the message bus. As events happen, on `weir.kv.events.<service>.<source>`; and, in pieces, as the answer to a
+    KvEventRequest. Nothing there is promised to arrive: followers count, and ask for what they miss.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    PIECE_FIELD_NUMBER: _builtins.int
+    LAST_PIECE_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    """"executor" or "kvstore", and which of them: the address at which others know it, unless it is told another name. At most
+    255 bytes. In subjects, each byte of it besides ASCII letters, digits and "-" is written as "=" and two hexadecimal digits.
+    """
+    source: _builtins.str
+    epoch: _builtins.int
+    """One per incarnation of the source."""
+    sequence: _builtins.int
+    """The number of the last event in this message. Without events it is a heartbeat: the number of the newest event."""
+    piece: _builtins.int
+    """Of an answer: counted from 0."""
+    last_piece: _builtins.bool
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvEvent]:
+        """Numbered one by one up to `sequence`. In a snapshot instead, whose first piece begins with a reset: all that is held after
+        event `sequence`.
+        """
+
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        source: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        events: _abc.Iterable[Global___KvEvent] | None = ...,
+        piece: _builtins.int = ...,
+        last_piece: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "events", b"events", "last_piece", b"last_piece", "piece", b"piece", "sequence", b"sequence", "service", b"service", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvEventBatch: _TypeAlias = KvEventBatch  # noqa: Y015
+
+@_typing.final
+class KvEventRequest(_message.Message):
+    """To `weir.kv.snapshot.<service>.<source>`, with a subject for the answer: the events from a number on, or a snapshot where they
+    are not remembered or none are named.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    from_sequence: _builtins.int
+    """The first event wanted, itself included."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int | None = ...,
+        from_sequence: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_from_sequence", b"_from_sequence", "epoch", b"epoch", "from_sequence", b"from_sequence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch", b"_epoch", "_from_sequence", b"_from_sequence", "epoch", b"epoch", "from_sequence", b"from_sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__epoch: _TypeAlias = _typing.Literal["epoch"]  # noqa: Y015
+    _WhichOneofArgType__epoch: _TypeAlias = _typing.Literal["_epoch", b"_epoch"]  # noqa: Y015
+    _WhichOneofReturnType__from_sequence: _TypeAlias = _typing.Literal["from_sequence"]  # noqa: Y015
+    _WhichOneofArgType__from_sequence: _TypeAlias = _typing.Literal["_from_sequence", b"_from_sequence"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epoch) -> _WhichOneofReturnType__epoch | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_sequence) -> _WhichOneofReturnType__from_sequence | None: ...
+
+Global___KvEventRequest: _TypeAlias = KvEventRequest  # noqa: Y015

@@ -11,8 +11,8 @@ from weir_chassis.event_log import Batch, EventLog
 
 KvEventLog: TypeAlias = EventLog[KvEvent]
 
-# One event, 64 KiB of hashes, fits whatever message may carry it: only lists of events are ever split.
-MAX_EVENT_BLOCKS: Final = 4096
+# One event, 32 KiB of hashes, fits whatever message may carry it: only lists of events are ever split.
+MAX_EVENT_BLOCKS: Final = 2048
 
 
 def new_log(epoch: int, capacity_blocks: int) -> KvEventLog:
