@@ -6,7 +6,6 @@ from random import Random
 
 from weir_chassis.clock import Clock
 
-_FAILURES = 3  # in a row: one may be chance
 _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 30.0
 
 
@@ -17,8 +16,10 @@ class Breaker:
     is never told holds nobody up for ever.
     """
 
-    def __init__(self, clock: Clock, random: Random) -> None:
+    def __init__(self, clock: Clock, random: Random, *, max_failures: int = 3) -> None:
+        """Opens at the `max_failures`-th failure in a row; one may be chance."""
         self._clock, self._random = clock, random
+        self._max_failures = max_failures
         self._failures = 0
         self._trying = False
         self._backoff_seconds = _FIRST_SECONDS
@@ -51,7 +52,7 @@ class Breaker:
         if self.open and not self._trying:
             return  # one of many calls that were under way together: the store is no deader for each of them
         self._failures += 1
-        if self._failures < _FAILURES:
+        if self._failures < self._max_failures:
             return
         if self._trying:
             self._backoff_seconds = min(_LONGEST_SECONDS, 2 * self._backoff_seconds)

@@ -15,3 +15,5 @@ MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
 MAX_CHUNK_BYTES: Final = 2 * 1024 * 1024
 # The longest that a vanished reader keeps blocks from being evicted.
 MAX_LEASE_SECONDS: Final = 60.0
+# The name of a tenant, which is a key of the books.
+MAX_TENANT_BYTES: Final = 128

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 from weir_chassis.errors import LeaseExpired, NotFound, Overloaded
 from weir_chassis.leases import Lease, LeaseLedger
 from weir_chassis.telemetry import get_logger
 from weir_kvstore.index import Block
+from weir_kvstore.record import Address
 
 KIND: Final = "read"
 # Whoever lost a lease asks about it at once or never. So many lost leases mean that a whole fleet has stopped reading.
@@ -30,9 +31,22 @@ class UnknownLease(NotFound):
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A block that a shared tier says it has. It may be gone when it is asked for."""
+
+    address: Address
+    tier: str
+    size_bytes: int = 0  # nobody told
+
+
+Leased: TypeAlias = Block | Elsewhere
+
+
+@dataclass(frozen=True, slots=True)
 class _Grant:
     lease: Lease
-    blocks: tuple[Block, ...]
+    blocks: tuple[Leased, ...]
+    kept: list[Block] = field(default_factory=list)  # brought up into RAM since, a reference to each
 
 
 class ReadLeases:
@@ -44,7 +58,7 @@ class ReadLeases:
         *,
         max_live: int,
         new_id: Callable[[], str],
-        give_back: Callable[[Sequence[Block]], None],
+        give_back: Callable[[Sequence[Leased]], None],
     ) -> None:
         self._ledger = ledger
         self._max_live = max_live
@@ -66,8 +80,8 @@ class ReadLeases:
         wait = min(self._seconds_left(grant.lease) for grant in self._grants.values())
         raise Overloaded(f"{self._max_live} read leases are held", retry_after=timedelta(seconds=wait))
 
-    def grant(self, blocks: Sequence[Block], *, owner: str, seconds: float) -> str:
-        """A lease on these blocks, to which the caller has taken a reference each. There is a place for it."""
+    def grant(self, blocks: Sequence[Leased], *, owner: str, seconds: float) -> str:
+        """A lease on these blocks; the caller has taken a reference to each local one. There is a place for it."""
         assert len(self._grants) < self._max_live
         lease_id = self._new_id()
         assert lease_id not in self._grants, "lease ids are drawn from too small a range"
@@ -76,9 +90,20 @@ class ReadLeases:
         self._grants[lease_id] = _Grant(lease, tuple(blocks))
         return lease_id
 
-    def blocks(self, lease_id: str) -> tuple[Block, ...]:
+    def blocks(self, lease_id: str) -> tuple[Leased, ...]:
         """What is leased, first block first. Raises NotFound, LeaseExpired."""
         return self._live(lease_id).blocks
+
+    def keep(self, lease_id: str, block: Block) -> None:
+        """The lease takes over a reference that the caller has taken to a block that was brought up for it."""
+        self._grants[lease_id].kept.append(block)
+
+    def let_go(self, lease_id: str, block: Block) -> None:
+        """The lease gives one such reference back now, if it has not ended and done so."""
+        grant = self._grants.get(lease_id)
+        if grant is not None:
+            grant.kept.remove(block)
+            self._give_back([block])
 
     def renew(self, lease_id: str, seconds: float) -> None:
         """The lease lasts at least `seconds` from now, and no shorter than before. Raises NotFound, LeaseExpired."""
@@ -110,7 +135,7 @@ class ReadLeases:
         grant = self._grants.pop(lease_id)
         if self._seconds_left(grant.lease) <= 0:
             self._remember(lease_id, grant)
-        self._give_back(grant.blocks)
+        self._give_back([*grant.blocks, *grant.kept])
 
     def _remember(self, lease_id: str, grant: _Grant) -> None:
         self.num_expired += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from google.protobuf.duration_pb2 import Duration
 
 from weir.kvstore.v1 import kvstore_pb2 as pb
@@ -14,9 +16,11 @@ from weir_kvstore.bounds import (
     MAX_CHUNK_BYTES,
     MAX_LEASE_SECONDS,
     MAX_PAYLOAD_BYTES,
+    MAX_TENANT_BYTES,
 )
-from weir_kvstore.put import PutPiece, PutResult
+from weir_kvstore.put import PutBegin, PutPiece, PutResult
 from weir_kvstore.reads import Piece
+from weir_kvstore.store import Match
 from weir_kvstore.tier import TierReport
 
 # Ours have 32; whatever is longer is nobody's, and would only be carried back in the error.
@@ -56,6 +60,14 @@ def lease_seconds(duration: Duration) -> float:
     return seconds
 
 
+def put_begin(begin: pb.PutBegin) -> PutBegin:
+    if len(begin.tenant.encode()) > MAX_TENANT_BYTES:
+        raise InvalidArgument("begin.tenant", f"{len(begin.tenant.encode())} bytes, the limit is {MAX_TENANT_BYTES}")
+    if not 0 <= begin.prefill_seconds_per_block < inf:
+        raise InvalidArgument("begin.prefill_seconds_per_block", f"{begin.prefill_seconds_per_block}")
+    return PutBegin(namespace(begin.namespace), begin.tenant, begin.block_size, begin.prefill_seconds_per_block)
+
+
 def put_piece(chunk: BlockChunk) -> PutPiece:
     """One message's part of a block, its sizes in bounds and agreeing with one another."""
     piece = PutPiece(
@@ -75,6 +87,15 @@ def put_piece(chunk: BlockChunk) -> PutPiece:
     return piece
 
 
+def match_response(match: Match) -> pb.MatchPrefixResponse:
+    return pb.MatchPrefixResponse(
+        matched_blocks=match.matched_blocks,
+        lease_id=match.lease_id,
+        leased_bytes=match.leased_bytes,
+        ranges=[pb.MatchedRange(blocks=each.blocks, tier=each.tier) for each in match.ranges],
+    )
+
+
 def put_response(result: PutResult) -> pb.PutBlocksResponse:
     return pb.PutBlocksResponse(
         stored_blocks=result.stored,
@@ -87,12 +108,12 @@ def put_response(result: PutResult) -> pb.PutBlocksResponse:
 def get_response(piece: Piece) -> BlockChunk:
     """Lent as the piece is: it is serialised before the next one is asked for."""
     return BlockChunk(
-        block_hash=piece.block.address.block_hash,
+        block_hash=piece.record.address.block_hash,
         parent_block_hash=b"",
-        payload_bytes=piece.block.size_bytes,
+        payload_bytes=piece.record.size_bytes,
         offset=piece.offset,
         chunk=piece.chunk,
-        checksum=piece.block.checksum,
+        checksum=piece.record.checksum,
     )
 
 
@@ -109,7 +130,30 @@ def tier_stats(report: TierReport) -> pb.TierStats:
         evicted=counters.evicted,
         refused=counters.refused,
         corrupt=counters.corrupt,
+        policy=report.policy,
+        ttl=None if report.ttl_seconds is None else _duration(report.ttl_seconds),
+        expired=counters.expired,
+        promoted=counters.promoted,
+        demoted=counters.demoted,
+        dropped=counters.dropped,
+        read_bytes=counters.read_bytes,
+        written_bytes=counters.written_bytes,
+        not_admitted=counters.not_admitted,
+        fault=report.fault,
     )
+
+
+def tenant_stats(report: TierReport) -> list[pb.TenantStats]:
+    return [
+        pb.TenantStats(tenant=tenant, tier=report.tier, bytes=size_bytes)
+        for tenant, size_bytes in sorted(report.tenant_bytes.items())
+    ]
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
 
 
 def _hash(field: str, value: bytes) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from weir_kvstore.store import BlockStore
+from weir_kvstore.tier import Counters, TierReport
 
 
 class StoreCollector(Collector):
@@ -18,16 +19,28 @@ class StoreCollector(Collector):
         self._store = store
 
     def collect(self) -> Iterator[Metric]:
-        report = self._store.report()
-        for name, value in (
-            ("blocks", report.blocks),
-            ("bytes", report.bytes),
-            ("capacity_bytes", report.capacity_bytes),
-        ):
+        reports = self._store.reports()
+        for name in ("blocks", "bytes", "capacity_bytes"):
             gauge = GaugeMetricFamily(f"weir_kvstore_{name}", "Held now, in any state", labels=["tier"])
-            gauge.add_metric([report.tier], value)
+            for report in reports:
+                gauge.add_metric([report.tier], getattr(report, name))
             yield gauge
-        for name, value in asdict(report.counters).items():
-            counter = CounterMetricFamily(f"weir_kvstore_{name}_blocks", "Since start", labels=["tier"])
-            counter.add_metric([report.tier], value)
-            yield counter
+        yield self._faults(reports)
+        for counter in fields(Counters):
+            yield self._counted(counter.name, reports)
+        yield CounterMetricFamily(
+            "weir_kvstore_saved_seconds", "Of prefill, by what was read", value=self._store.saved_seconds
+        )
+
+    def _faults(self, reports: Sequence[TierReport]) -> Metric:
+        gauge = GaugeMetricFamily("weir_kvstore_fault", "1: it serves nothing now, or takes nothing", labels=["tier"])
+        for report in reports:
+            gauge.add_metric([report.tier], bool(report.fault))
+        return gauge
+
+    def _counted(self, name: str, reports: Sequence[TierReport]) -> Metric:
+        unit = "" if name.endswith("_bytes") else "_blocks"
+        counter = CounterMetricFamily(f"weir_kvstore_{name}{unit}", "Since start", labels=["tier"])
+        for report in reports:
+            counter.add_metric([report.tier], getattr(report.counters, name))
+        return counter

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import ceil
 from typing import Final
 
 from weir_chassis.drain_rate import DrainRate
@@ -20,7 +21,8 @@ from weir_chassis.errors import DeadlineExceeded, InvalidArgument, Overloaded
 from weir_kvstore.bounds import MAX_PUT_BLOCKS
 from weir_kvstore.checksum import RunningChecksum
 from weir_kvstore.index import Block
-from weir_kvstore.record import Address, Bytes
+from weir_kvstore.record import Address, Bytes, Record
+from weir_kvstore.short_prefixes import too_short
 from weir_kvstore.store import BlockStore
 
 KIND: Final = "put"
@@ -47,6 +49,16 @@ class PutPiece:
 
 
 @dataclass(frozen=True, slots=True)
+class PutBegin:
+    """What holds for all blocks of one put."""
+
+    namespace: bytes
+    tenant: str = ""
+    block_size: int = 0  # tokens in one block; 0: not told
+    prefill_seconds: float = 0.0  # what computing one block took; 0: not told
+
+
+@dataclass(frozen=True, slots=True)
 class PutResult:
     stored: int = 0
     present: int = 0
@@ -70,19 +82,20 @@ class Put:
     def __init__(self, store: BlockStore, *, heard: Callable[[], None]) -> None:
         self._store = store
         self._on_heard = heard
-        self._namespace: bytes | None = None
+        self._ram = store.ram
+        self._begun: PutBegin | None = None
         self._arriving: _Arriving | None = None
         self._staged: list[Block] = []  # whole and verified
         self._present: list[Address] = []
         self._num_blocks = self._num_corrupt = self._num_refused = 0
         self._over = False
 
-    def begin(self, namespace: bytes) -> None:
+    def begin(self, begin: PutBegin) -> None:
         """Raises InvalidArgument for a second beginning."""
         self._heard()
-        if self._namespace is not None:
+        if self._begun is not None:
             raise InvalidArgument("begin", "only the first message begins a put")
-        self._namespace = namespace
+        self._begun = begin
 
     async def add(self, piece: PutPiece) -> None:
         """The next piece. Raises InvalidArgument for one out of order."""
@@ -91,7 +104,7 @@ class Put:
         arriving.received_bytes += len(piece.chunk)
         if arriving.block is not None:
             arriving.checksum.update(piece.chunk)
-            await self._store.slots.write(arriving.block.block_id, piece.offset, piece.chunk)
+            await self._ram.slots.write(arriving.block.block_id, piece.offset, piece.chunk)
             self._require_open()
         if arriving.received_bytes == piece.payload_bytes:
             self._finish_block()
@@ -99,12 +112,13 @@ class Put:
     def commit(self) -> PutResult:
         """Everything that verified becomes visible in this instant, and the put is over. Raises InvalidArgument."""
         self._heard()
-        if self._namespace is None:
+        if self._begun is None:
             raise InvalidArgument("commit", "nothing was begun")
         self._finish_block()
+        self._drop_short(self._begun.block_size)
         staged, self._staged = self._staged, []
-        stored = self._store.publish(staged)
-        held = sum(self._store.index.find(address) is not None for address in self._present)
+        stored = self._ram.publish(staged)
+        held = sum(self._store.find(address) is not None for address in self._present)
         # What was held when it was offered, and was let go for that, may have been evicted since.
         self._refuse(len(self._present) - held)
         self._over = True
@@ -114,9 +128,9 @@ class Put:
         """Frees whatever was not committed. Once is as good as twice."""
         self._over = True
         if self._arriving is not None and self._arriving.block is not None:
-            self._store.discard(self._arriving.block)
+            self._ram.discard(self._arriving.block)
         for block in self._staged:
-            self._store.discard(block)
+            self._ram.discard(block)
         self._arriving, self._staged = None, []
 
     def _heard(self) -> None:
@@ -129,11 +143,11 @@ class Put:
 
     def _place(self, piece: PutPiece) -> _Arriving:
         """The block that this piece belongs to, which it may begin."""
-        if self._namespace is None:
+        if self._begun is None:
             raise InvalidArgument("chunk", "the first message must begin the put")
         if piece.offset == 0:
             self._finish_block()
-            self._arriving = self._start_block(self._namespace, piece)
+            self._arriving = self._start_block(self._begun, piece)
         if self._arriving is None or not piece.continues(self._arriving.first):
             raise InvalidArgument(
                 "chunk.offset",
@@ -143,15 +157,24 @@ class Put:
             raise InvalidArgument("chunk.offset", f"{piece.offset} where {self._arriving.received_bytes} comes next")
         return self._arriving
 
-    def _start_block(self, namespace: bytes, piece: PutPiece) -> _Arriving:
+    def _start_block(self, begun: PutBegin, piece: PutPiece) -> _Arriving:
         self._num_blocks += 1
         if self._num_blocks > MAX_PUT_BLOCKS:
             raise InvalidArgument("chunk", f"more than {MAX_PUT_BLOCKS} blocks in one put")
-        address = Address(namespace, piece.block_hash)
-        if self._store.index.find(address) is not None:
+        address = Address(begun.namespace, piece.block_hash)
+        if self._store.find(address) is not None:
             self._present.append(address)
             return _Arriving(piece, None)
-        block = self._store.reserve(address, piece.parent_block_hash, piece.payload_bytes, piece.checksum)
+        block = self._ram.reserve(
+            Record(
+                address,
+                piece.parent_block_hash,
+                piece.payload_bytes,
+                piece.checksum,
+                begun.tenant,
+                begun.prefill_seconds,
+            )
+        )
         if block is None:
             self._refuse(1)
         return _Arriving(piece, block)
@@ -165,12 +188,21 @@ class Put:
         if whole and arriving.checksum.value == arriving.block.checksum:
             self._staged.append(arriving.block)
             return
-        self._store.discard(arriving.block)
-        self._store.counters.corrupt += 1
+        self._ram.discard(arriving.block)
+        self._ram.counters.corrupt += 1
         self._num_corrupt += 1
 
+    def _drop_short(self, block_size: int) -> None:
+        min_blocks = ceil(self._store.bounds.min_prefix_tokens / block_size) if block_size else 0
+        short = too_short(self._staged, min_blocks, lambda address: self._store.find(address) is not None)
+        for block in short:
+            self._staged.remove(block)
+            self._ram.discard(block)
+        self._ram.counters.not_admitted += len(short)
+        self._num_refused += len(short)
+
     def _refuse(self, blocks: int) -> None:
-        self._store.counters.refused += blocks
+        self._ram.counters.refused += blocks
         self._num_refused += blocks
 
 

@@ -1,72 +1,140 @@
-"""Reading leased blocks back, piece by piece, nothing before it is verified."""
+"""Reading leased blocks back, piece by piece, nothing before it is verified.
+
+A block that is not in RAM is brought up there, and is sent from there; where there is no room, from a buffer. While one
+is sent, the next ones are on their way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from weir_chassis.telemetry import get_logger
 from weir_kvstore.bounds import MAX_CHUNK_BYTES
 from weir_kvstore.checksum import matches
 from weir_kvstore.index import Block, State
-from weir_kvstore.record import Bytes
+from weir_kvstore.leases import Leased
+from weir_kvstore.record import Bytes, Record
 from weir_kvstore.store import BlockStore
 
-PIN: Final = "pin"
+# On their way up while one is sent: enough to hide a disk's latency, and what one reader may hold in buffers.
+_AHEAD_BLOCKS: Final = 8
+_AHEAD_BYTES: Final = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A range of a block. `chunk` is lent: it is to be used up before the next piece is asked for."""
 
-    block: Block
+    record: Record
     offset: int
     chunk: Bytes
 
 
-async def read_lease(store: BlockStore, lease_id: str, *, owner: str) -> AsyncGenerator[Piece, None]:
-    """Leased blocks in order; ends early at the first that does not verify. Raises NotFound, LeaseExpired, also midway.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A leased block that has been verified: where it lies in RAM, or its bytes where RAM had no room."""
 
-    Between two pieces it holds nothing but the lease, so that a reader who stalls keeps no memory past its lease.
+    record: Record
+    block: Block | None = None
+    payload: bytes = b""
+
+
+async def read_lease(
+    store: BlockStore, lease_id: str, *, owner: str, max_blocks: int = 0
+) -> AsyncGenerator[Piece, None]:
+    """Leased blocks in order; ends early at the first that is a miss. Raises NotFound, LeaseExpired, also midway.
+
+    `max_blocks` 0: all. Between two pieces it holds nothing in RAM but what its lease holds, so that a reader who
+    stalls keeps no memory there past its lease.
     """
-    for block in store.leases.blocks(lease_id):
-        if not await _verified(store, block, owner):
+    leased = store.leases.blocks(lease_id)[: max_blocks or None]
+    for position, each in enumerate(leased):
+        _read_ahead(store, leased[position : position + _AHEAD_BLOCKS])
+        found = await find_leased(store, each, owner=owner)
+        if found is None:
             return
-        for offset in range(0, block.size_bytes, MAX_CHUNK_BYTES):
-            store.leases.blocks(lease_id)  # still ours: it may have ended while the caller was away
-            if block.state is State.QUARANTINED:  # another reader found it wrong since
-                return
-            size_bytes = min(MAX_CHUNK_BYTES, block.size_bytes - offset)
-            yield Piece(block, offset, await store.slots.read(block.block_id, offset, size_bytes))
+        with kept(store, lease_id, each, found):
+            for offset in range(0, found.record.size_bytes, MAX_CHUNK_BYTES):
+                store.leases.blocks(lease_id)  # still ours: it may have ended while the caller was away
+                if found.block is not None and found.block.state is State.QUARANTINED:  # another reader found it wrong
+                    return
+                yield Piece(found.record, offset, await _chunk(store, found, offset))
+        store.saved_seconds += found.record.prefill_seconds
 
 
-async def _verified(store: BlockStore, block: Block, owner: str) -> bool:
-    """Whether the block's bytes are right. If they are not, nobody will see it again."""
-    if block.state is State.QUARANTINED:
-        store.counters.misses += 1
-        return False
-    with _pinned(store, block, owner):
-        payload = await store.slots.read(block.block_id, 0, block.size_bytes)
-        if await matches(payload, block.checksum):
-            return True
-        _quarantine(store, block)
-        return False
+async def find_leased(store: BlockStore, leased: Leased, *, owner: str, verify: bool = True) -> Found | None:
+    """The block, from RAM if it is there or can be brought there; None: it is a miss.
 
-
-def _quarantine(store: BlockStore, block: Block) -> None:
-    store.counters.misses += 1
-    if block.state is State.QUARANTINED:  # by another reader, while this one was hashing
-        return
-    store.counters.corrupt += 1
-    store.hide(block, State.QUARANTINED)
-    get_logger().error("block_quarantined", tier=block.tier, size_bytes=block.size_bytes)
+    The caller takes its own reference to `block` before it next waits: `kept`. Without `verify` what lies in RAM is not
+    looked at, for a caller who does that itself.
+    """
+    if isinstance(leased, Block) and leased.tier == store.ram.name:
+        block: Block | None = leased
+    else:
+        block = store.ram.find(leased.address)
+    if block is not None and (not verify or await _verified(store, block, owner)):
+        return Found(block.record, block)
+    if len(store.tiers) == 1:
+        return None
+    fetched = await asyncio.shield(store.promotions.start(leased))
+    if fetched is None:
+        return None
+    block = fetched.block if fetched.block is not None and fetched.block.state is State.VISIBLE else None
+    return Found(fetched.record, block, fetched.payload)
 
 
 @contextmanager
-def _pinned(store: BlockStore, block: Block, owner: str) -> Iterator[None]:
-    """The lease may end while a thread hashes; the block's memory must not be freed under it."""
-    store.index.refer([block])
-    with store.ledger.acquire(PIN, owner, on_release=lambda: store.release([block])):
+def kept(store: BlockStore, lease_id: str, leased: Leased, found: Found) -> Iterator[None]:
+    """What was brought up stays in RAM until this is left, or the lease ends. Raises NotFound, LeaseExpired."""
+    store.leases.blocks(lease_id)
+    if found.block is None or found.block is leased:
         yield
+        return
+    keep(store, lease_id, found.block)
+    try:
+        yield
+    finally:
+        store.leases.let_go(lease_id, found.block)
+
+
+def keep(store: BlockStore, lease_id: str, block: Block) -> None:
+    """The block in RAM stays there as long as the lease lasts, which does."""
+    store.ram.refer([block])
+    store.leases.keep(lease_id, block)
+
+
+def _read_ahead(store: BlockStore, leased: Sequence[Leased]) -> None:
+    """Starts to bring up those that are not in RAM, up to a bound; whoever reads them finds them under way."""
+    size_bytes = 0
+    for each in leased:
+        if each.tier == store.ram.name or store.ram.find(each.address) is not None:
+            continue
+        size_bytes += each.size_bytes
+        if size_bytes > _AHEAD_BYTES:
+            return
+        store.promotions.start(each)
+
+
+async def _chunk(store: BlockStore, found: Found, offset: int) -> Bytes:
+    size_bytes = min(MAX_CHUNK_BYTES, found.record.size_bytes - offset)
+    if found.block is None:
+        return memoryview(found.payload)[offset : offset + size_bytes]
+    store.ram.counters.read_bytes += size_bytes
+    return await store.ram.slots.read(found.block.block_id, offset, size_bytes)
+
+
+async def _verified(store: BlockStore, block: Block, owner: str) -> bool:
+    """Whether the block's bytes in RAM are right. If they are not, nobody will see it again."""
+    if block.state is State.QUARANTINED:
+        store.ram.counters.misses += 1
+        return False
+    with store.ram.pin(block, owner):
+        payload = await store.ram.slots.read(block.block_id, 0, block.size_bytes)
+        if await matches(payload, block.checksum):
+            return True
+        store.ram.counters.misses += 1
+        store.ram.quarantine(block)
+        return False

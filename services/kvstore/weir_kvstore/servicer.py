@@ -29,21 +29,22 @@ class KvStoreServicer(KvStoreServiceServicer):
 
     async def MatchPrefix(self, request: pb.MatchPrefixRequest, _context: Any) -> pb.MatchPrefixResponse:
         block_hashes = mapping.block_hashes(request.block_hashes)
-        match = self._store.match(
+        match = await self._store.match(
             mapping.namespace(request.namespace),
             block_hashes,
             skip_blocks=mapping.skip_blocks(request.skip_blocks, len(block_hashes)),
             seconds=self._lease_seconds(request),
             owner=_owner(),
+            block_size=request.block_size,
         )
-        return pb.MatchPrefixResponse(
-            matched_blocks=match.matched_blocks, lease_id=match.lease_id, leased_bytes=match.leased_bytes
-        )
+        return mapping.match_response(match)
 
     async def GetBlocks(  # type: ignore[override]  # chunks that are not copied, see `block_chunk`
         self, request: pb.GetBlocksRequest, _context: Any
     ) -> AsyncIterator[BlockChunk]:
-        async with aclosing(read_lease(self._store, mapping.lease_id(request.lease_id), owner=_owner())) as pieces:
+        lease_id = mapping.lease_id(request.lease_id)
+        reading = read_lease(self._store, lease_id, owner=_owner(), max_blocks=request.max_blocks)
+        async with aclosing(reading) as pieces:
             async for piece in pieces:
                 yield mapping.get_response(piece)
 
@@ -57,7 +58,7 @@ class KvStoreServicer(KvStoreServiceServicer):
                     continue
                 match request.WhichOneof("part"):
                     case "begin":
-                        put.begin(mapping.namespace(request.begin.namespace))
+                        put.begin(mapping.put_begin(request.begin))
                     case "commit":
                         return mapping.put_response(put.commit())
                     case _:
@@ -82,8 +83,11 @@ class KvStoreServicer(KvStoreServiceServicer):
         )
 
     async def GetStats(self, _request: pb.GetStatsRequest, _context: Any) -> pb.GetStatsResponse:
+        reports = self._store.reports()
         return pb.GetStatsResponse(
-            tiers=[mapping.tier_stats(self._store.report())],
+            tiers=[mapping.tier_stats(report) for report in reports],
+            tenants=[tenant for report in reports for tenant in mapping.tenant_stats(report)],
+            saved_seconds=self._store.saved_seconds,
             live_leases=len(self._store.leases),
             expired_leases=self._store.leases.num_expired,
             open_puts=len(self._puts),

@@ -1,158 +1,198 @@
-"""The index and the tier together: what a request does to both, in one step each.
+"""The tiers together: what is matched, leased, brought up, removed, over all of them.
 
-Everything here runs on one event loop and never waits, so no request ever sees a half of another's step. Only `remove`
-takes turns, for it may have a million blocks to hide.
+    MatchPrefix   RAM and disk by their indexes, in this turn of the event loop; shared tiers are asked for the rest
+    GetBlocks     reads.py: from RAM where there is room, brought up by promotions.py
+    PutBlocks     put.py: into RAM
+
+What is in RAM and on disk is leased by references to its blocks. Of a shared tier's blocks a lease promises only that
+they are right or a miss.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from random import Random
 from typing import Final
 
-from weir_chassis.leases import LeaseLedger
-from weir_kvstore.events import TierEvents
-from weir_kvstore.index import Block, Index, State
-from weir_kvstore.leases import ReadLeases
+from weir_kvstore.chains import Chain, Range, look_up
+from weir_kvstore.index import Block
+from weir_kvstore.leases import Elsewhere, Leased, ReadLeases
+from weir_kvstore.local_tier import LocalTier, Watcher
+from weir_kvstore.promotions import Promotions
 from weir_kvstore.record import Address
-from weir_kvstore.tier import Counters, Slots, TierReport
+from weir_kvstore.shared_tiers import SharedTiers
+from weir_kvstore.tier import Tier, TierReport
 
-TIER: Final = "ram"
-# Hidden in one turn of the event loop, some 2 µs each, so that the others wait a few milliseconds at most.
-_HIDDEN_AT_ONCE: Final = 2048
+# A chain may lie by turns in local and shared tiers; each turn costs a round trip.
+_MAX_ASKED: Final = 4
+_SIZE, _TIER = attrgetter("size_bytes"), attrgetter("tier")
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
     matched_blocks: int  # leading blocks, those skipped among them
     lease_id: str | None = None
-    leased_bytes: int = 0
+    leased_bytes: int = 0  # as far as they are known: shared tiers do not tell
+    ranges: Sequence[Range] = ()  # where the leased blocks are
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What this store may hold besides its tier's bytes."""
+    """What this store may hold besides its tiers' blocks, and what it does not look at."""
 
-    max_blocks: int  # records in the index, some 500 bytes each: payloads may be tiny
-    max_staged_bytes: int  # of all open puts together: what is not committed may push out no more than this
     max_live_leases: int
+    min_prefix_tokens: int = 0  # shorter prefixes are neither looked up nor stored
 
 
 class BlockStore:
     """Blocks by their address; leased blocks stay."""
 
-    def __init__(self, slots: Slots, ledger: LeaseLedger, bounds: Bounds, *, new_lease_id: Callable[[], str]) -> None:
-        self.slots = slots
-        self.ledger = ledger
-        self.index = Index()
-        self.counters = Counters()
-        self.leases = ReadLeases(ledger, max_live=bounds.max_live_leases, new_id=new_lease_id, give_back=self.release)
-        self._bounds = bounds
-        self._watchers: list[TierEvents] = []
+    def __init__(
+        self,
+        ram: LocalTier,
+        bounds: Bounds,
+        random: Random,
+        *,
+        new_lease_id: Callable[[], str],
+        slower: Sequence[Tier] = (),
+    ) -> None:
+        """`slower`: the tiers behind RAM, fastest first. The store opens and closes all of them."""
+        self.ram = ram
+        self.ledger = ram.ledger
+        self.bounds = bounds
+        self.tiers: tuple[Tier, ...] = (ram, *slower)
+        self.local = {tier.name: tier for tier in self.tiers if isinstance(tier, LocalTier)}
+        shared = [tier for tier in slower if not isinstance(tier, LocalTier)]
+        self._shared = SharedTiers(shared, self.ledger.clock, random)
+        self.promotions = Promotions(ram, slower)
+        self.leases = ReadLeases(
+            self.ledger, max_live=bounds.max_live_leases, new_id=new_lease_id, give_back=self.release
+        )
+        self.saved_seconds = 0.0  # of prefill, by what was read
 
-    def watch(self, watcher: TierEvents) -> None:
-        self._watchers.append(watcher)
+    async def open(self) -> None:
+        """Finds what earlier processes left in tiers that outlive them. Again, where it has failed."""
+        for tier in self.tiers:
+            await tier.open()
 
-    def match(
-        self, namespace: bytes, block_hashes: Sequence[bytes], *, skip_blocks: int, seconds: float, owner: str
+    def watch(self, watcher: Watcher) -> None:
+        """It is told what happens in local tiers."""
+        for tier in self.local.values():
+            tier.watch(watcher)
+
+    def sweep(self) -> None:
+        """What is due whether anybody calls or not: to be called every now and then."""
+        self.ledger.expire()
+        for tier in self.local.values():
+            tier.sweep()
+
+    async def close(self) -> None:
+        await self.promotions.close()
+        for tier in self.tiers:
+            await tier.close()
+
+    async def match(
+        self,
+        namespace: bytes,
+        block_hashes: Sequence[bytes],
+        *,
+        skip_blocks: int,
+        seconds: float,
+        owner: str,
+        block_size: int = 0,
     ) -> Match:
         """The longest held prefix, leased for `seconds`; zero seconds only look. Raises Overloaded.
 
         The caller holds the first `skip_blocks` itself: wherever they are held here too, they only count as used.
+        Waits only for shared tiers, and for them only where the local ones lack something.
         """
         if seconds > 0:
             self.leases.require_place()
         wanted = block_hashes[skip_blocks:]
-        blocks = self.index.match(namespace, wanted)
-        self.counters.hits += len(blocks)
-        self.counters.misses += len(wanted) - len(blocks)
-        skipped = self.index.match(namespace, block_hashes[:skip_blocks])
-        matched = skip_blocks + len(blocks)
-        if not blocks or seconds <= 0:
-            self.index.touch(reversed([*skipped, *blocks]))
+        if 0 < len(block_hashes) * block_size < self.bounds.min_prefix_tokens:
+            return Match(skip_blocks)
+        chain = await self._find(namespace, wanted)
+        self._count(chain, len(wanted))
+        self._touch(look_up(self.local.values(), namespace, block_hashes[:skip_blocks]))
+        matched = skip_blocks + len(chain.blocks)
+        if not chain.blocks or seconds <= 0:
+            self._touch(chain)
             return Match(matched)
-        self.index.touch(reversed(skipped))
-        self.index.refer(blocks)  # their time starts anew when they are released
-        lease_id = self.leases.grant(blocks, owner=owner, seconds=seconds)
-        return Match(matched, lease_id, sum(block.size_bytes for block in blocks))
+        for tier, blocks in self._by_tier(chain):
+            tier.refer(blocks)  # their time starts anew when they are released
+        lease_id = self.leases.grant(chain.blocks, owner=owner, seconds=seconds)
+        return Match(matched, lease_id, sum(map(_SIZE, chain.blocks)), chain.ranges)
+
+    def find(self, address: Address) -> Block | None:
+        """The block in the fastest local tier that has it."""
+        found = (tier.find(address) for tier in self.local.values())
+        return next((block for block in found if block is not None), None)
 
     async def remove(self, namespace: bytes, block_hashes: Iterable[bytes] | None) -> int:
-        """Hides these blocks, or what the whole namespace holds now; how many there were. Lets others in between."""
-        if block_hashes is None:
-            blocks = self.index.in_namespace(namespace)
-        else:
-            found = (self.index.find(Address(namespace, block_hash)) for block_hash in set(block_hashes))
-            blocks = [block for block in found if block is not None]
-        removed = 0
-        for start in range(0, len(blocks), _HIDDEN_AT_ONCE):
-            if start:
-                await asyncio.sleep(0)
-            removed += self._remove_visible(blocks[start : start + _HIDDEN_AT_ONCE])
+        """Hides these blocks, or what the whole namespace holds, in all tiers; how many the one with the most had.
+
+        What is on its way from one tier to another is waited for, and hidden where it has arrived.
+        """
+        addresses = None if block_hashes is None else {Address(namespace, one) for one in block_hashes}
+        removed = await self._remove(namespace, addresses)
+        if len(self.tiers) > 1:
+            await self._moved(lambda one: one.namespace == namespace if addresses is None else one in addresses)
+            await self._remove(namespace, addresses)
         return removed
 
-    def reserve(self, address: Address, parent_block_hash: bytes, size_bytes: int, checksum: int) -> Block | None:
-        """Room for a block that nobody sees yet, evicting others if need be. None when no room can be made."""
-        if size_bytes > self._bounds.max_staged_bytes - self.index.reserved_bytes or not self._make_room(size_bytes):
-            return None
-        block = self.index.reserve(address, parent_block_hash, size_bytes, checksum, TIER)
-        claimed = self.slots.claim(block.block_id, size_bytes)
-        assert claimed, "room was made"
-        return block
+    def release(self, leased: Sequence[Leased]) -> None:
+        """Gives back one reference to each that is in a local tier."""
+        for name, blocks in groupby(leased, _TIER):
+            if name in self.local:
+                self.local[name].release([block for block in blocks if isinstance(block, Block)])
 
-    def discard(self, block: Block) -> None:
-        """Ends a reservation."""
-        self.index.discard(block)
-        self.slots.free(block.block_id)
+    def reports(self) -> list[TierReport]:
+        """Of all tiers, fastest first. Never waits."""
+        return [tier.report() for tier in self.tiers]
 
-    def publish(self, blocks: Sequence[Block]) -> int:
-        """Makes verified reservations visible at once and counts them. One whose address is held is discarded."""
-        published = self.index.publish(blocks)
-        for block in blocks:
-            if block.state is State.RESERVED:
-                self.discard(block)
-        self.counters.stored += len(published)
-        for watcher in self._watchers:
-            watcher.stored(TIER, published)
-        return len(published)
+    async def _find(self, namespace: bytes, wanted: Sequence[bytes]) -> Chain:
+        chain = look_up(self.local.values(), namespace, wanted)
+        elsewhere: dict[int, Elsewhere] = {}
+        for _ in range(_MAX_ASKED if self._shared else 0):
+            start = len(chain.blocks)
+            if start == len(wanted):
+                break
+            tier, count = await self._shared.match(namespace, wanted[start:])
+            if not count:
+                break
+            for position in range(start, start + count):
+                elsewhere[position] = Elsewhere(Address(namespace, wanted[position]), tier)
+            # All of it again: time has passed, and local blocks may have come and gone.
+            chain = look_up(self.local.values(), namespace, wanted, elsewhere)
+        return chain
 
-    def release(self, blocks: Sequence[Block]) -> None:
-        """Gives back one reference to each."""
-        for block in self.index.release(blocks):
-            self.slots.free(block.block_id)
+    def _count(self, chain: Chain, wanted_blocks: int) -> None:
+        """A tier is asked for what the faster ones lack; shared tiers count by themselves."""
+        for name, tier in self.local.items():
+            hits = sum(each.blocks for each in chain.ranges if each.tier == name)
+            wanted_blocks -= hits
+            tier.counters.hits += hits
+            tier.counters.misses += wanted_blocks
 
-    def hide(self, block: Block, state: State) -> None:
-        if block.state is State.VISIBLE:
-            for watcher in self._watchers:
-                watcher.hidden(TIER, [block])
-        if self.index.hide(block, state):
-            self.slots.free(block.block_id)
+    def _touch(self, chain: Chain) -> None:
+        for tier, blocks in self._by_tier(chain):
+            tier.index.touch(blocks[::-1])
 
-    def report(self) -> TierReport:
-        """`counters` is the live object: read it, keep it not."""
-        return TierReport(TIER, len(self.index), self.slots.used_bytes, self.slots.capacity_bytes, self.counters)
+    def _by_tier(self, chain: Chain) -> Iterable[tuple[LocalTier, list[Block]]]:
+        """The chain's blocks that are in local tiers, range by range."""
+        start = 0
+        for each in chain.ranges:
+            if each.tier in self.local:
+                yield self.local[each.tier], chain.blocks[start : start + each.blocks]  # type: ignore[misc]
+            start += each.blocks
 
-    def _remove_visible(self, blocks: Sequence[Block]) -> int:
-        """Hides those that nobody has hidden since they were found."""
-        visible = [block for block in blocks if block.state is State.VISIBLE]
-        for block in visible:
-            self.hide(block, State.REMOVED)
-        return len(visible)
+    async def _remove(self, namespace: bytes, addresses: set[Address] | None) -> int:
+        if addresses is None:
+            return max([await tier.remove_namespace(namespace) for tier in self.tiers])
+        return max([await tier.remove(addresses) for tier in self.tiers])
 
-    def _make_room(self, size_bytes: int) -> bool:
-        victims = self._victims(size_bytes)
-        if victims is None:
-            # Leases that lapsed since the last sweep hold blocks back for nobody.
-            self.ledger.expire()
-            victims = self._victims(size_bytes)
-        if victims is None:
-            return False
-        for block in victims:
-            self.hide(block, State.REMOVED)
-        self.counters.evicted += len(victims)
-        return True
-
-    def _victims(self, size_bytes: int) -> list[Block] | None:
-        lacking_bytes = self.slots.used_bytes + size_bytes - self.slots.capacity_bytes
-        lacking_blocks = len(self.index) + 1 - self._bounds.max_blocks
-        return self.index.victims(size_bytes=lacking_bytes, blocks=lacking_blocks)
+    async def _moved(self, concern: Callable[[Address], bool]) -> None:
+        await self.promotions.finished(concern)

@@ -61,6 +61,11 @@ class Tier(Protocol):
         """As GetStats reports it: `ram`, `disk`, `redis`, `peer`."""
         ...
 
+    @property
+    def counters(self) -> Counters:
+        """The live books. Whoever moves blocks into the tier counts there what was promoted, demoted and dropped."""
+        ...
+
     async def open(self) -> None:
         """Finds what an earlier process left. Nothing else is called before."""
         ...
@@ -117,7 +122,10 @@ class Slots(Protocol):
         ...
 
     async def recover(self) -> Sequence[Recovered]:
-        """Once, before all else: what was committed by an earlier process, the oldest first. Their ids are claimed."""
+        """Once, before all else: what was committed by an earlier process, the oldest first. Their ids are claimed.
+
+        Raises OSError; it may then be asked again.
+        """
         ...
 
     def claim(self, block_id: int, size_bytes: int) -> bool:

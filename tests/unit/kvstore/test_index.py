@@ -4,13 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unit.kvstore.making import NAMESPACE, address, name
+from unit.kvstore.making import NAMESPACE, address, name, record
 from weir_kvstore.index import Block, Index, State
 from weir_kvstore.record import Address
+from weir_kvstore.tenants import Take
 
 
 def reserved(index: Index, number: int, parent: int | None = None, size_bytes: int = 10) -> Block:
-    return index.reserve(address(number), b"" if parent is None else name(parent), size_bytes, 0, "ram")
+    return index.reserve(record(number, size_bytes, parent=parent), "ram")
 
 
 def visible(index: Index, *numbers: int) -> list[Block]:
@@ -22,7 +23,9 @@ def visible(index: Index, *numbers: int) -> list[Block]:
 
 def order(index: Index) -> list[int]:
     """All that may go, the next first."""
-    ids = list(index._order._sizes)
+    index.settle()
+    policy = index._policies[""]
+    ids = policy.victims(size_bytes=0, blocks=len(policy)) or []
     return [int.from_bytes(block.address.block_hash, "big") for i in ids for block in [index._blocks[i]]]
 
 
@@ -30,8 +33,8 @@ def test_a_reserved_block_is_not_seen() -> None:
     index = Index()
     block = reserved(index, 1)
     assert index.find(address(1)) is None
-    assert index.match(NAMESPACE, [name(1)]) == []
-    assert index.victims(size_bytes=1, blocks=0) is None
+    assert index.lookup(NAMESPACE, [name(1)]) == [None]
+    assert index.victims([Take("", 1, 0)]) is None
     assert (len(index), index.reserved_bytes) == (1, 10)
     index.check_integrity()
     index.discard(block)
@@ -45,7 +48,7 @@ def test_published_blocks_are_found_where_they_are() -> None:
     assert index.find(address(2)) is blocks[1]
     assert blocks[1].tier == "ram"
     assert index.find(Address(b"o" * 16, name(2))) is None
-    assert index.match(NAMESPACE, [name(1), name(2), name(9), name(3)]) == blocks[:2]
+    assert index.lookup(NAMESPACE, [name(1), name(2), name(9), name(3)]) == [*blocks[:2], None, blocks[2]]
     assert index.reserved_bytes == 0
     index.check_integrity()
 
@@ -133,7 +136,7 @@ def test_looking_at_blocks_is_using_them() -> None:
     index = Index()
     blocks = visible(index, 1, 2, 3)
     index.refer(blocks[:1])
-    index.touch(reversed(blocks[:2]))
+    index.touch(blocks[:2][::-1])
     assert order(index) == [3, 2]
     index.touch([blocks[2]])
     assert order(index) == [2, 3]
@@ -146,7 +149,8 @@ def test_a_hidden_block_is_gone_once_nobody_refers_to_it(state: State) -> None:
     index.refer([held])
     assert index.hide(free, state)
     assert not index.hide(held, state)
-    assert index.match(NAMESPACE, [name(1)]) == index.in_namespace(NAMESPACE) == []
+    assert index.lookup(NAMESPACE, [name(1), name(2)]) == [None, None]
+    assert index.in_namespace(NAMESPACE) == []
     assert len(index) == 1
     index.check_integrity()
     assert index.release([held]) == [held]
@@ -170,8 +174,8 @@ def test_a_hidden_address_can_be_given_again() -> None:
 def test_victims_are_named_and_stay() -> None:
     index = Index()
     blocks = visible(index, 1, 2, 3)
-    assert index.victims(size_bytes=11, blocks=0) == [blocks[2], blocks[1]]
-    assert index.match(NAMESPACE, [name(1), name(2), name(3)]) == blocks
+    assert index.victims([Take("", 11, 0)]) == [blocks[2], blocks[1]]
+    assert index.lookup(NAMESPACE, [name(1), name(2), name(3)]) == blocks
 
 
 def test_our_own_mistakes_are_asserted() -> None:

@@ -5,26 +5,26 @@ from datetime import timedelta
 
 import pytest
 
-from unit.kvstore.making import address
+from unit.kvstore.making import record
 from weir_chassis.errors import LeaseExpired, NotFound, Overloaded
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.testing import VirtualClock, assert_no_leases
 from weir_kvstore import leases as module
 from weir_kvstore.index import Block
-from weir_kvstore.leases import ReadLeases
+from weir_kvstore.leases import Leased, ReadLeases
 
-BLOCKS = [Block(number, address(number), b"", 10, 0, "ram") for number in range(3)]
+BLOCKS = [Block(number, record(number), "ram") for number in range(3)]
 
 
 class Fixture:
     def __init__(self, max_live: int = 3) -> None:
         self.clock = VirtualClock()
         self.ledger = LeaseLedger(self.clock)
-        self.returned: list[tuple[Block, ...]] = []
+        self.returned: list[tuple[Leased, ...]] = []
         ids = iter("abcdefghij")
         self.leases = ReadLeases(self.ledger, max_live=max_live, new_id=lambda: next(ids), give_back=self.give_back)
 
-    def give_back(self, blocks: Sequence[Block]) -> None:
+    def give_back(self, blocks: Sequence[Leased]) -> None:
         self.returned.append(tuple(blocks))
 
     def grant(self, seconds: float) -> str:

@@ -25,7 +25,7 @@ from weir_chassis.errors import DeadlineExceeded, LeaseExpired, NotFound, Overlo
 from weir_chassis.testing import VirtualClock, assert_no_leases, settle
 from weir_kvstore.checksum import checksum
 from weir_kvstore.index import State
-from weir_kvstore.put import Put, PutPiece, PutResult, Puts
+from weir_kvstore.put import Put, PutBegin, PutPiece, PutResult, Puts
 from weir_kvstore.reads import read_lease
 from weir_kvstore.store import Match
 
@@ -59,12 +59,14 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.clock = VirtualClock()
-        self.store = make_store(
-            self.clock,
-            capacity_bytes=CAPACITY_BYTES,
-            max_staged_bytes=MAX_STAGED_BYTES,
-            max_blocks=12,
-            max_live_leases=MAX_LEASES,
+        self.store = self.run(
+            make_store(
+                self.clock,
+                capacity_bytes=CAPACITY_BYTES,
+                max_staged_bytes=MAX_STAGED_BYTES,
+                max_blocks=12,
+                max_live_leases=MAX_LEASES,
+            )
         )
         self.puts = Puts(self.store, max_open=MAX_PUTS, idle_seconds=IDLE_SECONDS)
         self.visible: dict[int, bytes] = {}  # at most these can be found; eviction may have taken some
@@ -98,7 +100,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     async def _call(self, messages: asyncio.Queue[PutPiece | None]) -> PutResult:
         async with self.puts.open("put") as one:
-            one.begin(NAMESPACE)
+            one.begin(PutBegin(NAMESPACE))
             return await self._feed(one, messages)
 
     async def _feed(self, one: Put, messages: asyncio.Queue[PutPiece | None]) -> PutResult:
@@ -136,7 +138,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def commit(self, data: st.DataObject) -> None:
         one = self._close(data)
-        before = {number for number, _ in one.offered if self.store.index.find(address(number))}
+        before = {number for number, _ in one.offered if self.store.ram.index.find(address(number))}
         self.run(self._send(one, None))
         result = one.task.result()
         fresh: dict[int, list[bytes]] = {}
@@ -144,11 +146,11 @@ class StoreMachine(RuleBasedStateMachine):
             if number not in before:
                 fresh.setdefault(number, []).append(payload)
         for number in before:
-            assert self.store.index.find(address(number)), "a commit takes nothing away"
-        stored = {number for number in fresh if self.store.index.find(address(number))}
+            assert self.store.ram.index.find(address(number)), "a commit takes nothing away"
+        stored = {number for number in fresh if self.store.ram.index.find(address(number))}
         assert len(stored) == result.stored
         for number in stored:
-            block = self.store.index.find(address(number))
+            block = self.store.ram.index.find(address(number))
             assert block is not None
             (self.visible[number],) = [p for p in fresh[number] if checksum(p) == block.checksum]
 
@@ -185,7 +187,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     async def _match(self, wanted: list[int], duration: float) -> Match:
         hashes = [name(number) for number in wanted]
-        return self.store.match(NAMESPACE, hashes, skip_blocks=0, seconds=duration, owner="read")
+        return await self.store.match(NAMESPACE, hashes, skip_blocks=0, seconds=duration, owner="read")
 
     def _live(self) -> list[ModelLease]:
         return [lease for lease in self.leases.values() if lease.expires_at > self.now()]
@@ -198,7 +200,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         async def read() -> list[tuple[bytes, bytes]]:
             pieces = read_lease(self.store, lease_id, owner="read")
-            return [(piece.block.address.block_hash, bytes(piece.chunk)) async for piece in pieces]
+            return [(piece.record.address.block_hash, bytes(piece.chunk)) async for piece in pieces]
 
         if lease.expires_at > self.now():
             assert self.run(read()) == [(name(number), payload) for number, payload in lease.blocks]
@@ -263,12 +265,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.run(settle())
         self._drop_idle()
         check_integrity(self.store)
-        assert self.store.slots.used_bytes <= CAPACITY_BYTES
-        assert self.store.index.reserved_bytes <= MAX_STAGED_BYTES
+        assert self.store.ram.slots.used_bytes <= CAPACITY_BYTES
+        assert self.store.ram.index.reserved_bytes <= MAX_STAGED_BYTES
         assert len(self.puts) == len(self.open)
         leased = {block for lease in self._live() for block in lease.blocks}
         for number in range(1, 9):
-            block = self.store.index.find(address(number))
+            block = self.store.ram.index.find(address(number))
             if block is None and number in self.visible:
                 assert (number, self.visible.pop(number)) not in leased, "a leased block was evicted"
             elif block is not None:
@@ -279,10 +281,10 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.leases.release(lease_id)
         self.run(self._end_puts())
         assert_no_leases(self.store.ledger)
-        assert not any(block.references for block in self.store.index.blocks())
-        assert self.store.index.reserved_bytes == 0
+        assert not any(block.references for block in self.store.ram.index.blocks())
+        assert self.store.ram.index.reserved_bytes == 0
         self.run(self.store.remove(NAMESPACE, None))
-        assert (len(self.store.index), self.store.slots.used_bytes) == (0, 0)
+        assert (len(self.store.ram.index), self.store.ram.slots.used_bytes) == (0, 0)
         self.runner.close()
 
     async def _end_puts(self) -> None:
@@ -301,50 +303,50 @@ def test_any_history() -> None:
 
 
 async def test_skipped_blocks_are_in_use_where_they_are_held() -> None:
-    store = make_store(VirtualClock(), capacity_bytes=40)
+    store = await make_store(VirtualClock(), capacity_bytes=40)
     await put(store, *(whole(number, bytes(10)) for number in (1, 2)))
     await put(store, *(whole(number, bytes(10)) for number in (3, 4)))
     chain = [name(1), name(2), name(9)]
-    assert store.match(NAMESPACE, chain, skip_blocks=2, seconds=10, owner="me") == Match(2)
-    assert (store.counters.hits, store.counters.misses) == (0, 1)
+    assert await store.match(NAMESPACE, chain, skip_blocks=2, seconds=10, owner="me") == Match(2)
+    assert (store.ram.counters.hits, store.ram.counters.misses) == (0, 1)
     await put(store, whole(5, bytes(20)))
-    assert [store.index.find(address(n)) is not None for n in (1, 2, 3, 4)] == [True, True, False, False]
+    assert [store.ram.index.find(address(n)) is not None for n in (1, 2, 3, 4)] == [True, True, False, False]
 
 
 async def test_one_namespace_is_removed_and_no_other() -> None:
-    store = make_store(VirtualClock())
+    store = await make_store(VirtualClock())
     await put(store, whole(1, b"mine"))
     async with Puts(store, max_open=1, idle_seconds=1).open("me") as one:
-        one.begin(OTHER)
+        one.begin(PutBegin(OTHER))
         await one.add(whole(1, b"theirs"))
         one.commit()
     assert await store.remove(NAMESPACE, None) == 1
-    assert store.index.find(address(1, OTHER)) is not None
-    assert store.report().bytes == 6
+    assert store.ram.index.find(address(1, OTHER)) is not None
+    assert store.ram.report().bytes == 6
 
 
 async def test_a_large_namespace_is_removed_in_turns() -> None:
     blocks = 5000
-    store = make_store(VirtualClock(), capacity_bytes=blocks, max_blocks=blocks)
+    store = await make_store(VirtualClock(), capacity_bytes=blocks, max_blocks=blocks)
     await put(store, *(whole(number, b"x") for number in range(blocks - 1000)))
     await put(store, *(whole(number, b"x") for number in range(blocks - 1000, blocks)))
     removing = asyncio.create_task(store.remove(NAMESPACE, None))
     await asyncio.sleep(0)
-    assert 0 < len(store.index) < blocks, "others have had their turn"
+    assert 0 < len(store.ram.index) < blocks, "others have had their turn"
     # One that is found after the removal began is evicted before its turn comes, and is not counted twice.
-    last = store.index.find(address(blocks - 1))
+    last = store.ram.index.find(address(blocks - 1))
     assert last is not None
-    store.hide(last, State.QUARANTINED)
+    store.ram.hide([last], State.QUARANTINED)
     assert await removing == blocks - 1
-    assert (len(store.index), store.slots.used_bytes) == (0, 0)
+    assert (len(store.ram.index), store.ram.slots.used_bytes) == (0, 0)
     check_integrity(store)
 
 
 async def test_lapsed_leases_are_ended_rather_than_a_put_refused() -> None:
     clock = VirtualClock()
-    store = make_store(clock, capacity_bytes=10)
+    store = await make_store(clock, capacity_bytes=10)
     await put(store, whole(1, bytes(10)))
-    store.match(NAMESPACE, [name(1)], skip_blocks=0, seconds=1, owner="me")
+    await store.match(NAMESPACE, [name(1)], skip_blocks=0, seconds=1, owner="me")
     assert await put(store, whole(2, bytes(10))) == PutResult(refused=1)
     await clock.advance(1)
     assert await put(store, whole(2, bytes(10))) == PutResult(stored=1)

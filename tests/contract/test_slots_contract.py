@@ -1,0 +1,36 @@
+"""The contract of slots, kept by each kind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from contract import slots_contract
+from contract.slots_contract import CAPACITY_BYTES, Check, Make, Room
+from fakes.faulty_slots import FaultySlots
+from weir_kvstore.tiers.arena import ArenaSlots
+
+
+@asynccontextmanager
+async def ram(*, capacity_bytes: int = CAPACITY_BYTES) -> AsyncIterator[Room]:
+    slots = ArenaSlots(capacity_bytes)
+    yield Room(slots, reopen=None)
+    slots.check_integrity()
+    await slots.close()
+
+
+@asynccontextmanager
+async def faultless(*, capacity_bytes: int = CAPACITY_BYTES) -> AsyncIterator[Room]:
+    """The double that fails on demand adds nothing where it is asked for nothing."""
+    yield Room(FaultySlots(ArenaSlots(capacity_bytes)), reopen=None)
+
+
+SLOTS: dict[str, Make] = {"ram": ram, "faultless": faultless}
+
+
+@pytest.mark.parametrize("check", slots_contract.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("slots", SLOTS)
+async def test_contract(slots: str, check: Check) -> None:
+    await check(SLOTS[slots])

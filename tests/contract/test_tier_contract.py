@@ -1,0 +1,48 @@
+"""The contract of tiers, kept by each of them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+
+import pytest
+
+from contract import tier_contract
+from contract.tier_contract import CAPACITY_BYTES, Check, Make, Place
+from fakes.faulty_slots import FaultySlots
+from weir_chassis.leases import LeaseLedger
+from weir_chassis.testing import VirtualClock, assert_no_leases
+from weir_kvstore.local_tier import LocalTier
+from weir_kvstore.record import Address
+from weir_kvstore.rules import Rules
+from weir_kvstore.tiers.arena import ArenaSlots
+
+
+@asynccontextmanager
+async def ram(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | None = None) -> AsyncIterator[Place]:
+    clock = VirtualClock()
+    slots = FaultySlots(ArenaSlots(capacity_bytes))
+    tier = LocalTier("ram", slots, LeaseLedger(clock), Random(0), Rules(max_blocks=1000, ttl_seconds=ttl_seconds))
+
+    async def corrupt(address: Address) -> None:
+        slots.spoil(address)
+
+    async def fail(now: bool) -> None:
+        slots.error = OSError(errno.EIO, "told to") if now else None
+
+    await tier.open()
+    yield Place(tier, corrupt, fail, clock.advance)
+    await tier.close()
+    tier.index.check_integrity()
+    assert_no_leases(tier.ledger)
+
+
+TIERS: dict[str, Make] = {"ram": ram}
+
+
+@pytest.mark.parametrize("check", tier_contract.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("tier", TIERS)
+async def test_contract(tier: str, check: Check) -> None:
+    await check(TIERS[tier])
