@@ -69,7 +69,7 @@ async def _reopen(store: BlockStore, clock: Clock, seconds: float) -> None:
     """For ever tries to open what could not be opened."""
     while True:
         await clock.sleep(seconds)
-        await store.open()
+        await store.reopen()
 
 
 SERVICE: Final = ServiceDefinition("kvstore", KvStoreSettings, build, unbounded=frozenset({f"/{_NAME}/WatchKvEvents"}))

@@ -74,8 +74,13 @@ class BlockStore:
         self.saved_seconds = 0.0  # of prefill, by what was read
 
     async def open(self) -> None:
-        """Finds what earlier processes left in tiers that outlive them. Again, where it has failed."""
+        """Finds what earlier processes left in tiers that outlive them."""
         for tier in self.tiers:
+            await tier.open()
+
+    async def reopen(self) -> None:
+        """Tries again with local tiers that could not be opened."""
+        for tier in self.local.values():
             await tier.open()
 
     def watch(self, watcher: Watcher) -> None:
