@@ -28,7 +28,8 @@ _BACK_SECONDS = 12.0
 async def stack(logs: Path) -> AsyncIterator[Stack]:
     """A kvstore and two executors with the fake engine, as `weir up` runs them, without the rest."""
     plans = plan(Placement(executors=2), free_port)
-    fake = {"engine": "fake", "num_blocks": "512", "fake_step_seconds": "0.002"}
+    # Steps that are slow enough for a load to pay.
+    fake = {"engine": "fake", "num_blocks": "512", "fake_step_seconds": "0.02"}
     chosen = [
         PlannedService(p.service, p.address, {**p.settings, **(fake if p.service == "executor" else {})})
         for p in plans

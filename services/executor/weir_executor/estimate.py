@@ -34,27 +34,23 @@ class Estimate:
 
 
 class Average:
-    """Begins with a prior, or knows nothing before its first sample."""
+    """`estimate` is None before the first sample."""
 
-    def __init__(self, memory: float, prior: Estimate | None = None) -> None:
+    def __init__(self, memory: float) -> None:
         """`memory`: the weight of samples after which an old one counts for a third."""
         assert memory > 0, memory
         self._memory = memory
-        self._estimate = prior
-
-    @property
-    def estimate(self) -> Estimate | None:
-        return self._estimate
+        self.estimate: Estimate | None = None
 
     def note(self, value: float, weight: float = 1.0) -> None:
         """`weight` in the unit of `memory`: of tokens, bytes, or samples."""
         assert value >= 0, value
         assert weight > 0, weight
-        known = self._estimate
+        known = self.estimate
         if known is None:
-            self._estimate = Estimate(value, value / 2)  # one sample says little
+            self.estimate = Estimate(value, value / 2)  # one sample says little
             return
         share = -math.expm1(-weight / self._memory)
         difference = value - known.mean
         variance = (1 - share) * (known.deviation**2 + share * difference**2)
-        self._estimate = Estimate(known.mean + share * difference, math.sqrt(variance))
+        self.estimate = Estimate(known.mean + share * difference, math.sqrt(variance))

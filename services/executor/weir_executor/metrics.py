@@ -8,6 +8,7 @@ from weir_executor.engine import EngineLoad, RequestEnd
 
 _PHASE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _LOAD_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_ERRORS = (0.25, 0.5, 0.75, 0.9, 1.1, 1.33, 2, 4, 8)
 # The gauges show `EngineLoad` field by field; an autoscaler reads `waiting_requests`.
 _LOAD_FIELDS = (
     "waiting_requests",
@@ -47,6 +48,9 @@ class ExecutorMetrics:
         self.take_over_seconds = metrics.histogram(
             "take_over_seconds", "From asking another executor to having its blocks", (), _LOAD_SECONDS
         )
+        self.decisions = metrics.counter("kv_decisions", "Stored prefixes, loaded or computed", ("decision",))
+        self.load_error = metrics.histogram("kv_load_error", "What a load took by what was predicted", (), _ERRORS)
+        self.saved_seconds = metrics.counter("kv_saved_seconds", "Of prefill, that loaded blocks would have taken")
         self.offers = metrics.counter("kv_offered_blocks", "Full blocks offered to the kvstore", ("outcome",))
         self.offer_bytes = metrics.counter("kv_offer_bytes", "Bytes of KV blocks sent to the kvstore")
 

@@ -1,10 +1,9 @@
-"""The longest stored prefix of a prompt, if it comes in time."""
+"""The stored prefixes of requests: who shares a load, how many there are, and what memory they take."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from random import Random
 
@@ -14,67 +13,31 @@ from weir_chassis.breaker import Breaker
 from weir_chassis.clock import Clock
 from weir_chassis.errors import DataCorrupt
 from weir_chassis.telemetry import get_logger
-from weir_executor.engine import EngineInfo, StoredPrefix
+from weir_executor.engine import Engine, StoredPrefix
+from weir_executor.kv_transfer.budget import Budget
+from weir_executor.kv_transfer.fetch import Fetched, Fetcher
 from weir_executor.kv_transfer.hashes import RecentHashes
+from weir_executor.kv_transfer.plan import HeldPrefix, LoaderLimits, LoadPlan
 from weir_executor.kv_transfer.transport import BlockTransport, Payload
 from weir_executor.metrics import ExecutorMetrics
-
-# Giving a lease back is owed even to a store that is slow; it lapses by itself when this is too short.
-_RELEASE_SECONDS = 5.0
-_CLOSE_SECONDS = 1.0
-# MatchPrefixRequest's own limit.
-MAX_MATCHED_BLOCKS = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class LoaderLimits:
-    deadline_seconds: float  # for finding out what is stored, and for the first bytes
-    bytes_per_second: float  # what is loaded gets its size divided by this in addition
-    min_blocks: int  # fewer are computed sooner than loaded
-    budget_bytes: int  # of prefixes on their way or not yet taken by the engine, all requests together
-    max_loads: int  # at once: more would share the same wire and all be late
-
-
-@dataclass(frozen=True, slots=True)
-class LoadPlan:
-    """What to ask the store for: `block_hashes` are those of the prompt's blocks from number `first_block` on."""
-
-    namespace: bytes
-    local_hashes: Sequence[bytes]  # of the blocks before, which the engine holds itself
-    block_hashes: Sequence[bytes]
-
-    @property
-    def first_block(self) -> int:
-        return len(self.local_hashes)
-
-    @property
-    def flight_key(self) -> tuple[bytes, bytes]:
-        """Plans that agree in this begin with the same block, and a hash names all that comes before it."""
-        return self.namespace, self.block_hashes[0]
-
-
-@dataclass(frozen=True, slots=True)
-class HeldPrefix:
-    """Verified blocks, and the memory they take, to be given back once the engine has them."""
-
-    prefix: StoredPrefix
-    release: Callable[[], None]
 
 
 @dataclass(slots=True)
 class _Flight:
-    """One load, and how many wait for it."""
+    """One load, how many wait for it, and how many hold what came: it is one memory, however many they are."""
 
     plan: LoadPlan
     task: asyncio.Task[Sequence[Payload]]
-    waiters: int = field(default=0)
+    waiters: int = 0
+    holders: int = 0
+    give_back: Callable[[], None] = field(default=lambda: None)
 
 
 class PrefixLoader:
     def __init__(
         self,
         transport: BlockTransport,
-        info: EngineInfo,
+        engine: Engine,
         limits: LoaderLimits,
         *,
         known: RecentHashes,
@@ -83,16 +46,18 @@ class PrefixLoader:
         random: Random,
     ) -> None:
         """`known` learns what the store holds and what it does not."""
-        self._transport, self._info, self._limits = transport, info, limits
-        self._known, self._metrics, self._clock = known, metrics, clock
+        self._limits, self._metrics, self._clock = limits, metrics, clock
+        self._block_bytes = engine.info.block_bytes
+        self._budget = Budget(limits.budget_bytes)
+        self._fetcher = Fetcher(
+            transport, engine, limits, budget=self._budget, known=known, metrics=metrics, clock=clock
+        )
         self._breaker = Breaker(clock, random)
         self._flights: dict[tuple[bytes, bytes], _Flight] = {}
-        self._releases: set[asyncio.Task[None]] = set()
-        self._held_bytes = 0
 
     @property
     def held_bytes(self) -> int:
-        return self._held_bytes
+        return self._budget.held_bytes
 
     def worth_asking(self, plan: LoadPlan) -> bool:
         """Cheap, and no promise: the store may hold nothing."""
@@ -100,8 +65,11 @@ class PrefixLoader:
             return False
         if plan.flight_key in self._flights:
             return True
-        if len(self._flights) >= self._limits.max_loads or self._room_blocks() < self._limits.min_blocks:
+        if len(self._flights) >= self._limits.max_loads or not self._has_room():
             self._metrics.loads.labels("no_room").inc()
+            return False
+        if not self._fetcher.worth_asking(len(plan.block_hashes)):
+            self._metrics.decisions.labels("not_asked").inc()
             return False
         if not self._breaker.allows():
             self._metrics.loads.labels("breaker").inc()
@@ -123,19 +91,13 @@ class PrefixLoader:
             flight.waiters -= 1
             if not flight.waiters:
                 self._abandon(flight)
-        shared = _common(plan.block_hashes, flight.plan.block_hashes)
-        return self._hold(plan, blocks[:shared])
+        return self._hold(flight, plan, blocks)
 
     async def close(self) -> None:
-        """Ends every load. Leases are given back as far as that goes within a moment; then they lapse."""
+        """Ends every load."""
         for flight in list(self._flights.values()):
             self._abandon(flight)
-        await asyncio.sleep(0)  # the abandoned loads give their leases back
-        if self._releases:
-            await asyncio.wait(self._releases, timeout=_CLOSE_SECONDS)
-        for release in list(self._releases):
-            release.cancel()
-        await asyncio.gather(*self._releases, return_exceptions=True)
+        await self._fetcher.close()
 
     def _take_off(self, plan: LoadPlan) -> _Flight:
         flight = _Flight(plan, asyncio.create_task(self._fly(plan), name="load-blocks"))
@@ -156,81 +118,41 @@ class PrefixLoader:
         """Whatever goes wrong, fewer blocks come."""
         start = self._clock.monotonic()
         try:
-            blocks = await self._match_and_get(plan)
+            fetched = await self._fetcher.fetch(plan)
         except Exception as error:
+            fetched = Fetched(error=error)
+        self._note(fetched)
+        if fetched.error is None:
+            self._metrics.load_seconds.observe(self._clock.monotonic() - start)
+        return fetched.blocks
+
+    def _note(self, fetched: Fetched) -> None:
+        """A store that sends something lives, even if it is slow or breaks off."""
+        if fetched.error is None or fetched.blocks:
+            self._breaker.succeeded()
+        else:
             self._breaker.failed()
-            self._metrics.loads.labels(_outcome(error)).inc()
-            if not isinstance(error, grpc.RpcError | DataCorrupt):
-                get_logger().error("kv_load_failed", exc_info=error)
-            return ()
-        self._breaker.succeeded()
-        self._metrics.loads.labels("hit" if blocks else "miss").inc()
-        self._metrics.load_seconds.observe(self._clock.monotonic() - start)
-        return blocks
+        self._metrics.loads.labels(_outcome(fetched)).inc()
+        if fetched.error is not None and not isinstance(fetched.error, grpc.RpcError | DataCorrupt | TimeoutError):
+            get_logger().error("kv_load_failed", exc_info=fetched.error)
 
-    async def _match_and_get(self, plan: LoadPlan) -> Sequence[Payload]:
-        wanted = plan.block_hashes
-        match = await self._transport.match(
-            plan.namespace,
-            [*plan.local_hashes, *wanted],
-            skip_blocks=plan.first_block,
-            block_size=self._info.block_size,
-            timeout=self._limits.deadline_seconds,
-        )
-        matched = min(max(0, match.matched_blocks - plan.first_block), len(wanted))
-        self._known.add(wanted[:matched])
-        self._known.discard(wanted[matched:])
-        if match.lease_id is None:
-            return ()
-        try:
-            count = min(matched, self._room_blocks())
-            return await self._get(match.lease_id, wanted[:count]) if count >= self._limits.min_blocks else ()
-        finally:
-            self._release_soon(match.lease_id)
-
-    async def _get(self, lease_id: str, wanted: Sequence[bytes]) -> Sequence[Payload]:
-        size, came = len(wanted) * self._info.block_bytes, list[Payload]()
-        timeout = self._limits.deadline_seconds + size / self._limits.bytes_per_second
-        self._held_bytes += size
-        blocks = self._transport.get(lease_id, wanted, block_bytes=self._info.block_bytes, timeout=timeout)
-        try:
-            async with aclosing(blocks):
-                async for some in blocks:
-                    came += some
-        except (grpc.RpcError, DataCorrupt):
-            # What came whole before it broke off is as good as ever.
-            if not came:
-                raise
-        finally:
-            self._held_bytes -= size
-            self._metrics.load_bytes.inc(sum(map(len, came)))
-        return came
-
-    def _release_soon(self, lease_id: str) -> None:
-        # A task of its own, because a load that is cancelled owes the lease just the same.
-        task = asyncio.create_task(self._release(lease_id), name="release-lease")
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
-
-    async def _release(self, lease_id: str) -> None:
-        try:
-            await self._transport.release(lease_id, timeout=_RELEASE_SECONDS)
-        except grpc.RpcError:
-            self._metrics.loads.labels("lease_not_released").inc()
-
-    def _hold(self, plan: LoadPlan, blocks: Sequence[Payload]) -> HeldPrefix | None:
-        if len(blocks) < self._limits.min_blocks:
+    def _hold(self, flight: _Flight, plan: LoadPlan, blocks: Sequence[Payload]) -> HeldPrefix | None:
+        mine = blocks[: _common(plan.block_hashes, flight.plan.block_hashes)]
+        if len(mine) < self._limits.min_blocks:
             return None
-        size = sum(map(len, blocks))
-        self._held_bytes += size
+        if not flight.holders:
+            flight.give_back = self._budget.take(len(blocks) * self._block_bytes)
+        flight.holders += 1
 
         def release() -> None:
-            self._held_bytes -= size
+            flight.holders -= 1
+            if not flight.holders:
+                flight.give_back()
 
-        return HeldPrefix(StoredPrefix(plan.first_block, blocks), release)
+        return HeldPrefix(StoredPrefix(plan.first_block, mine), release)
 
-    def _room_blocks(self) -> int:
-        return max(0, self._limits.budget_bytes - self._held_bytes) // self._info.block_bytes
+    def _has_room(self) -> bool:
+        return self._budget.free_bytes >= self._limits.min_blocks * self._block_bytes
 
 
 def _common(left: Sequence[bytes], right: Sequence[bytes]) -> int:
@@ -241,8 +163,15 @@ def _common(left: Sequence[bytes], right: Sequence[bytes]) -> int:
     return min(len(left), len(right))
 
 
-def _outcome(error: Exception) -> str:
-    if isinstance(error, DataCorrupt):
-        return "corrupt"
-    late = isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    return "late" if late else "failed"
+def _outcome(fetched: Fetched) -> str:
+    """What ended it; some blocks may have come before."""
+    match fetched.error:
+        case None:
+            return "hit" if fetched.blocks else "miss"
+        case DataCorrupt():
+            return "corrupt"
+        case TimeoutError():
+            return "late"
+        case grpc.RpcError() as error if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return "late"
+    return "failed"

@@ -9,7 +9,8 @@ from random import Random
 from weir_chassis.clock import Clock
 from weir_executor.engine import Engine, FullBlock, GenerationRequest
 from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
-from weir_executor.kv_transfer.loader import MAX_MATCHED_BLOCKS, HeldPrefix, LoaderLimits, LoadPlan, PrefixLoader
+from weir_executor.kv_transfer.loader import PrefixLoader
+from weir_executor.kv_transfer.plan import MAX_MATCHED_BLOCKS, HeldPrefix, LoaderLimits, LoadPlan
 from weir_executor.kv_transfer.transport import BlockTransport
 from weir_executor.kv_transfer.writer import BlockWriter, WriterLimits
 from weir_executor.metrics import ExecutorMetrics
@@ -37,7 +38,7 @@ class KvTransfer:
         self._transport, self._engine, info = transport, engine, engine.info
         self._namespaces, known = Namespaces(info), RecentHashes()
         self._loader = PrefixLoader(
-            transport, info, limits.load, known=known, metrics=metrics, clock=clock, random=random
+            transport, engine, limits.load, known=known, metrics=metrics, clock=clock, random=random
         )
         self._writer = BlockWriter(
             transport,
