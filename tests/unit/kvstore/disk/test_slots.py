@@ -5,13 +5,17 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from unit.kvstore.disk.making import MIB, FailingFiles, held, opened, payload_of, put, record_of
-from weir_chassis.testing import VirtualClock
+from weir_chassis.testing import VirtualClock, settle
+from weir_kvstore.record import Bytes
 from weir_kvstore.tiers.disk import Fsync
+from weir_kvstore.tiers.disk.files import Files
 from weir_kvstore.tiers.disk.geometry import charged_bytes
 
 
@@ -176,3 +180,77 @@ def test_a_limit_on_the_length_of_files_is_a_full_disk_too(tmp_path: Path) -> No
 
 def _segment_bytes(path: Path) -> int:
     return sum(file.stat().st_blocks * 512 for file in path.glob("segment-*"))
+
+
+class _Stalling(Files):
+    """Reads and writes of segments wait until they may go on."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def write(self, fd: int, data: Bytes, offset: int) -> None:
+        if "segment" in os.readlink(f"/proc/self/fd/{fd}"):
+            self.may_go_on.wait(10)
+        super().write(fd, data, offset)
+
+    def read(self, fd: int, into: Sequence[memoryview], offset: int) -> None:
+        self.may_go_on.wait(10)
+        super().read(fd, into, offset)
+
+
+async def test_a_slot_is_nobody_elses_while_a_thread_is_at_it(tmp_path: Path) -> None:
+    """Its writer has been cancelled and the block freed: the late bytes must not fall on the next block."""
+    files = _Stalling()
+    async with opened(tmp_path, 2 * charged_bytes(8192), files=files) as (slots, _):
+        await put(slots, 1, 1)
+        assert slots.claim(2, 5000)
+        files.may_go_on.clear()
+        writing = asyncio.create_task(slots.write(2, 0, payload_of(2)))
+        await settle()
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        slots.free(2)
+        assert not slots.claim(3, 5000)
+        files.may_go_on.set()
+        while not slots.claim(3, 5000):
+            await asyncio.sleep(0.001)
+        await slots.write(3, 0, payload_of(3))
+        assert await slots.read(3, 0, 5000) == payload_of(3)
+
+
+async def test_a_cancelled_read_ends_when_nobody_writes_into_its_memory(tmp_path: Path) -> None:
+    files = _Stalling()
+    async with opened(tmp_path, files=files) as (slots, _):
+        await put(slots, 1, 1)
+        files.may_go_on.clear()
+        into = bytearray(5000)
+        reading = asyncio.create_task(slots.read_into(1, 0, memoryview(into)))
+        await settle()
+        reading.cancel()
+        await settle()
+        assert not reading.done()
+        slots.free(1)
+        assert slots.used_bytes, "the thread still reads from it"
+        files.may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert into == payload_of(1)
+        assert slots.used_bytes == 0
+
+
+async def test_our_own_mistakes_are_asserted(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (slots, _):
+        await put(slots, 1, 1)
+        with pytest.raises(AssertionError):
+            slots.claim(1, 5000)
+        with pytest.raises(AssertionError):
+            await slots.read(1, 1, 5000)
+        with pytest.raises(AssertionError):
+            await slots.write(1, 0, b"committed")
+        assert slots.claim(2, 10)
+        with pytest.raises(AssertionError):
+            await slots.write(2, 5, b"123456")
+        with pytest.raises(KeyError):
+            slots.free(3)
