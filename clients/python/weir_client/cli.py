@@ -15,9 +15,10 @@ from weir.inference.v1.embedding_pb2 import Pooling
 from weir_client import printing, status
 from weir_client.adapters import adapters
 from weir_client.client import Client, system, user
+from weir_client.kv import kv
 from weir_client.memory import memory
 from weir_client.options import ADAPTER, MODEL, ROUTER, TENANT, TIMEOUT, Asked, sampling_options
-from weir_client.running import run_async
+from weir_client.running import load_command, run_async
 from weir_client.stack import router_address
 
 
@@ -32,21 +33,12 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _registered():
-            return _load(_registered()[cmd_name])
+            return load_command(_registered()[cmd_name])
         return super().get_command(ctx, cmd_name)
 
 
 def _registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group="weir.commands")}
-
-
-def _load(point: EntryPoint) -> click.Command:
-    try:
-        command = point.load()
-    except ModuleNotFoundError as error:
-        raise click.ClickException(f"{error.name} is missing: pip install 'weir[local]'") from error
-    assert isinstance(command, click.Command)
-    return command
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -189,6 +181,7 @@ async def status_command(as_json: bool, with_requests: bool, executor: str | Non
 
 main.add_command(memory)
 main.add_command(adapters)
+main.add_command(kv)
 
 
 def _typed_lines() -> Iterator[str]:

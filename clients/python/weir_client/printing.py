@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -17,7 +17,7 @@ from weir_chassis.errors import WeirError, reason_name
 from weir_client.client import Answer, Event, message
 
 _HINTS = {
-    "WORKER_LOST": "is it running? start one with 'weir up', or name another with --router HOST:PORT",
+    "WORKER_LOST": "is it running? start one with 'weir up', or name another (--router, --executor, --kvstore)",
     "NO_WORKER": "see which services are healthy with 'weir status'",
     "MODEL_NOT_FOUND": "list what is served with 'weir models'",
     "OVERLOADED": "try again in a moment",
@@ -98,6 +98,25 @@ def error_line(error: WeirError) -> str:
     name = reason_name(error.reason)
     hint = _HINTS.get(name)
     return f"{name}: {error.message}" + (f"\n  {hint}" if hint else "")
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length below one another, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(_row(cells, widths) for cells in rows)
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(cells, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
+
+
+def size(num_bytes: int) -> str:
+    """`1.5 GiB`."""
+    value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 def assistant(answer: Answer) -> ChatMessage:

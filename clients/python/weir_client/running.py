@@ -1,4 +1,4 @@
-"""Async commands, run to their end or to one readable line."""
+"""Commands that are loaded when named, and async ones, run to their end or to one readable line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import functools
 import sys
 from collections.abc import Callable, Coroutine
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import click
@@ -29,3 +30,13 @@ def run_async(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
             sys.exit(130)
 
     return run
+
+
+def load_command(point: EntryPoint) -> click.Command:
+    """A command that needs more than the client alone. Raises click.ClickException where that is not installed."""
+    try:
+        command = point.load()
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"{error.name} is missing: pip install 'weir[local]'") from error
+    assert isinstance(command, click.Command)
+    return command

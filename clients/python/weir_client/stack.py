@@ -60,6 +60,12 @@ def executor_addresses(given: Sequence[str]) -> list[str]:
     return list(given) or [s.address for s in read_stack(state_directory()) if s.service == "executor"]
 
 
+def kvstore_address(given: str | None) -> str | None:
+    """The kvstore to call: as given, else that of the local stack, else None."""
+    kvstores = [s.address for s in read_stack(state_directory()) if s.service == "kvstore"]
+    return given or next(iter(kvstores), None)
+
+
 def _listed(directory: Path) -> list[RunningService]:
     try:
         return [RunningService(**entry) for entry in json.loads(_file(directory).read_text())]
