@@ -83,8 +83,7 @@ WEIR_API int weir_step(weir::Handle *handle, const weir::Step *step) {
   } catch (const std::bad_alloc &) {
     return 1;
   }
-  handle->decoder.team.run(
-      [&](const weir::Member &member) { handle->kernels->step(handle->decoder, *step, member); });
+  handle->decoder.team.run([&](weir::Member &member) { handle->kernels->step(handle->decoder, *step, member); });
   return 0;
 }
 

@@ -18,15 +18,16 @@ WEIR_INLINE void begin(Best &best) {
   store(best.poison, Floats{});
 }
 
-// [PANEL] logits of panel number `panel`; strictly higher ones replace, so the lowest id among equals stays.
+// [PANEL] logits of panel number `panel`, in any order of panels; the lowest id among equals stays.
 WEIR_INLINE void see(Best &best, int panel, const float *logits) {
   Floats values = floats(best.values), poison = floats(best.poison);
   Ints which = load<Ints>(best.panels);
   for (int i = 0; i < PANEL; i += LANES) {
     const Floats x = floats(logits + i);
-    const Ints higher = x > values;
-    values = higher ? x : values;
-    which = higher ? Ints{} + (panel * (PANEL / LANES) + i / LANES) : which;
+    const Ints here = Ints{} + (panel * (PANEL / LANES) + i / LANES);
+    const Ints better = (x > values) | ((x == values) & (here < which));
+    values = better ? x : values;
+    which = better ? here : which;
     poison += x * all(0.f);
   }
   store(best.values, values);

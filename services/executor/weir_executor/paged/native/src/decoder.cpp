@@ -6,7 +6,10 @@
 
 namespace weir {
 
-Decoder::Decoder(const Shape &s) : shape(s), team(s.threads), taken(new std::atomic<int>[s.layers]) {
+// At most: fourteen parts of a layer, with adapters and whole numbers before each of four products, and six at the ends.
+static int most_parts(const Shape &s) { return 16 * s.layers + 8; }
+
+Decoder::Decoder(const Shape &s) : shape(s), team(s.threads, most_parts(s)) {
   per_unit = s.element == BF16 ? 2 : 1;
   raw_bytes = 4 / per_unit;
   hidden_stride = round_up(s.hidden, PANEL);
@@ -16,6 +19,7 @@ Decoder::Decoder(const Shape &s) : shape(s), team(s.threads), taken(new std::ato
   dims = round_up(s.head_dim, TILE);
   whole_stride = round_up(std::max({s.hidden, s.inner, s.heads * s.head_dim}), SCALED);
   room.scratch.resize(s.threads);
+  for (int member = 0; member < s.threads; member++) room.outputs.emplace_back(MOST_ITEM_ROWS * PANEL * sizeof(float));
   blocks.tiled = s.block_size % TILE == 0;
   blocks.key_tile = s.head_dim / per_unit * TILE;
   blocks.value_tile = TILE / per_unit * dims;
@@ -31,7 +35,7 @@ Decoder::Decoder(const Shape &s) : shape(s), team(s.threads), taken(new std::ato
 // milliseconds where a hypervisor has to find it too.
 void Decoder::touch(const Memory &memory) {
   constexpr size_t SMALLEST_PAGE = 4096;
-  team.run([&](const Member &member) {
+  team.run([&](Member &member) {
     for (size_t at = SMALLEST_PAGE * member.index; at < memory.bytes(); at += SMALLEST_PAGE * member.count)
       static_cast<volatile char *>(memory.as<char>())[at] = 0;
   });
@@ -125,7 +129,6 @@ void plan(Decoder &d, const Step &step) {
     row++;
   }
   std::stable_sort(d.groups.begin(), d.groups.end(), [](const Group &a, const Group &b) { return a.cost > b.cost; });
-  for (int layer = 0; layer < d.shape.layers; layer++) d.taken[layer].store(0, std::memory_order_relaxed);
 }
 
 // ── payloads ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,6 +24,9 @@ constexpr int CHUNK = 256;
 constexpr int MOST_DIMS = 256;
 constexpr int MOST_QUERY_ROWS = 128;
 
+// Outputs of one item of a product, in the member's own room: rows of one panel each.
+constexpr int MOST_ITEM_ROWS = 512;
+
 inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
 // Where weights are whole numbers, so many inputs of an output have one scale. 64 products of 16 by 8 bits fit 32 bits.
@@ -89,6 +92,7 @@ struct Room {
   Memory lowered;   // float [tokens][most_rank], where tokens have adapters
   Memory best;      // per member and wanted place: what `argmax.h` keeps
   std::vector<Memory> scratch;  // per member, for attention
+  std::vector<Memory> outputs;  // per member: float, of one item of a product
 };
 
 struct Decoder {
@@ -106,8 +110,7 @@ struct Decoder {
   Room room;
   Team team;
 
-  std::vector<Group> groups;               // of the step at hand, the costly first
-  std::unique_ptr<std::atomic<int>[]> taken;  // per layer: how many (group, kv head) items have been taken
+  std::vector<Group> groups;  // of the step at hand, the costly first
 
   // Of a group, about so many query rows: enough to be worth a chunk's keys, few enough to share the work out evenly.
   int group_tokens(int query_rows) const { return group_heads() < query_rows ? query_rows / group_heads() : 1; }
@@ -132,7 +135,7 @@ void clear_block(Decoder &decoder, int block);
 // What one instruction set's translation unit offers.
 struct Kernels {
   const char *name;
-  void (*step)(Decoder &, const Step &, const Member &);
+  void (*step)(Decoder &, const Step &, Member &);
 };
 
 }  // namespace weir

@@ -94,7 +94,7 @@ static void pack(Decoder &d, Matrix &matrix, const void *weights, int outputs, i
   matrix.units = Memory(matrix.panels * matrix.panel_bytes());
   if (bits) matrix.scales = Memory((size_t)matrix.panels * matrix.steps * 2 / SCALED * PANEL * sizeof(float));
   if (bias) matrix.bias.assign(matrix.panels * PANEL, 0.f);
-  d.team.run([&](const Member &member) {
+  d.team.run([&](Member &member) {
     for (int panel = member.index; panel < matrix.panels; panel += member.count)
       for (int column = 0; column < PANEL; column++) {
         const int row = source_row(panel, column, outputs, gated);

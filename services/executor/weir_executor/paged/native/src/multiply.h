@@ -13,13 +13,6 @@ constexpr int TILE_ROWS = REGISTERS == 32 ? 12 : 4;
 // Rows of activations that stay in a core's second-level cache while all panels pass by.
 constexpr int CACHED_BYTES = 384 << 10;
 
-struct Range {
-  int first, end;
-};
-WEIR_INLINE Range share(int total, const Member &member) {
-  return {(int)((int64_t)total * member.index / member.count), (int)((int64_t)total * (member.index + 1) / member.count)};
-}
-
 // A panel is asked for while the one before it is multiplied: each tile, on each of its ways through the panel, asks for
 // its part, so that weights arrive while sums are taken, not between. Where there is one part only, it is a little ahead.
 struct Ahead {
@@ -94,39 +87,57 @@ struct WholeTiles {
   }
 };
 
-// All rows of a range by all panels of a range. `take(row, panel, values)` gets [PANEL] outputs of one row, bias added.
-template <class Tiles, class Take>
-inline void multiply_range(const Tiles &tiles, Range rows, Range panels, Take &take) {
+// How rows by panels are cut into items: rows that stay cached while all panels pass by, one panel at a time; of few rows
+// several panels, so that an item is worth its taking.
+struct Cut {
+  int rows, panels, blocks, columns;  // blocks of rows, columns of panels
+
+  Cut(int rows, int panels, int cached, int members) : rows(rows), panels(panels) {
+    blocks = (rows + cached - 1) / cached;
+    const int most = MOST_ITEM_ROWS / ((rows + blocks - 1) / blocks), wanted = panels / (8 * members);
+    const int width = blocks > 1 || wanted < 1 ? 1 : wanted < most ? wanted : most;
+    columns = (panels + width - 1) / width;
+  }
+  int items() const { return blocks * columns; }
+  Range item_rows(int item) const { return Member::part_of(rows, item / columns, blocks); }
+  Range item_panels(int item) const { return Member::part_of(panels, item % columns, columns); }
+};
+
+// One item: [panels][rows][PANEL] outputs, bias added.
+template <class Tiles>
+inline void multiply_item(const Tiles &tiles, Range rows, Range panels, float *out) {
   constexpr int ROWS = Tiles::ROWS;
-  alignas(64) float out[ROWS * PANEL];
   const Matrix &w = tiles.w;
-  const int cached = CACHED_BYTES / (int)(tiles.stride * 4) / ROWS * ROWS, most = cached > ROWS ? cached : ROWS;
-  for (int block = rows.first; block < rows.end; block += most) {
-    const int end = block + most < rows.end ? block + most : rows.end, parts = (end - block + ROWS - 1) / ROWS;
-    for (int p = panels.first; p < panels.end; p++) {
-      int row = block;
-      for (int t = 0; t < parts; t++) {
-        const int count = (end - row) / (parts - t);  // as even as it goes
-        tiles.multiply(count, row, p, Ahead{t * WAYS, parts * WAYS}, out);
-        for (int r = 0; r < count; r++) {
-          float *values = out + r * PANEL;
-          if (!w.bias.empty())
-            for (int i = 0; i < PANEL; i += LANES) store(values + i, floats(values + i) + floats(&w.bias[p * PANEL + i]));
-          take(row + r, p, values);
-        }
-        row += count;
-      }
+  const int parts = (rows.end - rows.first + ROWS - 1) / ROWS;
+  for (int p = panels.first; p < panels.end; p++) {
+    int row = rows.first;
+    for (int t = 0; t < parts; t++) {
+      const int count = (rows.end - row) / (parts - t);  // as even as it goes
+      tiles.multiply(count, row, p, Ahead{t * WAYS, parts * WAYS}, out);
+      for (int r = 0; r < count && !w.bias.empty(); r++)
+        for (int i = 0; i < PANEL; i += LANES)
+          store(out + r * PANEL + i, floats(out + r * PANEL + i) + floats(&w.bias[p * PANEL + i]));
+      out += count * PANEL;
+      row += count;
     }
   }
 }
 
-// This member's share: few rows are multiplied by a part of the panels, many rows are shared out.
+// `take(row, panel, values)` gets [PANEL] outputs of one row, once for each. `room` is the member's own.
 template <class Tiles, class Take>
-inline void multiply(const Member &member, const Tiles &tiles, int rows, Take &take) {
-  const bool many = rows >= 4 * TILE_ROWS * member.count;
-  const Range mine = many ? share(rows, member) : Range{0, rows};
-  const Range panels = many ? Range{0, tiles.w.panels} : share(tiles.w.panels, member);
-  multiply_range(tiles, mine, panels, take);
+inline void multiply(Member &member, const Tiles &tiles, int rows, float *room, Take &take) {
+  constexpr int ROWS = Tiles::ROWS;
+  if (!rows) return member.each(0, [](int) {});
+  const int in_cache = CACHED_BYTES / (int)(tiles.stride * 4), most = in_cache < MOST_ITEM_ROWS ? in_cache : MOST_ITEM_ROWS;
+  const Cut cut(rows, tiles.w.panels, most > ROWS ? most / ROWS * ROWS : ROWS, member.count);
+  member.each(
+      cut.items(), [&](int item) { multiply_item(tiles, cut.item_rows(item), cut.item_panels(item), room); },
+      [&](int item) {
+        const Range rows = cut.item_rows(item), panels = cut.item_panels(item);
+        float *values = room;
+        for (int panel = panels.first; panel < panels.end; panel++)
+          for (int row = rows.first; row < rows.end; row++, values += PANEL) take(row, panel, values);
+      });
 }
 
 }  // namespace weir::WEIR_ISA

@@ -1,9 +1,10 @@
-// One step of a Llama-family model, as each member of the team runs it. Between the parts all members meet.
+// One step of a Llama-family model, as each member of the team runs it. A part begins when the one before it is done.
 //
 //   embed ─ [ norm ─ qkv ─ rotate, keep ─ attend ─ output + ─ norm ─ gate, up, silu ─ down + ] per layer ─ norm ─ logits
 //
 // The residual stream is float32; what is multiplied is of the model's element.
 #pragma once
+#include <algorithm>
 #include <cmath>
 
 #include "adapters.h"
@@ -17,7 +18,7 @@ class StepWork {
   using Raw = typename E::Raw;
 
  public:
-  StepWork(Decoder &decoder, const Step &step, const Member &member)
+  StepWork(Decoder &decoder, const Step &step, Member &member)
       : d(decoder), step(step), member(member), room(decoder.room), tokens(step.tokens) {}
 
   void run() {
@@ -33,11 +34,12 @@ class StepWork {
  private:
   Decoder &d;
   const Step &step;
-  const Member &member;
+  Member &member;
   Room &room;
   const int tokens;
 
   Adapted adapted(int layer, Site site) const { return {step, room, layer, site}; }
+  float *outputs() const { return room.outputs[member.index].as<float>(); }
   float *residual(int token) const { return room.residual.as<float>() + (size_t)token * d.hidden_stride; }
   Raw *normed(int token) const { return room.normed.as<Raw>() + (size_t)token * d.hidden_stride; }
   float *qkv(int token) const { return room.qkv.as<float>() + (size_t)token * d.qkv_stride; }
@@ -51,10 +53,7 @@ class StepWork {
   template <class Take>
   void product(const Matrix &matrix, const Memory &rows, int stride, int count, const Adapted &adapted, Take take) {
     if (!adapted.any()) return plain_product(matrix, rows, stride, count, take);
-    const Range mine = share(count, member);
-    for (int row = mine.first; row < mine.end; row++)
-      adapted.lower<E>(row, rows.as<Raw>() + (size_t)row * stride, matrix.inputs);
-    member.meet();
+    member.each_of(count, [&](int row) { adapted.lower<E>(row, rows.as<Raw>() + (size_t)row * stride, matrix.inputs); });
     plain_product(matrix, rows, stride, count, [&](int row, int panel, float *values) {
       adapted.add(row, panel, values);
       take(row, panel, values);
@@ -65,29 +64,26 @@ class StepWork {
   void plain_product(const Matrix &matrix, const Memory &rows, int stride, int count, Take take) {
     if (!matrix.bits) {
       const size_t units = stride / E::PER_UNIT;
-      return multiply(member, PlainTiles<E>{matrix, rows.as<uint32_t>(), units}, count, take);
+      return multiply(member, PlainTiles<E>{matrix, rows.as<uint32_t>(), units}, count, outputs(), take);
     }
-    const Range mine = share(count, member);
     float *scales = room.whole_scales.as<float>();
-    for (int row = mine.first; row < mine.end; row++)
+    member.each_of(count, [&](int row) {
       scales[row] = to_whole<E>(rows.as<Raw>() + (size_t)row * stride, matrix.inputs, 2 * matrix.steps,
                                 room.whole.as<int16_t>() + (size_t)row * d.whole_stride);
-    member.meet();
+    });
     const uint32_t *pairs = room.whole.as<uint32_t>();
     if (matrix.bits == 8)
-      multiply(member, WholeTiles<Whole8>{matrix, pairs, (size_t)d.whole_stride / 2, scales}, count, take);
+      multiply(member, WholeTiles<Whole8>{matrix, pairs, (size_t)d.whole_stride / 2, scales}, count, outputs(), take);
     else
-      multiply(member, WholeTiles<Whole4>{matrix, pairs, (size_t)d.whole_stride / 2, scales}, count, take);
+      multiply(member, WholeTiles<Whole4>{matrix, pairs, (size_t)d.whole_stride / 2, scales}, count, outputs(), take);
   }
 
   void embed() {
     const Raw *table = d.embedding.as<Raw>();
-    const Range mine = share(tokens, member);
-    for (int token = mine.first; token < mine.end; token++) {
+    member.each_of(tokens, [&](int token) {
       const Raw *from = table + (size_t)step.token_ids[token] * d.hidden_stride;
       for (int i = 0; i < d.hidden_stride; i += LANES) store(residual(token) + i, E::get(from + i));
-    }
-    member.meet();
+    });
   }
 
   // RMSNorm (Zhang & Sennrich, arXiv 1910.07467) of `width` numbers; x and weight are filled up with zeros.
@@ -100,9 +96,7 @@ class StepWork {
   }
 
   void norm_rows(const std::vector<float> &weight) {
-    const Range mine = share(tokens, member);
-    for (int token = mine.first; token < mine.end; token++) norm_row(token, weight.data(), normed(token));
-    member.meet();
+    member.each_of(tokens, [&](int token) { norm_row(token, weight.data(), normed(token)); });
   }
 
   void norm_row(int token, const float *weight, Raw *to) const {
@@ -114,7 +108,6 @@ class StepWork {
       float *to = residual(row) + panel * PANEL;
       for (int i = 0; i < PANEL; i += LANES) store(to + i, floats(to + i) + floats(values + i));
     });
-    member.meet();
   }
 
   // ── attention ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -125,32 +118,24 @@ class StepWork {
             [this](int row, int panel, float *values) {
                   memcpy(qkv(row) + panel * PANEL, values, PANEL * sizeof(float));
                 });
-    member.meet();
     rotate_and_keep(index, layer);
-    member.meet();
     attend_all(index, layer);
-    member.meet();
     add_product(layer.output, room.attended, d.attended_stride, adapted(index, OUTPUT));
   }
 
   // Queries and keys are normed, where the model does that, and turned by their positions; keys and values go to the
-  // blocks. Shared out by (token, head).
+  // blocks.
   void rotate_and_keep(int index, const Layer &layer) {
-    const int heads = d.shape.heads, items = heads + d.shape.kv_heads;
-    const Range mine = share(tokens * items, member);
-    int row = 0;
-    for (int item = mine.first; item < mine.end; item++) {
-      const int token = item / items, head = item % items;
-      while (token >= step.row_starts[row + 1]) row++;
+    member.each_of(tokens, [&](int token) {
+      const int row = (int)(std::upper_bound(step.row_starts, step.row_starts + step.rows, token) - step.row_starts) - 1;
       const int position = step.row_positions[row] + token - step.row_starts[row];
-      if (head < heads) {
+      for (int head = 0; head < d.shape.heads; head++) {
         Raw *to = query(head / d.group_heads(), token) + head % d.group_heads() * d.dims;
         // exp2 is cheaper than exp: the logarithm's factor goes into the scale.
         turn(qkv(token) + head * d.shape.head_dim, layer.query_norm, position, layer.scale * 1.44269504f, to);
-      } else {
-        keep(index, layer, token, head - heads, row, position);
       }
-    }
+      for (int head = 0; head < d.shape.kv_heads; head++) keep(index, layer, token, head, row, position);
+    });
   }
 
   void keep(int index, const Layer &layer, int token, int kv_head, int row, int position) {
@@ -208,11 +193,13 @@ class StepWork {
     return r;
   }
 
-  // The members take groups, one KV head of one at a time, the costly first.
+  // Shared out by (group, KV head), the costly groups first.
   void attend_all(int index, const Layer &layer) {
-    const int heads = d.shape.kv_heads, items = (int)d.groups.size() * heads;
-    for (int item; (item = d.taken[index].fetch_add(1, std::memory_order_relaxed)) < items;)
-      attend(index, layer, d.groups[item / heads], item % heads);
+    const int heads = d.shape.kv_heads, groups = (int)d.groups.size();
+    const auto group = [&](int item) -> const Group & { return d.groups[item / heads]; };
+    member.each(
+        groups * heads, [&](int item) { attend(index, layer, group(item), item % heads); },
+        [&](int item) { give(group(item), item % heads); });
   }
 
   // One KV head's queries of one group.
@@ -242,7 +229,6 @@ class StepWork {
       attend_chunks<E>(d, source, own, count, group.shared_chunks, d.shape.positions, r);
       q += count;
     }
-    give(group, kv_head, r);
   }
 
   // Tokens of a row inside the group: all of a decode's one, a part of a chunk's.
@@ -250,7 +236,8 @@ class StepWork {
     return group.rows == 1 ? group.tokens : step.row_starts[row + 1] - step.row_starts[row];
   }
 
-  void give(const Group &group, int kv_head, const AttentionRoom &r) {
+  void give(const Group &group, int kv_head) {
+    const AttentionRoom r = attention_room(group.tokens * d.group_heads());
     const int heads = d.group_heads(), dim = d.shape.head_dim;
     alignas(64) Raw head[MOST_DIMS];
     for (int q = 0; q < group.tokens * heads; q++) {
@@ -270,48 +257,42 @@ class StepWork {
                   for (int i = 0; i < PANEL / 2; i += LANES)
                     E::put(to + i, silu(floats(values + i)) * floats(values + PANEL / 2 + i));
                 });
-    member.meet();
     add_product(layer.down, room.gated, d.inner_stride, adapted(index, DOWN));
   }
 
   void end() {
     judge();
-    const Range mine = share(step.wanted, member);
-    for (int i = mine.first; i < mine.end; i++)
+    member.each_of(step.wanted, [&](int i) {
       norm_row(step.wanted_places[i], d.norm.data(), room.last.as<Raw>() + (size_t)i * d.hidden_stride);
+    });
     give_hidden();
-    member.meet();
     if (step.logits) write_logits();
     if (step.best) find_best();
-
   }
 
-  // Every member judges some rows. A sum is finite only if every term is.
+  // A sum is finite only if every term is.
   void judge() {
-    const Range mine = share(step.rows, member);
-    for (int row = mine.first; row < mine.end; row++) {
+    member.each_of(step.rows, [&](int row) {
       const float *x = residual(step.row_starts[row + 1] - 1);
       Floats poison{};
       for (int i = 0; i < d.hidden_stride; i += LANES) poison += floats(x + i) * all(0.f);
       step.sound[row] = sum(poison) == 0.f;
-    }
+    });
   }
 
   void give_hidden() {
-    const Range mine = share(step.pooled, member);
-    for (int i = mine.first; i < mine.end; i++) {
+    member.each_of(step.pooled, [&](int i) {
       float *to = step.hidden + (size_t)i * d.shape.hidden;
       rms_norm(residual(step.pooled_places[i]), d.norm.data(), d.shape.hidden, d.shape.eps, [this, to](int at, Floats v) {
         const int count = d.shape.hidden - at < LANES ? d.shape.hidden - at : LANES;
         memcpy(to + at, &v, count * sizeof(float));
       });
-    }
+    });
   }
 
   template <class Take>
   void each_logits(Take take) {
     plain_product(d.lm_head, room.last, d.hidden_stride, step.wanted, take);
-    member.meet();
   }
 
   int width(int panel) const { return d.shape.vocab - panel * PANEL < PANEL ? d.shape.vocab - panel * PANEL : PANEL; }
@@ -324,7 +305,7 @@ class StepWork {
 
   void find_best() {
     Best *bests = room.best.as<Best>(), *mine = bests + (size_t)member.index * step.wanted;
-    for (int i = 0; i < step.wanted; i++) begin(mine[i]);
+    member.each_of(step.wanted * member.count, [&](int i) { begin(bests[i]); });
     each_logits([&](int row, int panel, float *values) {
       // What fills the last panel up repeats its first logit: of equals the lower id wins.
       for (int i = width(panel); i < PANEL; i++) values[i] = values[0];
@@ -340,7 +321,7 @@ class StepWork {
   }
 };
 
-inline void run_step(Decoder &decoder, const Step &step, const Member &member) {
+inline void run_step(Decoder &decoder, const Step &step, Member &member) {
   if (decoder.shape.element == BF16)
     StepWork<Bf16>(decoder, step, member).run();
   else

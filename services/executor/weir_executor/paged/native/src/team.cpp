@@ -21,6 +21,17 @@ static inline void pause() {
 #endif
 }
 
+Nanoseconds now() {
+  return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void look_again(int looks) {
+  if (looks < LOOKS)
+    pause();
+  else
+    sched_yield();
+}
+
 void wait_until_not(const std::atomic<uint32_t> &value, uint32_t old) {
   const auto changed = [&] { return value.load(std::memory_order_acquire) != old; };
   for (int i = 0; i < LOOKS; i++) {
@@ -49,7 +60,8 @@ void Barrier::wait() {
   }
 }
 
-Team::Team(int members) : count_(members), barrier_(members) {
+Team::Team(int members, int parts)
+    : count_(members), barrier_(members), shares_((size_t)parts * members), places_(members) {
   for (int index = 1; index < members; index++) helpers_.emplace_back([this, index] { serve(index); });
 }
 
@@ -60,12 +72,16 @@ Team::~Team() {
   for (auto &helper : helpers_) helper.join();
 }
 
-void Team::run(const std::function<void(const Member &)> &work) {
+void Team::run(const std::function<void(Member &)> &work) {
   work_ = &work;
+  // Nobody is at work: all came back to the barrier.
+  for (Share &share : shares_) {
+    share.taken.store(0, std::memory_order_relaxed);
+    share.done.store(0, std::memory_order_relaxed);
+  }
   round_.fetch_add(1);
   round_.notify_all();
-  work(Member{0, count_, &barrier_});
-  barrier_.wait();
+  this->work(0);
 }
 
 void Team::serve(int index) {
@@ -74,9 +90,15 @@ void Team::serve(int index) {
     wait_until_not(round_, seen);
     seen++;
     if (closing_.load()) return;
-    (*work_)(Member{index, count_, &barrier_});
-    barrier_.wait();
+    work(index);
   }
+}
+
+void Team::work(int index) {
+  Member member(index, count_, shares_.data(), places_.data());
+  (*work_)(member);
+  places_[index].now.store(Place::CLOSED, std::memory_order_release);
+  barrier_.wait();
 }
 
 }  // namespace weir
