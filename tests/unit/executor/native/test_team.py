@@ -24,6 +24,6 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_item_is_given_once_though_threads_stop_in_the_middle_of_them(check: Path) -> None:
-    done = subprocess.run([check], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([check], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 50, "hardly anybody was overtaken"
