@@ -23,6 +23,7 @@ _MAGIC: Final = b"WKVS"
 _FIXED: Final = Struct("<4sH4BQQQdd")
 _CHECK: Final = Struct("<Q")
 _NAMES_BYTES: Final = HEADER_BYTES - _FIXED.size - _CHECK.size
+_WHOLE: Final = Struct(f"{_FIXED.format}{_NAMES_BYTES}sQ")
 
 
 class SlotHeader(NamedTuple):
@@ -54,23 +55,30 @@ def encode(header: SlotHeader, slot_bytes: int, slot: int) -> bytes:
 
 def decode(raw: bytes, slot_bytes: int, slot: int) -> SlotHeader | None:
     """The header of this slot, or None when it is empty, torn, damaged, another slot's, or says what cannot be."""
-    if raw[:4] != _MAGIC or len(raw) != HEADER_BYTES:
+    (
+        magic,
+        version,
+        namespace,
+        block_hash,
+        parent,
+        tenant,
+        generation,
+        size,
+        checksum,
+        seconds,
+        stored_at,
+        names,
+        check,
+    ) = _WHOLE.unpack(raw)
+    if magic != _MAGIC or check != xxh3_64_intdigest(raw[: -_CHECK.size], _seed(slot_bytes, slot)):
         return None
-    body = raw[: -_CHECK.size]
-    if _CHECK.unpack_from(raw, len(body))[0] != xxh3_64_intdigest(body, _seed(slot_bytes, slot)):
-        return None
-    _, version, namespace, block_hash, parent, tenant, generation, size, checksum, seconds, stored_at = (
-        _FIXED.unpack_from(raw)
-    )
     if version != VERSION or not 0 < size <= slot_bytes:
         return None
-    hash_at = _FIXED.size + namespace
-    parent_at = hash_at + block_hash
+    parent_at = namespace + block_hash
     tenant_at = parent_at + parent
-    address = Address(raw[_FIXED.size : hash_at], raw[hash_at:parent_at])
-    who = raw[tenant_at : tenant_at + tenant].decode() if tenant else ""
-    record = Record(address, raw[parent_at:tenant_at], size, checksum, who, seconds)
-    return SlotHeader(generation, record, stored_at)
+    address = Address(names[:namespace], names[namespace:parent_at])
+    who = names[tenant_at : tenant_at + tenant].decode() if tenant else ""
+    return SlotHeader(generation, Record(address, names[parent_at:tenant_at], size, checksum, who, seconds), stored_at)
 
 
 def _seed(slot_bytes: int, slot: int) -> int:

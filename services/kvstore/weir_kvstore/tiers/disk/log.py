@@ -27,6 +27,7 @@ _RECORD: Final = Struct("<IIQQ")  # then a Q likewise
 _CHECKED_RECORD: Final = Struct("<24sQ")
 _CHECK: Final = Struct("<Q")
 _END: Final = bytes(RECORD_BYTES)
+_GROWTH_SLOTS: Final = 1024  # 8 KiB
 
 
 class Kind(IntEnum):
@@ -72,7 +73,7 @@ class LiveSlots:
     def _set(self, slot_bytes: int, slot: int, generation: int) -> None:
         generations = self._generations.setdefault(slot_bytes, array("Q"))
         if slot >= len(generations):
-            generations.frombytes(bytes(8 * (slot + 1 - len(generations))))
+            generations.frombytes(bytes(8 * (slot + _GROWTH_SLOTS - len(generations))))
         generations[slot] = generation
 
 

@@ -6,8 +6,9 @@ for the headers of freed slots are cleared. Whatever does not count has no heade
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,6 +36,18 @@ class Left:
     live: LiveSlots
     epoch: int
     next_generation: int
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Nothing that recovery makes is garbage, and the collector would walk through all of it over and over."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def recover(files: Files, directory: Directory, segments: Segments, capacity_bytes: int) -> Left:

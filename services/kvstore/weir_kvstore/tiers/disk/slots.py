@@ -28,7 +28,7 @@ from weir_kvstore.tiers.disk.header import SlotHeader, encode
 from weir_kvstore.tiers.disk.journal import Fsync, Journal
 from weir_kvstore.tiers.disk.log_file import LogFile
 from weir_kvstore.tiers.disk.reads import Reader
-from weir_kvstore.tiers.disk.recovery import Found, Left, recover
+from weir_kvstore.tiers.disk.recovery import Found, recover, uncollected
 from weir_kvstore.tiers.disk.segment import Segments
 from weir_kvstore.tiers.disk.space import Allocate, Change, Punch, Retire, Space
 
@@ -91,13 +91,7 @@ class SegmentSlots:
         return self._space.held_bytes
 
     async def recover(self) -> Sequence[Recovered]:
-        left = await self._run(self._open)
-        held: dict[int, set[int]] = {}
-        for block in left.blocks:
-            held.setdefault(block.slot_bytes, set()).add(block.slot)
-        self._changes += self._space.restore(held)
-        self._next_generation = left.next_generation
-        return [self._take_over(block_id, found) for block_id, found in enumerate(left.blocks, 1)]
+        return await self._run(self._open)
 
     def claim(self, block_id: int, size_bytes: int) -> bool:
         assert block_id not in self._blocks, block_id
@@ -168,8 +162,9 @@ class SegmentSlots:
         places = {(block.slot_bytes, block.slot) for block in self._blocks.values()}
         assert len(places) == len(self._blocks), "two blocks in one slot"
 
-    def _open(self) -> Left:
-        """On a thread. Raises OSError, and then holds nothing."""
+    @uncollected()
+    def _open(self) -> list[Recovered]:
+        """On a thread, while nobody else uses this object. Raises OSError, and then holds nothing."""
         directory = Directory(self._path)
         segments = Segments(self._files, directory.segment_path)
         try:
@@ -183,7 +178,12 @@ class SegmentSlots:
             raise
         self._directory, self._segments = directory, segments
         self._journal = Journal(log, segments, self._fsync, self._run)
-        return left
+        self._next_generation = left.next_generation
+        held: dict[int, set[int]] = {}
+        for block in left.blocks:
+            held.setdefault(block.slot_bytes, set()).add(block.slot)
+        self._changes += self._space.restore(held)
+        return [self._take_over(block_id, found) for block_id, found in enumerate(left.blocks, 1)]
 
     def _take_over(self, block_id: int, found: Found) -> Recovered:
         record = found.header.record
