@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from contract import slots_contract
 from contract.slots_contract import CAPACITY_BYTES, Check, Make, Room
 from fakes.faulty_slots import FaultySlots
+from weir_chassis.testing import VirtualClock
 from weir_kvstore.tiers.arena import ArenaSlots
+from weir_kvstore.tiers.disk import SegmentSlots
 
 
 @asynccontextmanager
@@ -27,7 +31,26 @@ async def faultless(*, capacity_bytes: int = CAPACITY_BYTES) -> AsyncIterator[Ro
     yield Room(FaultySlots(ArenaSlots(capacity_bytes)), reopen=None)
 
 
-SLOTS: dict[str, Make] = {"ram": ram, "faultless": faultless}
+@asynccontextmanager
+async def disk(*, capacity_bytes: int = CAPACITY_BYTES) -> AsyncIterator[Room]:
+    with TemporaryDirectory() as directory:
+        opened: list[SegmentSlots] = []
+
+        async def reopen() -> SegmentSlots:
+            for slots in opened:
+                slots.check_integrity()
+                await slots.close()
+            opened[:] = [SegmentSlots(Path(directory), capacity_bytes, VirtualClock())]
+            return opened[0]
+
+        slots = await reopen()
+        assert await slots.recover() == []
+        yield Room(slots, reopen)
+        opened[0].check_integrity()
+        await opened[0].close()
+
+
+SLOTS: dict[str, Make] = {"ram": ram, "disk": disk, "faultless": faultless}
 
 
 @pytest.mark.parametrize("check", slots_contract.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from contract import tier_contract
 from contract.tier_contract import CAPACITY_BYTES, Check, Make, Place
+from fakes.failing_files import FailingFiles, spoil
 from fakes.faulty_slots import FaultySlots
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.testing import VirtualClock, assert_no_leases
@@ -18,6 +21,7 @@ from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.record import Address
 from weir_kvstore.rules import Rules
 from weir_kvstore.tiers.arena import ArenaSlots
+from weir_kvstore.tiers.disk import SegmentSlots
 
 
 @asynccontextmanager
@@ -39,7 +43,32 @@ async def ram(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | None
     assert_no_leases(tier.ledger)
 
 
-TIERS: dict[str, Make] = {"ram": ram}
+@asynccontextmanager
+async def disk(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | None = None) -> AsyncIterator[Place]:
+    clock = VirtualClock()
+    failing = False
+    with TemporaryDirectory() as directory:
+        slots = SegmentSlots(Path(directory), capacity_bytes, clock, files=FailingFiles(lambda *_: failing))
+        tier = LocalTier("disk", slots, LeaseLedger(clock), Random(0), Rules(max_blocks=1000, ttl_seconds=ttl_seconds))
+
+        async def corrupt(address: Address) -> None:
+            block = tier.index.find(address)
+            assert block is not None
+            spoil(Path(directory), slots, block.block_id)
+
+        async def fail(now: bool) -> None:
+            nonlocal failing
+            failing = now
+
+        await tier.open()
+        yield Place(tier, corrupt, fail, clock.advance)
+        slots.check_integrity()
+        await tier.close()
+    tier.index.check_integrity()
+    assert_no_leases(tier.ledger)
+
+
+TIERS: dict[str, Make] = {"ram": ram, "disk": disk}
 
 
 @pytest.mark.parametrize("check", tier_contract.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))

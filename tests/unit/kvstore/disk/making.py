@@ -1,10 +1,8 @@
-"""What the disk tier's tests are made of: blocks that tell each other apart, slots, and a disk that fails."""
+"""What the disk tier's tests are made of: blocks that tell each other apart, and slots over a directory."""
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -69,23 +67,3 @@ async def held(slots: SegmentSlots, recovered: list[Recovered]) -> list[int]:
         assert found.record == record_of(number, bytes(payload))
         numbers.append(number)
     return numbers
-
-
-class FailingFiles(Files):
-    """Fails the calls that `fails` says yes to, by name and path, with `error`."""
-
-    def __init__(self, fails: Callable[[str, str], bool], error: int = errno.EIO) -> None:
-        self.fails = fails
-        self.error = error
-
-    def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        if name not in {"write", "read", "allocate", "punch", "sync", "truncate"}:
-            return found
-
-        def call(fd: int, *arguments: Any) -> Any:
-            if self.fails(name, os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))):
-                raise OSError(self.error, os.strerror(self.error))
-            return found(fd, *arguments)
-
-        return call

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes.failing_files import flip
 from unit.kvstore.disk.crashing import CAPACITY_BYTES
 from unit.kvstore.disk.making import held, opened, payload_of, put
 from weir_kvstore.tiers.disk import Fsync
@@ -96,7 +97,7 @@ async def test_an_index_with_a_bad_byte_anywhere_is_rebuilt_whole(tmp_path: Path
     places = [*range(64), *range(96, 128), *range(records_end - 32, records_end), records_end, records_end + 77]
     for place in places[:: 7 if len(places) > 100 else 1]:
         path = shutil.copytree(tmp_path / "made", tmp_path / f"bad-{place}")
-        _flip(path / "index.log", place)
+        flip(path / "index.log", place)
         assert await _found(path) == _HELD, place
         shutil.rmtree(path)
 
@@ -106,7 +107,7 @@ async def test_a_bad_header_costs_its_own_block_only(tmp_path: Path, without_ind
     await _filled(tmp_path / "made")
     for byte in range(0, HEADER_BYTES, 23):
         path = shutil.copytree(tmp_path / "made", tmp_path / f"bad-{byte}")
-        _flip(path / "segment-8192", header_offset(8192, 65) + byte)
+        flip(path / "segment-8192", header_offset(8192, 65) + byte)
         if without_index:
             (path / "index.log").unlink()
         assert await _found(path) == [number for number in _HELD if number != 65], byte
@@ -131,7 +132,7 @@ async def test_a_segment_that_is_cut_off_costs_the_blocks_behind_the_cut(tmp_pat
 
 async def test_bad_bytes_of_a_payload_are_left_to_its_checksum(tmp_path: Path) -> None:
     await _filled(tmp_path)
-    _flip(tmp_path / "segment-8192", payload_offset(8192, 4) + 1234)
+    flip(tmp_path / "segment-8192", payload_offset(8192, 4) + 1234)
     async with opened(tmp_path, 10**6 * 4) as (slots, recovered):
         wrong = next(found for found in recovered if found.record.address.block_hash[-1] == 4)
         assert await slots.read(wrong.block_id, 0, 5000) != payload_of(4)
@@ -148,11 +149,3 @@ async def test_an_old_copy_of_the_index_finds_nothing_under_an_old_record(tmp_pa
             await put(slots, number, number)
     (tmp_path / "old").rename(tmp_path / "index.log")
     assert set(await _found(tmp_path)) <= set(_HELD[20:])
-
-
-def _flip(path: Path, place: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(place)
-        byte = file.read(1)[0]
-        file.seek(place)
-        file.write(bytes([byte ^ 0x5A]))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from unit.kvstore.disk.making import FailingFiles, held, opened, payload_of, put, record_of
+from fakes.failing_files import FailingFiles
+from unit.kvstore.disk.making import held, opened, payload_of, put, record_of
 from weir_kvstore.tiers.disk import Fsync, SegmentSlots
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unit.kvstore.disk.making import FailingFiles
+from fakes.failing_files import FailingFiles
 from weir_kvstore.tiers.disk import log_file
 from weir_kvstore.tiers.disk.files import Files
 from weir_kvstore.tiers.disk.log import Kind, LiveSlots, LogDamagedError

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unit.kvstore.disk.making import MIB, FailingFiles
+from fakes.failing_files import FailingFiles
+from unit.kvstore.disk.making import MIB
 from weir_kvstore.tiers.disk.files import Files
 from weir_kvstore.tiers.disk.geometry import payload_offset
 from weir_kvstore.tiers.disk.reads import Read, Reader, requests

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from unit.kvstore.disk.making import FailingFiles, held, opened, payload_of, put, record_of
+from fakes.failing_files import FailingFiles
+from unit.kvstore.disk.making import held, opened, payload_of, put, record_of
 from weir_chassis.clock import SystemClock
 from weir_kvstore.tiers.disk import SegmentSlots
 from weir_kvstore.tiers.disk.geometry import GROUP_SLOTS, charged_bytes, end_offset

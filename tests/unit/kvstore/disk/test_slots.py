@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from unit.kvstore.disk.making import MIB, FailingFiles, held, opened, payload_of, put, record_of
+from fakes.failing_files import FailingFiles
+from unit.kvstore.disk.making import MIB, held, opened, payload_of, put, record_of
 from weir_chassis.testing import VirtualClock, settle
 from weir_kvstore.record import Bytes
 from weir_kvstore.tiers.disk import Fsync

@@ -35,7 +35,7 @@ class Files:
 
     def read(self, fd: int, into: Sequence[memoryview], offset: int) -> None:
         """Fills all of `into` from one range of the file. A file that ends before is an OSError (EIO)."""
-        left = list(into)
+        left = [view for view in into if view]
         length = sum(map(len, left))
         if length >= _ASK_AHEAD_BYTES:
             os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)

@@ -128,7 +128,7 @@ class SegmentSlots:
         await self._journal.commit(block.slot_bytes, block.slot, generation, raw)
 
     async def read(self, block_id: int, offset: int, size_bytes: int) -> Bytes:
-        into = memoryview(mmap.mmap(-1, size_bytes))
+        into = memoryview(mmap.mmap(-1, size_bytes or 1))[:size_bytes]
         await asyncio.shield(self._read(block_id, offset, into))
         return into
 
