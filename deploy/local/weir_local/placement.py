@@ -34,6 +34,7 @@ class Placement:
     kv_cache_mib: int = 512
     kv_store_mib: int = 512
     adapter_dir: Path | None = None  # None: no adapters
+    nats_url: str | None = None  # None: KV events are published nowhere
     port: int = 7700  # of the router; 0: any free one
 
 
@@ -100,7 +101,11 @@ def find_model(model_dir: Path | None) -> Path:
 
 def _kvstore_settings(placement: Placement) -> dict[str, str]:
     capacity = placement.kv_store_mib * MIB
-    return {"capacity_bytes": str(capacity), "max_staged_bytes": str(capacity // 4)}
+    return {"capacity_bytes": str(capacity), "max_staged_bytes": str(capacity // 4)} | _nats_settings(placement)
+
+
+def _nats_settings(placement: Placement) -> dict[str, str]:
+    return {"nats_url": placement.nats_url} if placement.nats_url else {}
 
 
 def _executor_settings(placement: Placement, model_dir: Path, kvstore: str) -> dict[str, str]:
@@ -112,6 +117,7 @@ def _executor_settings(placement: Placement, model_dir: Path, kvstore: str) -> d
         "kvstore_address": kvstore,
         "kvstore_busy_bytes_per_second": str(_BUSY_BYTES_PER_SECOND),
     }
+    settings |= _nats_settings(placement)
     if placement.dtype:
         settings["dtype"] = placement.dtype
     if placement.adapter_dir:

@@ -11,6 +11,7 @@ The client's own reconnecting is off: it would hide the loss, and it gives up fo
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -21,13 +22,15 @@ from weir_chassis.background import first_of
 from weir_chassis.broker import Deliver, Message, Session, SessionLost
 from weir_chassis.clock import Clock
 from weir_chassis.metrics import Metrics
-from weir_chassis.settings import NatsSettings, SettingsError
+from weir_chassis.server import Chassis
+from weir_chassis.settings import MAX_SOURCE_CHARS, NatsSettings, SettingsError
 from weir_chassis.telemetry import get_logger
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
 
+_ANY_HOST: Final = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not listened on
 _CONNECT_SECONDS: Final = 2
 # How long nobody notices a server that neither answers nor closes: one period and one wait for its answer.
 _PING_SECONDS: Final = 5.0
@@ -39,6 +42,26 @@ _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 5.0
 _MAX_PENDING_BYTES: Final = 8 * 1024 * 1024
 # What has come in and not been delivered; beyond it, messages are dropped and counted, and their readers see a gap.
 _MAX_UNREAD_MESSAGES, _MAX_UNREAD_BYTES = 65_536, 32 * 1024 * 1024
+
+
+def connect_nats(settings: NatsSettings, chassis: Chassis) -> NatsConnection | None:
+    """A connection that is kept up in the background from now on. None when no NATS is configured.
+
+    Raises SettingsError for options that can never work; a server that is not there is waited for.
+    """
+    if settings.nats_url is None:
+        return None
+    connection = NatsConnection(settings, chassis.service, chassis.metrics, chassis.clock, chassis.random)
+    chassis.background.start(connection.run(), name="keep_nats")
+    return connection
+
+
+def source_name(settings: NatsSettings, random: Random) -> str:
+    """Under which name a service publishes: as others know it. Of its own where nobody could: any free port."""
+    if settings.nats_source:
+        return settings.nats_source
+    host = socket.gethostname() if settings.host in _ANY_HOST else settings.host
+    return f"{host}:{settings.port or f'{random.getrandbits(64):x}'}"[:MAX_SOURCE_CHARS]
 
 
 class NatsSession:

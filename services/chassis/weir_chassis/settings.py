@@ -16,6 +16,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # Enough to recognise a value by; a mistaken paste of a key or a file should not fill the terminal.
 _MAX_SHOWN_CHARS = 80
+# Of 4 bytes at most, so that a source's name has no more than 255.
+MAX_SOURCE_CHARS = 63
 
 
 class SettingsError(Exception):
@@ -52,6 +54,11 @@ class NatsSettings(ServiceSettings):
 
     nats_url: SecretStr | None = Field(
         default=None, min_length=1, description="nats://[user:password@]host:port,…, or tls://…; unset: none"
+    )
+    nats_source: str = Field(
+        default="",
+        max_length=MAX_SOURCE_CHARS,
+        description="the name it publishes under; empty: its host:port",
     )
     nats_user: str = Field(default="", description="with nats_password; empty: as the URL says, or none")
     nats_password: SecretStr = SecretStr("")

@@ -14,6 +14,9 @@ from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import Internal, WeirError
 from weir_chassis.event_log import new_epoch
 from weir_chassis.kv_events.blocks import new_log
+from weir_chassis.kv_events.publisher import KvEventPublisher
+from weir_chassis.kv_events.wire import Source
+from weir_chassis.nats import connect_nats, source_name
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_chassis.settings import SettingsError
 from weir_chassis.telemetry import get_logger
@@ -131,6 +134,10 @@ async def serving(
         chassis.background.start(watch.run(partial(_engine_stopped, servicer, chassis)), name="watch_engine")
         if transfer is not None:
             chassis.background.start(transfer.run(), name="put_blocks")
+        if (connection := connect_nats(settings, chassis)) is not None:
+            source = Source(chassis.service, source_name(settings, chassis.random))
+            publisher = KvEventPublisher(connection, source, kv_events, chassis.metrics, chassis.clock)
+            chassis.background.start(publisher.run(), name="publish_kv_events")
         registration = Registration(add_ExecutorServiceServicer_to_server, servicer, SERVICE_NAME)
         yield Servicers([registration], models=[settings.model], drain=servicer.drain)
 

@@ -18,6 +18,7 @@ from weir_kvstore.bounds import (
     MAX_PAYLOAD_BYTES,
     MAX_TENANT_BYTES,
 )
+from weir_kvstore.inventory import SourceReport
 from weir_kvstore.put import PutBegin, PutPiece, PutResult
 from weir_kvstore.reads import Piece
 from weir_kvstore.store import Match
@@ -148,6 +149,10 @@ def tenant_stats(report: TierReport) -> list[pb.TenantStats]:
         pb.TenantStats(tenant=tenant, tier=report.tier, bytes=size_bytes)
         for tenant, size_bytes in sorted(report.tenant_bytes.items())
     ]
+
+
+def source_stats(report: SourceReport) -> pb.SourceStats:
+    return pb.SourceStats(source=report.source, blocks=max(0, report.blocks), age=_duration(report.age_seconds))
 
 
 def _duration(seconds: float) -> Duration:

@@ -13,6 +13,7 @@ from weir_chassis.clock import Clock
 from weir_chassis.event_log import new_epoch
 from weir_chassis.kv_events.blocks import new_log
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
+from weir_kvstore.bus import join_bus
 from weir_kvstore.events import TierEvents
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.metrics import StoreCollector
@@ -44,7 +45,13 @@ async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Se
     kv_events = new_log(new_epoch(chassis.random), settings.kv_event_log)
     store.watch(TierEvents(kv_events))
     await store.open()
-    servicer = KvStoreServicer(store, puts, kv_events, default_lease_seconds=settings.default_lease_seconds)
+    servicer = KvStoreServicer(
+        store,
+        puts,
+        kv_events,
+        sources=join_bus(settings, chassis, kv_events),
+        default_lease_seconds=settings.default_lease_seconds,
+    )
     collector = StoreCollector(store)
     chassis.metrics.registry.register(collector)
     chassis.background.start(slots.touch_ahead(), name="touch_arena")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from weir_chassis.errors import Draining, InvalidArgument, Unsupported
 from weir_chassis.kv_events.blocks import KvEventLog, told
 from weir_chassis.telemetry import current_request
 from weir_kvstore import mapping
+from weir_kvstore.inventory import SourceReport
 from weir_kvstore.put import Puts
 from weir_kvstore.reads import read_lease
 from weir_kvstore.store import BlockStore
@@ -21,10 +22,19 @@ _NO_ARENA: Final = "this store shares no arena"
 
 
 class KvStoreServicer(KvStoreServiceServicer):
-    def __init__(self, store: BlockStore, puts: Puts, kv_events: KvEventLog, *, default_lease_seconds: float) -> None:
+    def __init__(
+        self,
+        store: BlockStore,
+        puts: Puts,
+        kv_events: KvEventLog,
+        *,
+        sources: Callable[[], Sequence[SourceReport]],
+        default_lease_seconds: float,
+    ) -> None:
         self._store = store
         self._puts = puts
         self._kv_events = kv_events
+        self._sources = sources
         self._default_lease_seconds = default_lease_seconds
 
     async def MatchPrefix(self, request: pb.MatchPrefixRequest, _context: Any) -> pb.MatchPrefixResponse:
@@ -91,6 +101,7 @@ class KvStoreServicer(KvStoreServiceServicer):
             live_leases=len(self._store.leases),
             expired_leases=self._store.leases.num_expired,
             open_puts=len(self._puts),
+            sources=map(mapping.source_stats, self._sources()),
         )
 
     async def AttachArena(self, _request: pb.AttachArenaRequest, _context: Any) -> pb.AttachArenaResponse:

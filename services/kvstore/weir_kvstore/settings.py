@@ -8,13 +8,13 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from weir_chassis.settings import ServiceSettings
+from weir_chassis.settings import NatsSettings
 from weir_kvstore.bounds import MAX_LEASE_SECONDS
 from weir_kvstore.config_file import read_config
 from weir_kvstore.tiers_config import DiskTier, RamTier, TiersConfig
 
 
-class KvStoreSettings(ServiceSettings):
+class KvStoreSettings(NatsSettings):
     """One frozen object, made once."""
 
     model_config = SettingsConfigDict(env_prefix="WEIR_KVSTORE_")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from weir_chassis.background import Background
 from weir_chassis.broker import Message, Session, SessionLost
 from weir_chassis.clock import SystemClock
 from weir_chassis.metrics import Metrics
-from weir_chassis.nats import NatsConnection
+from weir_chassis.nats import NatsConnection, connect_nats, source_name
+from weir_chassis.server import new_chassis
 from weir_chassis.settings import NatsSettings, SettingsError
 
 
@@ -194,3 +196,26 @@ def test_certificates_that_are_not_there_stop_the_start(tmp_path: Path) -> None:
 
 def test_the_url_is_a_secret() -> None:
     assert "hunter2" not in repr(settings("nats://ann:hunter2@host:4222"))
+
+
+def test_a_service_publishes_under_the_address_that_others_know() -> None:
+    told = settings("nats://host:4222", host="10.0.0.7", port=7701)
+    assert source_name(told, Random(0)) == "10.0.0.7:7701"
+    assert source_name(told.replace(nats_source="executor-3"), Random(0)) == "executor-3"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_no_two_hosts_publish_under_the_same_name(host: str) -> None:
+    assert source_name(settings("nats://host:4222", host=host, port=7701), Random(0)) == f"{socket.gethostname()}:7701"
+
+
+def test_a_service_on_any_free_port_has_a_name_of_its_own() -> None:
+    told = settings("nats://host:4222")
+    names = {source_name(told, Random(seed)) for seed in range(10)}
+    assert len(names) == 10
+
+
+async def test_without_an_address_there_is_no_connection() -> None:
+    chassis = new_chassis("toy")
+    assert connect_nats(ToySettings(), chassis) is None
+    assert len(chassis.background) == 0

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from contract.executor_contract import Caller, Mirror, calling, connect, prompt_of, submit, until_idle
+from contract.executor_contract import Caller, calling, connect, prompt_of, submit, until_idle, watch
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import SamplingParameters
@@ -204,7 +204,7 @@ async def test_a_failed_step_fails_its_requests_and_not_the_stream() -> None:
 @pytest.mark.parametrize("place", PLACES)
 async def test_a_dead_engine_ends_every_stream_and_health_says_so(place: str) -> None:
     async with house(place) as home, calling(home.stub) as caller, calling(home.stub) as idle:
-        watcher = Mirror(home.stub)
+        watcher = watch(home.stub)
         await watcher.read()
         await idle.abort(1)
         await caller.submit(1, max_tokens=None)
@@ -303,7 +303,7 @@ async def test_load_counts_streams_and_requests() -> None:
 @pytest.mark.parametrize("place", PLACES)
 async def test_a_drain_refuses_the_new_and_finishes_the_old(place: str) -> None:
     async with house(place, step_seconds=0.001) as home, calling(home.stub) as caller, calling(home.stub) as idle:
-        watcher = Mirror(home.stub)
+        watcher = watch(home.stub)
         await watcher.read()
         await idle.abort(1)
         await caller.submit(1, max_tokens=100)

@@ -59,7 +59,12 @@ def test_no_two_services_share_an_address(model_dir: Path) -> None:
 @pytest.mark.parametrize("one_process", [False, True])
 def test_every_service_takes_the_settings_that_it_is_given(model_dir: Path, one_process: bool) -> None:
     placement = Placement(
-        model_dir, dtype="float32", kv_store_mib=1, one_process=one_process, watermark_key_file=Path("key")
+        model_dir,
+        dtype="float32",
+        kv_store_mib=1,
+        one_process=one_process,
+        watermark_key_file=Path("key"),
+        nats_url="nats://127.0.0.1:4222",
     )
     for planned in plan(placement, ports()):
         SETTINGS[planned.service].model_validate(dict(planned.settings))

@@ -48,6 +48,11 @@ def told(batch: Batch[KvEvent]) -> list[KvEvent]:
     return [KvEvent(reset=KvReset()), *batch.events] if batch.reset else list(batch.events)
 
 
+def num_blocks(event: KvEvent) -> int:
+    """How many it names."""
+    return (len(event.stored.block_hashes) or len(event.removed.block_hashes)) // DIGEST_BYTES
+
+
 class HeldBlocks:
     """Block → parent, by tier and namespace: `event_log.Held`. Some 250 bytes for each block that the source holds."""
 
@@ -87,7 +92,7 @@ class HeldBlocks:
 
     def size_of(self, event: KvEvent) -> int:
         """Blocks."""
-        return max(1, (len(event.stored.block_hashes) or len(event.removed.block_hashes)) // DIGEST_BYTES)
+        return max(1, num_blocks(event))
 
     def _store(self, event: BlocksStored) -> None:
         held = self._held.setdefault((event.tier, event.namespace), {})
