@@ -103,7 +103,7 @@ class Suite:
     async def until_idle(self) -> None:
         """Nobody holds anything for anybody."""
         await self.until(lambda: not self.chassis.leases.live())
-        await self.until(lambda: not any(fake.live for fake in self.fakes.executors))
+        await self.until(lambda: not any(fake.live or fake.handoffs for fake in self.fakes.executors))
         await self.until(lambda: not any(fake.live for fake in self.fakes.postprocessors))
         snapshot = self.fleet.snapshot()
         assert not any(executor.routed_tokens for executor in snapshot.executors)

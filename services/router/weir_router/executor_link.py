@@ -5,17 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from weir.executor.v1.executor_pb2 import DESCRIPTOR, GetLoadRequest, GetModelInfoRequest, ListAdaptersRequest
+from weir.executor.v1.executor_pb2 import (
+    DESCRIPTOR,
+    EXECUTOR_ROLE_DECODE,
+    EXECUTOR_ROLE_PREFILL,
+    ExecutorRole,
+    GetLoadRequest,
+    GetModelInfoRequest,
+    ListAdaptersRequest,
+)
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from weir_router.executor_stream import ExecutorStream
 from weir_router.link import LinkContext
 from weir_router.model_version import Version
 from weir_router.outstanding import Outstanding
-from weir_router.snapshot import ExecutorModel, ExecutorView
+from weir_router.snapshot import ExecutorModel, ExecutorView, Role
 from weir_router.stream_link import StreamLink
 
 if TYPE_CHECKING:
     from weir.executor.v1.executor_pb2_grpc import ExecutorServiceAsyncStub
+
+
+# One that does not say takes everything, as all did before there were roles.
+_ROLES: Mapping[ExecutorRole.ValueType, Role] = {
+    EXECUTOR_ROLE_PREFILL: Role.PREFILL,
+    EXECUTOR_ROLE_DECODE: Role.DECODE,
+}
 
 
 class ExecutorLink(StreamLink[ExecutorStream]):
@@ -27,6 +42,7 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         self.stub: ExecutorServiceAsyncStub = ExecutorServiceStub(self.channel)
         self.outstanding = Outstanding()
         self._model: ExecutorModel | None = None
+        self._role = Role.BOTH
         self._max_adapters = 0
         self._adapters: Mapping[str, str] = {}
         self._last_step: tuple[int, int] | None = None
@@ -42,6 +58,7 @@ class ExecutorLink(StreamLink[ExecutorStream]):
             count.foreign_tokens,
             age,
             self._adapters,
+            self._role,
         )
 
     async def probe(self) -> None:
@@ -49,6 +66,7 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         info = await self.stub.GetModelInfo(GetModelInfoRequest(), timeout=timeout)
         version = Version.of(info.model_version)
         self._model = ExecutorModel(version, info.vocab_size, info.max_model_len, info.block_size, info.embedding_size)
+        self._role = _ROLES.get(info.role, Role.BOTH)
         self._max_adapters = info.max_adapters
         await self._ask_adapters()
 

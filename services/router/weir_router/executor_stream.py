@@ -60,6 +60,8 @@ class ExecutorStream:
         self.address = address
         self._clock = clock
         self._sinks: dict[int, ExecutorSink] = {}
+        # Handles of requests that have ended and left blocks for another executor, until they are withdrawn.
+        self._handed_off: set[int] = set()
         # At most a submit and n + 1 aborts of each request since the executor stopped reading, and one that does so for
         # `no_progress_seconds` loses the stream.
         self._outgoing: deque[GenerateRequest] = deque()
@@ -110,8 +112,9 @@ class ExecutorStream:
             self._send(GenerateRequest(abort=Abort(handle=handle, output_index=output_index)))
 
     def withdraw(self, handle: int) -> None:
-        """Ends a request, if it lives; its sink hears nothing more."""
-        if self._sinks.pop(handle, None) is not None:
+        """Ends a request, if it lives, and gives back what it left; its sink hears nothing more."""
+        if self._sinks.pop(handle, None) is not None or handle in self._handed_off:
+            self._handed_off.discard(handle)
             self._send(GenerateRequest(abort=Abort(handle=handle)))
 
     def _send(self, message: GenerateRequest) -> None:
@@ -133,6 +136,8 @@ class ExecutorStream:
                 sink.on_finished(finished)
         for end in step.ended:
             if (sink := self._sinks.pop(end.handle, None)) is not None:
+                if end.handoff.num_blocks:
+                    self._handed_off.add(end.handle)
                 sink.on_ended(end)
         for failed in step.failed:
             if (sink := self._sinks.pop(failed.handle, None)) is not None:
@@ -158,6 +163,7 @@ class ExecutorStream:
     def _fail_all(self) -> None:
         sinks, self._sinks = self._sinks, {}
         self._outgoing.clear()
+        self._handed_off.clear()
         for sink in sinks.values():
             sink.on_failed(self._lost(self.cause))
 

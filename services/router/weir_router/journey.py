@@ -15,7 +15,7 @@ from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.stream_pb2 import Receipt, Timings
 from weir_chassis.clock import Clock
 from weir_router.attempt import Progress
-from weir_router.policy import POLICY_NAME, Choice
+from weir_router.policy import POLICY_NAME
 from weir_router.request import ClientRequest, EncodedPrompt
 
 
@@ -49,7 +49,7 @@ class Journey:
 
     def usage(self, prompt: EncodedPrompt, progress: Progress) -> Usage:
         """Counts what the client was given: tokens that the executor drew past a stop string are not among them."""
-        end = progress.end or RequestEnd()
+        end = _joined(progress.first_end, progress.end or RequestEnd())
         return Usage(
             prompt_tokens=len(prompt.token_ids),
             cached_prompt_tokens=end.usage.cached_prompt_tokens,
@@ -58,13 +58,14 @@ class Journey:
             accepted_draft_tokens=end.usage.accepted_draft_tokens,
         )
 
-    def receipt(self, prompt: EncodedPrompt, choice: Choice, progress: Progress) -> Receipt:
-        end = progress.end or RequestEnd()
+    def receipt(self, prompt: EncodedPrompt, progress: Progress) -> Receipt:
+        end = _joined(progress.first_end, progress.end or RequestEnd())
         return Receipt(
             request_id=self.request.request_id,
             model_version=prompt.version.message(),
             attempts=self.attempts,
-            worker=choice.executor,
+            worker=progress.executors[-1],
+            prefill_worker=progress.executors[0] if progress.first_end is not None else "",
             policy=POLICY_NAME,
             seed=self.request.sampling.seed,
             engine_cached_tokens=end.engine_cached_tokens,
@@ -90,6 +91,25 @@ class Journey:
     def _accepted_at(self, progress: Progress) -> float | None:
         """A client is told once, by the first attempt that gets so far."""
         return progress.accepted_at if self.accepted_at is None else self.accepted_at
+
+
+def _joined(first: RequestEnd | None, last: RequestEnd) -> RequestEnd:
+    """What the two say of their request, as one executor would: the prompt as the first found it, and the rest.
+
+    The second finds in the prompt what the first has just computed; to hand that over takes a part of the time between
+    the first token and the end. None: the first has said nothing, and the second has done it all.
+    """
+    if first is None:
+        return last
+    end = RequestEnd()
+    end.CopyFrom(first)
+    end.preemptions += last.preemptions
+    end.usage.completion_tokens += last.usage.completion_tokens
+    end.usage.draft_tokens += last.usage.draft_tokens
+    end.usage.accepted_draft_tokens += last.usage.accepted_draft_tokens
+    seconds = sum(each.ToTimedelta().total_seconds() for each in (first.decode, last.queue, last.prefill, last.decode))
+    end.decode.FromNanoseconds(round(seconds * 1e9))
+    return end
 
 
 def duration(seconds: float) -> Duration:

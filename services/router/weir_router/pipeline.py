@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 
 from weir.executor.v1.executor_pb2 import Submit
@@ -20,26 +21,31 @@ from weir_chassis.clock import Clock
 from weir_chassis.errors import NoWorker, WeirError, reason_name
 from weir_chassis.leases import LeaseLedger
 from weir_router.admission import Admission
-from weir_router.attempt import Attempt
+from weir_router.attempt import Attempt, Leg
 from weir_router.delivery import Event, Outbox
 from weir_router.encoder import Encoder, hash_blocks
 from weir_router.fleet import Fleet
 from weir_router.journey import Journey, duration
 from weir_router.metrics import RouterMetrics
-from weir_router.policy import Choice, Demand, choose
+from weir_router.policy import Choice, Demand, choose, choose_prefill
 from weir_router.request import ClientRequest, EncodedPrompt
 from weir_router.retry import may_retry
 from weir_router.time_limit import TimeLimit, time_limit
+from weir_router.two_stages import Seat, TwoStages
 
 Write = Callable[[Event], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`max_pending_tokens`: held for one slow client. `end_wait_seconds`: for an executor's last word."""
+    """`max_pending_tokens`: held for one slow client. `end_wait_seconds`: for an executor's last word.
+
+    `disaggregate_tokens`: from so many on, a prompt is computed by an executor that is there for that.
+    """
 
     max_pending_tokens: int
     end_wait_seconds: float
+    disaggregate_tokens: int
 
 
 class Pipeline:
@@ -97,7 +103,7 @@ class Pipeline:
                 try:
                     await self._execute(attempt, journey, prompt, choice)
                     await _deliver(attempt, write)
-                    await self._conclude(attempt, journey, prompt, choice, write)
+                    await self._conclude(attempt, journey, prompt, write)
                     return
                 except WeirError as error:
                     if not may_retry(error, journey.attempts, answering=attempt.progress.answering):
@@ -107,32 +113,27 @@ class Pipeline:
     def _choose(
         self, journey: Journey, prompt: EncodedPrompt, excluded: frozenset[str], failure: WeirError | None
     ) -> Choice:
-        demand = Demand(
-            version=prompt.version,
-            prompt_tokens=len(prompt.token_ids),
-            max_tokens=_max_tokens(journey.request.stopping),
-            n=journey.request.n,
-            turn=journey.turn,
-            excluded=excluded,
-            adapter=prompt.adapter,
-        )
+        demand, snapshot = _demand(journey, prompt, excluded), self._fleet.snapshot()
         try:
-            return choose(self._fleet.snapshot(), demand)
+            choice = choose(snapshot, demand)
         except NoWorker as error:
             # That nobody else is there matters less to the client than what happened.
             raise failure or error from None
+        prefill = choose_prefill(snapshot, demand, choice, self._limits.disaggregate_tokens)
+        return replace(choice, prefill=prefill)
 
     @contextmanager
     def _attempt(self, journey: Journey, prompt: EncodedPrompt, choice: Choice, limit: TimeLimit) -> Iterator[Attempt]:
         """Counts the request against its executor at once, before anybody else chooses."""
-        executor = self._fleet.executor(choice.executor)
+        executor = self._fleet.executor(choice.first_executor)
+        reserved = choice.reserved_tokens if choice.prefill is None else len(prompt.token_ids) + journey.request.n
         outbox = Outbox(self._limits.max_pending_tokens)
         attempt = Attempt(
             handle=next(self._handles),
             n=journey.request.n,
             executor=executor.stream,
             lane=self._fleet.postprocessor(choice.postprocessor).stream,
-            reservation=executor.outstanding.reserve(choice.reserved_tokens),
+            reservation=executor.outstanding.reserve(reserved),
             outbox=outbox,
             accepted=None if journey.accepted_at is not None else _accepted(journey, prompt),
             clock=self._clock,
@@ -166,18 +167,27 @@ class Pipeline:
             priority=request.priority,
             tenant=request.tenant,
             time_left=None if left is None else duration(left),
+            hand_off=choice.prefill is not None,
         )
-        attempt.start(submit, _opening(attempt.handle, request, prompt))
+        sink = None
+        if choice.prefill is not None:
+            sink = TwoStages(attempt, submit, model.block_size, partial(self._find_seat, journey, prompt))
+        attempt.start(submit, _opening(attempt.handle, request, prompt), sink)
 
-    async def _conclude(
-        self, attempt: Attempt, journey: Journey, prompt: EncodedPrompt, choice: Choice, write: Write
-    ) -> None:
+    def _find_seat(self, journey: Journey, prompt: EncodedPrompt, excluded: frozenset[str]) -> Seat:
+        """Chosen only now: what is true of the fleet may have changed since the prompt was begun."""
+        choice = choose(self._fleet.snapshot(), _demand(journey, prompt, excluded))
+        executor = self._fleet.executor(choice.executor)
+        leg = Leg(executor.stream, executor.outstanding.reserve(choice.reserved_tokens))
+        return Seat(leg, choice.model.block_size, journey.left_seconds())
+
+    async def _conclude(self, attempt: Attempt, journey: Journey, prompt: EncodedPrompt, write: Write) -> None:
         """The executor's last word comes a step after a stop string ended an output; it is waited for, not long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.end_wait_seconds):
                 await attempt.ended.wait()
         await write(journey.usage(prompt, attempt.progress))
-        await write(journey.receipt(prompt, choice, attempt.progress))
+        await write(journey.receipt(prompt, attempt.progress))
 
     @contextmanager
     def _observed(self, journey: Journey) -> Iterator[None]:
@@ -198,6 +208,18 @@ async def _deliver(attempt: Attempt, write: Write) -> None:
     while events := await attempt.outbox.take():
         for event in events:
             await write(event)
+
+
+def _demand(journey: Journey, prompt: EncodedPrompt, excluded: frozenset[str]) -> Demand:
+    return Demand(
+        version=prompt.version,
+        prompt_tokens=len(prompt.token_ids),
+        max_tokens=_max_tokens(journey.request.stopping),
+        n=journey.request.n,
+        turn=journey.turn,
+        excluded=excluded,
+        adapter=prompt.adapter,
+    )
 
 
 def _accepted(journey: Journey, prompt: EncodedPrompt) -> Accepted:

@@ -19,6 +19,7 @@ from weir_router.snapshot import (
     ExecutorView,
     FleetSnapshot,
     PostprocessorView,
+    Role,
     TokenizerView,
     WorkerState,
     revision_mismatch,
@@ -52,6 +53,12 @@ class Choice:
     postprocessor: str
     # What the request may cost the executor at most: its prompt and all its outputs.
     reserved_tokens: int
+    # Who computes the prompt and each output's first token before the executor goes on; None: itself.
+    prefill: str | None = None
+
+    @property
+    def first_executor(self) -> str:
+        return self.prefill or self.executor
 
 
 def choose(snapshot: FleetSnapshot, demand: Demand) -> Choice:
@@ -59,6 +66,24 @@ def choose(snapshot: FleetSnapshot, demand: Demand) -> Choice:
     executor, model = choose_executor(snapshot, demand)
     postprocessor = choose_postprocessor(snapshot, demand)
     return Choice(executor, model, postprocessor.address, _reserved_tokens(model, demand))
+
+
+def choose_prefill(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min_tokens: int) -> str | None:
+    """The executor that is to compute the prompt for `choice`, which then takes it over; None: nobody but itself.
+
+    One whose role is that, and whose blocks the other can use. It costs a transfer of the prompt's blocks, which a
+    prompt of fewer than `min_tokens` is not worth.
+    """
+    if demand.prompt_tokens < min_tokens:
+        return None
+    able = [
+        executor
+        for executor in snapshot.agreed(demand.version.model, demand.adapter)
+        if executor.role is Role.PREFILL and executor.address not in demand.excluded
+        if executor.model and executor.model.version == demand.version and _fits(executor.model, demand)
+        if executor.model.block_size == choice.model.block_size
+    ]
+    return _least(able, lambda executor: executor.outstanding_tokens, demand.turn).address if able else None
 
 
 def choose_executor(snapshot: FleetSnapshot, demand: Demand) -> tuple[str, ExecutorModel]:
@@ -107,7 +132,11 @@ def _eligible(snapshot: FleetSnapshot, demand: Demand) -> list[tuple[ExecutorVie
     able = [(executor, model) for executor, model in same if demand.max_tokens != 0 or model.embedding_size]
     if not able:
         raise Unsupported(f"no executor that serves {demand.version.model!r} makes embeddings")
-    eligible = [(executor, model) for executor, model in able if executor.address not in demand.excluded]
+    # A vector is a prefill and no more.
+    whole = [(executor, model) for executor, model in able if executor.decodes or demand.max_tokens == 0]
+    if not whole:
+        raise NoWorker(f"the executors that serve {demand.version.model!r} only prefill")
+    eligible = [(executor, model) for executor, model in whole if executor.address not in demand.excluded]
     if not eligible:
         raise NoWorker(f"no other executor that serves {demand.version.model!r} is healthy")
     return eligible

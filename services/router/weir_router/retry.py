@@ -15,6 +15,9 @@ def may_retry(error: WeirError, attempt: int, *, answering: bool) -> bool:
     server's, a worker that drains, a worker that has no room, and one that has just unloaded the adapter which it was
     believed to have. What the client did wrong is as wrong elsewhere.
     """
-    if answering or attempt >= MAX_ATTEMPTS:
-        return False
+    return not answering and attempt < MAX_ATTEMPTS and another_may_do_better(error)
+
+
+def another_may_do_better(error: WeirError) -> bool:
+    """Whether the fault is this worker's, and not the request's."""
     return isinstance(error, NotFound) or (error.row.retryable and error.row.fault is not Fault.CLIENT)

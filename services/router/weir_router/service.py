@@ -27,7 +27,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
     metrics = RouterMetrics(chassis.metrics)
     queue = AdmissionQueue(settings.max_running, settings.max_waiting)
     admission = Admission(queue, chassis.clock, chassis.leases, metrics)
-    limits = Limits(settings.max_pending_tokens, settings.end_wait_seconds)
+    limits = Limits(settings.max_pending_tokens, settings.end_wait_seconds, settings.disaggregate_tokens)
     async with open_fleet(settings, chassis, metrics) as fleet:
         encoder = Encoder(fleet, settings.tokenizer_timeout_seconds)
         pipeline = Pipeline(

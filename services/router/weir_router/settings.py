@@ -63,6 +63,12 @@ class RouterSettings(ServiceSettings):
         le=60.0,
         description="how long the executor's last word on a finished request is waited for",
     )
+    # At 16 tokens a block a few dozen blocks: below, what the transfer takes and delays is more than it spares.
+    disaggregate_tokens: int = Field(
+        default=512,
+        ge=1,
+        description="a prompt of so many tokens is computed by an executor whose role is prefill, where there is one",
+    )
     probe_timeout_seconds: float = Field(
         default=5.0, gt=0.0, le=60.0, description="one question about a worker's model or load"
     )

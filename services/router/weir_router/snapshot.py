@@ -24,6 +24,16 @@ class WorkerState(Enum):
     SERVING = "serving"
 
 
+class Role(Enum):
+    """Which part of a request an executor is there for."""
+
+    # Prompts and first tokens, for others to go on with.
+    PREFILL = "prefill"
+    # All that comes after; whole requests too.
+    DECODE = "decode"
+    BOTH = "both"
+
+
 @dataclass(frozen=True, slots=True)
 class ExecutorModel:
     """What an executor serves and its limits, as GetModelInfo said."""
@@ -52,10 +62,16 @@ class ExecutorView:
     load_age_seconds: float | None = None
     # Those it has loaded, as far as it has told: name → fingerprint.
     adapters: Mapping[str, str] = field(default_factory=dict)
+    role: Role = Role.BOTH
 
     @property
     def outstanding_tokens(self) -> int:
         return self.routed_tokens + self.foreign_tokens
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it takes requests to their end."""
+        return self.role is not Role.PREFILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +166,7 @@ class FleetSnapshot:
     def answers(self, model: str) -> bool:
         """Whether a request for the model would find a worker of each kind."""
         held = {version for tokenizer in self.tokenizers if _serves(tokenizer) for version in _held(tokenizer)}
-        agreed = any(executor.model.version in held for executor in self.serving(model) if executor.model)
+        agreed = any(e.model.version in held and e.decodes for e in self.serving(model) if e.model)
         return agreed and any(map(_serves, self.postprocessors))
 
     def mismatched(self) -> list[str]:

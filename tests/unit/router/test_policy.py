@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from unit.router.views import DOWN, DRAINING, SERVING, demand, executor, fleet, postprocessor, tokenizer
 from weir_chassis.errors import NotFound, NoWorker, PromptTooLong, RevisionMismatch, Unsupported
 from weir_router.outstanding import Outstanding
-from weir_router.policy import choose, choose_executor, choose_tokenizer
-from weir_router.snapshot import ExecutorView, FleetSnapshot
+from weir_router.policy import choose, choose_executor, choose_prefill, choose_tokenizer
+from weir_router.snapshot import ExecutorView, FleetSnapshot, Role
 
+PREFILL, DECODE = Role.PREFILL, Role.DECODE
 executors = st.builds(
     executor,
     address=st.sampled_from("abcdefgh"),
@@ -162,3 +164,52 @@ def test_tokenizers_take_turns_and_each_comes_with_an_executor_that_agrees() -> 
     assert [(view.address, model.block_size) for view, model in chosen] == [("t", 16), ("u", 32), ("t", 16), ("u", 32)]
     with pytest.raises(NoWorker):
         choose_tokenizer(replace(snapshot, tokenizers=snapshot.tokenizers[3:]), "m", turn=0)
+
+
+def prefill_of(*executors: ExecutorView, min_tokens: int = 1, **fields: Any) -> str | None:
+    """Who computes the prompt for whom `choose` has chosen."""
+    snapshot, wanted = fleet(*executors), demand(**fields)
+    return choose_prefill(snapshot, wanted, choose(snapshot, wanted), min_tokens)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(Role), st.integers(0, 3)), min_size=1, max_size=6),
+    st.integers(0, 10),
+    st.integers(1, 60),
+)
+def test_who_only_prefills_is_never_chosen_for_the_whole_and_who_decodes_never_for_the_prompt(
+    workers: list[tuple[Role, int]], turn: int, min_tokens: int
+) -> None:
+    executors = [executor(f"e{i}", role=role, routed=load) for i, (role, load) in enumerate(workers)]
+    by_address = {view.address: view for view in executors}
+    snapshot, wanted = fleet(*executors), demand(turn=turn, prompt_tokens=30)
+    if all(role is PREFILL for role, _ in workers):
+        with pytest.raises(NoWorker, match="only prefill"):
+            choose(snapshot, wanted)
+        return
+    choice = choose(snapshot, wanted)
+    assert by_address[choice.executor].decodes
+    prefill = choose_prefill(snapshot, wanted, choice, min_tokens)
+    prefills = [view for view in executors if view.role is PREFILL]
+    assert (prefill is not None) == (bool(prefills) and min_tokens <= 30)
+    if prefill is not None:
+        assert by_address[prefill].role is PREFILL
+        assert by_address[prefill].outstanding_tokens == min(view.outstanding_tokens for view in prefills)
+
+
+def test_a_prompt_is_computed_elsewhere_only_where_its_blocks_are_of_use() -> None:
+    decode = executor("d", role=DECODE)
+    assert prefill_of(decode, executor("pre", role=PREFILL)) == "pre"
+    assert prefill_of(decode, executor("pre", role=PREFILL, block_size=32)) is None
+    assert prefill_of(decode, executor("pre", role=PREFILL, max_model_len=15)) is None
+    assert prefill_of(decode, executor("pre", role=PREFILL, state=DRAINING)) is None
+    assert prefill_of(decode, executor("pre", role=PREFILL), excluded=frozenset({"pre"})) is None
+    assert prefill_of(decode, executor("pre", role=PREFILL), min_tokens=11) is None
+    fine_tuned = {"mine": "f" * 32}
+    decode = executor("d", role=DECODE, adapters=fine_tuned)
+    assert prefill_of(decode, executor("pre", role=PREFILL), adapter="f" * 32) is None
+    assert prefill_of(decode, executor("pre", role=PREFILL, adapters=fine_tuned), adapter="f" * 32) == "pre"
+
+
+def test_a_vector_may_come_from_any_role() -> None:
+    assert choose_executor(fleet(executor("pre", role=PREFILL)), demand(max_tokens=0))[0] == "pre"

@@ -11,6 +11,7 @@ from weir_router.snapshot import (
     ExecutorView,
     FleetSnapshot,
     PostprocessorView,
+    Role,
     TokenizerModel,
     TokenizerView,
     WorkerState,
@@ -35,9 +36,12 @@ def executor(
     block_size: int = 16,
     embedding_size: int = 8,
     adapters: Mapping[str, str] | None = None,
+    role: Role = Role.BOTH,
 ) -> ExecutorView:
     known = ExecutorModel(version(revision, model), 300, max_model_len, block_size, embedding_size)
-    return ExecutorView(address, state, known, routed_tokens=routed, foreign_tokens=foreign, adapters=adapters or {})
+    return ExecutorView(
+        address, state, known, routed_tokens=routed, foreign_tokens=foreign, adapters=adapters or {}, role=role
+    )
 
 
 def unknown_executor(address: str) -> ExecutorView:

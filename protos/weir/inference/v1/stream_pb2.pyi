@@ -222,6 +222,7 @@ class Receipt(_message.Message):
     STORE_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    PREFILL_WORKER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempts: _builtins.int
     worker: _builtins.str
@@ -234,6 +235,8 @@ class Receipt(_message.Message):
     store_cached_tokens: _builtins.int
     """Of the prompt, from the kvstore."""
     preemptions: _builtins.int
+    prefill_worker: _builtins.str
+    """Address of the executor that computed the prompt for `worker`; empty: it did so itself."""
     @_builtins.property
     def model_version(self) -> _model_pb2.ModelVersion: ...
     @_builtins.property
@@ -251,10 +254,11 @@ class Receipt(_message.Message):
         store_cached_tokens: _builtins.int = ...,
         preemptions: _builtins.int = ...,
         timings: Global___Timings | None = ...,
+        prefill_worker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "engine_cached_tokens", b"engine_cached_tokens", "model_version", b"model_version", "policy", b"policy", "preemptions", b"preemptions", "request_id", b"request_id", "seed", b"seed", "store_cached_tokens", b"store_cached_tokens", "timings", b"timings", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "engine_cached_tokens", b"engine_cached_tokens", "model_version", b"model_version", "policy", b"policy", "preemptions", b"preemptions", "prefill_worker", b"prefill_worker", "request_id", b"request_id", "seed", b"seed", "store_cached_tokens", b"store_cached_tokens", "timings", b"timings", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
