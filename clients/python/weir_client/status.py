@@ -14,8 +14,10 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from weir.executor.v1.executor_pb2 import (
+    ExecutorRole,
     GetLoadRequest,
     GetLoadResponse,
+    GetModelInfoRequest,
     ListRequestsRequest,
     RequestState,
     WaitingReason,
@@ -37,6 +39,7 @@ class Report:
     health: str
     load: Message | None = None
     requests: Sequence[RequestState] = ()
+    role: str = ""  # of an executor: "prefill", "decode", "both"
 
     @property
     def serving(self) -> bool:
@@ -46,12 +49,14 @@ class Report:
         load = MessageToDict(self.load, preserving_proto_field_name=True) if self.load else {}
         report = {"service": self.service.service, "address": self.service.address, "health": self.health, "load": load}
         requests = [MessageToDict(state, preserving_proto_field_name=True) for state in self.requests]
-        return json.dumps({**report, "requests": requests} if requests else report)
+        parts = {"role": self.role, "requests": requests}
+        return json.dumps({**report, **{name: part for name, part in parts.items() if part}})
 
     def to_line(self) -> str:
         """The service, and a line for each of its requests below it."""
         health = click.style(f"{self.health:<12}", fg="green" if self.serving else "red")
-        line = f"{self.service.service:<12} {self.service.address:<22} {health} {_summary(self.load)}".rstrip()
+        role = f"{self.role}: " if self.role not in ("", "both") else ""
+        line = f"{self.service.service:<12} {self.service.address:<22} {health} {role}{_summary(self.load)}".rstrip()
         return "\n".join([line, *map(_request_line, self.requests)])
 
 
@@ -71,10 +76,17 @@ async def _ask(service: RunningService, *, with_requests: bool) -> Report:
         try:
             health = await _health(channel)
             load = await _LOADS[service.service](channel) if service.service in _LOADS else None
-            requests = await _requests(channel) if with_requests and service.service == "executor" else ()
+            is_executor = service.service == "executor"
+            role = await _role(channel) if is_executor else ""
+            requests = await _requests(channel) if with_requests and is_executor else ()
         except grpc.RpcError as error:
             return Report(service, error.code().name)
-    return Report(service, health, load, requests)
+    return Report(service, health, load, requests, role)
+
+
+async def _role(channel: grpc.aio.Channel) -> str:
+    info = await ExecutorServiceStub(channel).GetModelInfo(GetModelInfoRequest(), timeout=_TIMEOUT_SECONDS)
+    return ExecutorRole.Name(info.role).removeprefix("EXECUTOR_ROLE_").lower()
 
 
 async def _requests(channel: grpc.aio.Channel) -> Sequence[RequestState]:

@@ -24,6 +24,15 @@ _PLACEMENT = [
     ),
     click.option("--name", help="Name clients use for the model. Default: the directory's."),
     click.option("--executors", type=click.IntRange(1, 16), default=1, show_default=True, help="Executors to start."),
+    click.option(
+        "--prefill", type=click.IntRange(0, 16), default=0, help="Executors that only compute prompts; with --decode."
+    ),
+    click.option(
+        "--decode", type=click.IntRange(0, 16), default=0, help="Executors that go on after them, for --executors."
+    ),
+    click.option(
+        "--disaggregate-tokens", type=click.IntRange(1), help="A prompt of so many tokens goes to --prefill first."
+    ),
     click.option("--one-process", is_flag=True, help="Place all services in one process, in memory."),
     click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Default: the checkpoint's."),
     click.option("--device", default="cpu", show_default=True, help="'cpu' or 'cuda'."),

@@ -19,6 +19,10 @@ _MAX_ADAPTERS = 8
 _BUSY_BYTES_PER_SECOND = 4e6
 
 
+class PlacementError(Exception):
+    """What was asked for makes no stack."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """What the user asked `weir up` for."""
@@ -26,6 +30,9 @@ class Placement:
     model_dir: Path | None = None  # None: the demo model that the repository ships
     name: str | None = None  # None: the directory's name
     executors: int = 1
+    prefill: int = 0  # executors that only compute prompts; with them come those that decode, in place of `executors`
+    decode: int = 0
+    disaggregate_tokens: int | None = None  # a prompt of so many is computed apart; None: the router's default
     one_process: bool = False
     dtype: str | None = None  # None: the checkpoint's
     device: str = "cpu"
@@ -36,6 +43,13 @@ class Placement:
     adapter_dir: Path | None = None  # None: no adapters
     nats_url: str | None = None  # None: KV events are published nowhere
     port: int = 7700  # of the router; 0: any free one
+
+    @property
+    def roles(self) -> list[str]:
+        """One for each executor. Raises PlacementError for prefill workers that nobody would go on after."""
+        if bool(self.prefill) != bool(self.decode):
+            raise PlacementError("--prefill and --decode go together: each computes a part of a request")
+        return ["prefill"] * self.prefill + ["decode"] * self.decode or ["both"] * self.executors
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +66,7 @@ class PlannedService:
 
 
 def plan(placement: Placement, free_port: Callable[[], int]) -> list[PlannedService]:
-    """The services in the order that they are shown, the router last. Raises FileNotFoundError for a missing model."""
+    """The services in the order that they are shown, the router last. Raises FileNotFoundError, PlacementError."""
     model_dir, name = find_model(placement.model_dir), model_name(placement)
     place = _in_memory if placement.one_process else _on_loopback(free_port)
     models = {"models": f"{name}={model_dir}"}
@@ -60,12 +74,16 @@ def plan(placement: Placement, free_port: Callable[[], int]) -> list[PlannedServ
     tokenizer = place("tokenizer", models)
     postprocess = place("postprocess", models)
     executor_settings = _executor_settings(placement, model_dir, kvstore.address)
-    executors = [place(f"executor{i or ''}", executor_settings) for i in range(placement.executors)]
+    executors = [
+        place(f"executor{i or ''}", executor_settings | {"role": role}) for i, role in enumerate(placement.roles)
+    ]
     fleet = {
         "tokenizers": tokenizer.address,
         "postprocessors": postprocess.address,
         "executors": ",".join(executor.address for executor in executors),
     }
+    if placement.disaggregate_tokens is not None:
+        fleet["disaggregate_tokens"] = str(placement.disaggregate_tokens)
     router = _at("router", placement.port or free_port(), fleet)
     return [kvstore, tokenizer, postprocess, *executors, router]
 

@@ -24,7 +24,7 @@ from weir_chassis.telemetry import configure_logging
 from weir_client.client import Client
 from weir_client.stack import RunningService, clear_stack, state_directory, write_stack
 from weir_local import one_process, processes
-from weir_local.placement import HOST, Placement, PlannedService, plan
+from weir_local.placement import HOST, Placement, PlacementError, PlannedService, plan
 
 # Everything serves by now; the router only has to notice.
 _SETTLE_SECONDS, _POLL_SECONDS, _CHECK_SECONDS = 30.0, 0.05, 5.0
@@ -80,12 +80,12 @@ async def running(placement: Placement, remember: Remember | None = None) -> Asy
         place = _in_one_process if placement.one_process else _in_processes
         try:
             async with place(plans, state / "logs", remember) as (services, failed):
-                await until_healthy(plans[-1].address, placement.executors)
+                await until_healthy(plans[-1].address, len(placement.roles))
                 remember(services)
                 yield LocalStack(router=plans[-1].address, failed=failed)
         finally:
             clear_stack(state, plans[-1].address)
-    except (processes.StartError, FileNotFoundError, SettingsError) as error:
+    except (processes.StartError, FileNotFoundError, SettingsError, PlacementError) as error:
         raise click.ClickException(f"{error}\nlogs: {state / 'logs'}") from error
 
 

@@ -49,6 +49,11 @@ REQUESTS = [
 
 
 class ScriptedExecutor(ExecutorServiceServicer):
+    role = pb.EXECUTOR_ROLE_BOTH
+
+    async def GetModelInfo(self, _: pb.GetModelInfoRequest, __: Any) -> pb.GetModelInfoResponse:
+        return pb.GetModelInfoResponse(role=self.role)
+
     async def GetLoad(self, _: pb.GetLoadRequest, __: Any) -> pb.GetLoadResponse:
         return LOAD
 
@@ -63,6 +68,10 @@ async def test_an_executor_anywhere_is_asked_for_its_load_and_requests(monkeypat
         monkeypatch.setattr(status, "open_channel", lambda _: _Kept(channel))
         (plain,) = await status.ask_all("10.0.0.7:7702")
         (full,) = await status.ask_all("10.0.0.7:7702", with_requests=True)
+        executor.role = pb.EXECUTOR_ROLE_PREFILL
+        (prefill,) = await status.ask_all("10.0.0.7:7702")
+    assert "prefill: 1 running" in prefill.to_line()
+    assert json.loads(prefill.to_json())["role"] == "prefill"
     assert plain.requests == ()
     assert "1 running, 1 waiting, 14/64 blocks in use, step 9" in plain.to_line()
     assert plain.to_line().endswith("last batch 2 sequences, 500 + 7 tokens in 31 ms")

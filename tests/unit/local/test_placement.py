@@ -11,7 +11,7 @@ import pytest
 from weir_chassis.settings import ServiceSettings
 from weir_executor.settings import ExecutorSettings
 from weir_kvstore.settings import KvStoreSettings
-from weir_local.placement import Placement, PlannedService, find_model, plan
+from weir_local.placement import Placement, PlacementError, PlannedService, find_model, plan
 from weir_postprocess.settings import PostprocessSettings
 from weir_router.settings import RouterSettings
 from weir_tokenizer.settings import TokenizerSettings
@@ -82,6 +82,18 @@ def test_in_one_process_only_the_router_has_a_port(model_dir: Path) -> None:
     plans = plan(Placement(model_dir, one_process=True), ports())
     assert all(p.address.startswith("memory:") for p in plans[:-1])
     assert plans[-1].address == "127.0.0.1:7700"
+
+
+def test_prefill_and_decode_workers_come_in_place_of_whole_ones(model_dir: Path) -> None:
+    plans = plan(Placement(model_dir, executors=3, prefill=2, decode=1, disaggregate_tokens=64), ports())
+    assert [p.settings["role"] for p in of("executor", plans)] == ["prefill", "prefill", "decode"]
+    assert plans[-1].settings["disaggregate_tokens"] == "64"
+    for planned in plans:
+        SETTINGS[planned.service].model_validate(dict(planned.settings))
+    assert [p.settings["role"] for p in of("executor", plan(Placement(model_dir), ports()))] == ["both"]
+    for half in (Placement(model_dir, prefill=1), Placement(model_dir, decode=1)):
+        with pytest.raises(PlacementError, match="go together"):
+            plan(half, ports())
 
 
 def test_a_draft_model_guesses_by_default_and_must_be_there(model_dir: Path, tmp_path: Path) -> None:
