@@ -695,14 +695,17 @@ async def check_a_handoff_ends_with_its_stream(stub: Stub) -> None:
 
 
 async def check_a_request_that_is_discarded_hands_nothing_off(stub: Stub) -> None:
-    for tokens in (10, 70, 400):
-        async with calling(stub) as caller:
-            await caller.submit(1, prompt_of(tokens), share=True, hand_off=True)
-        async with calling(stub) as caller:
-            await caller.submit(1, prompt_of(tokens), share=True, hand_off=True)
-            await caller.abort(1)
-            await caller.until_told(1)
-    await until_all_free(stub)
+    """However close to its end that is."""
+    async with calling(stub) as caller:
+        for turn in range(60):
+            tokens = (10, 70, 400)[turn % 3]
+            async with calling(stub) as other:
+                await other.submit(1, prompt_of(tokens, turn), share=True, hand_off=True)
+                await caller.submit(turn, prompt_of(tokens, turn), share=True, hand_off=True)
+                await asyncio.sleep(turn * 1e-4)
+                await caller.abort(turn)
+            await caller.until_told(turn)
+        await until_all_free(stub)
 
 
 async def check_a_handoff_that_is_not_to_be_had_is_computed(stub: Stub) -> None:

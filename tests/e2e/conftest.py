@@ -124,7 +124,7 @@ async def _held_by(address: str) -> GetLoadResponse | grpc.StatusCode | None:
         load = await load_of(address)
     except grpc.aio.AioRpcError as error:
         return error.code()
-    live = load.running_sequences + load.waiting_requests + load.live_requests
+    live = load.running_sequences + load.waiting_requests + load.live_requests + load.live_handoffs
     return load if live or load.free_blocks != load.total_blocks else None
 
 

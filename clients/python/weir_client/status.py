@@ -132,7 +132,7 @@ def _summary(load: Message | None) -> str:
             used = load.total_blocks - load.free_blocks
             return (
                 f"{load.running_sequences} running, {load.waiting_requests} waiting, "
-                f"{used}/{load.total_blocks} blocks in use, step {load.step}{_batch(load)}"
+                f"{used}/{load.total_blocks} blocks in use, step {load.step}{_handoffs(load)}{_batch(load)}"
             )
         case GetStatsResponse():
             return ", ".join(
@@ -140,6 +140,10 @@ def _summary(load: Message | None) -> str:
                 for t in load.tiers
             )
     return ""
+
+
+def _handoffs(load: GetLoadResponse) -> str:
+    return f", {load.live_handoffs} handed off" if load.live_handoffs else ""
 
 
 def _batch(load: GetLoadResponse) -> str:

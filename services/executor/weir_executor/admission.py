@@ -113,6 +113,7 @@ class Admission:
 
     def abort(self, live: LiveRequest, output_index: int | None = None) -> None:
         """What the caller asked for: it hears the request's end."""
+        live.aborted |= output_index is None
         if live.preparing is None:
             self._engine.abort(live.key, output_index)
         elif output_index is None:

@@ -39,6 +39,7 @@ class LiveRequest:
     """One request of one call. `key` names it to the engine, `handle` to its listener."""
 
     __slots__ = (
+        "aborted",
         "accepted",
         "adapter",
         "admitted_at",
@@ -67,6 +68,7 @@ class LiveRequest:
         self.stop_token_ids = request.stop_token_ids
         self.accepted = False  # the caller knows that its first token was computed
         self.told = False
+        self.aborted = False  # all of it, by its caller, who may have had its end on the way
         self.adapter = adapter  # held from `LiveRequests.add` to its `remove`
         self.lease: Lease | None = None
         self.preparing: asyncio.Task[None] | None = None

@@ -135,7 +135,9 @@ def to_model_info(served: Served) -> pb.GetModelInfoResponse:
     )
 
 
-def to_load(load: EngineLoad, *, epoch: int, live_streams: int, live_requests: int) -> pb.GetLoadResponse:
+def to_load(
+    load: EngineLoad, *, epoch: int, live_streams: int, live_requests: int, live_handoffs: int
+) -> pb.GetLoadResponse:
     return pb.GetLoadResponse(
         epoch=epoch,
         step=load.step,
@@ -149,6 +151,7 @@ def to_load(load: EngineLoad, *, epoch: int, live_streams: int, live_requests: i
         last_step=to_duration(load.last_step_seconds),
         live_streams=live_streams,
         live_requests=live_requests,
+        live_handoffs=live_handoffs,
         last_batch=_to_step_stats(load.last_batch) if load.last_batch else None,
         prefill_tokens=load.prefill_tokens,
         decode_tokens=load.decode_tokens,

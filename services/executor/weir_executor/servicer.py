@@ -88,6 +88,7 @@ class ExecutorServicer(ExecutorServiceServicer):
             epoch=self._kv_events.epoch,
             live_streams=len(self._streams),
             live_requests=len(self._requests),
+            live_handoffs=len(self._handoffs),
         )
 
     async def WatchKvEvents(self, request: pb.WatchKvEventsRequest, _: Any) -> AsyncIterator[pb.WatchKvEventsResponse]:

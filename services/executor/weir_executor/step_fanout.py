@@ -115,7 +115,9 @@ class StepFanout:
         touched.add(live.listener)
 
     def _leave(self, live: LiveRequest, held_blocks: int) -> None:
-        """Blocks for another executor to take, unless nobody is left to tell it."""
-        live.handoff = self._handoffs.open(live, held_blocks)
-        if live.told:
-            live.handoff.lease.release()
+        """Blocks for another executor to take, unless nobody wants that any more."""
+        handoff = self._handoffs.open(live, held_blocks)
+        if live.told or live.aborted:  # after the engine had ended it, and before that was heard here
+            handoff.lease.release()
+        else:
+            live.handoff = handoff

@@ -613,6 +613,7 @@ class GetLoadResponse(_message.Message):
     PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
     DECODE_TOKENS_FIELD_NUMBER: _builtins.int
     CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
+    LIVE_HANDOFFS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """One number per incarnation of the process."""
     step: _builtins.int
@@ -633,6 +634,8 @@ class GetLoadResponse(_message.Message):
     decode_tokens: _builtins.int
     chunk_tokens: _builtins.int
     """Tokens that one step computes at most now: less than the limit while inter-token latency is above its target."""
+    live_handoffs: _builtins.int
+    """Computed prompts that are held for other executors."""
     @_builtins.property
     def last_step(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -658,10 +661,11 @@ class GetLoadResponse(_message.Message):
         prefill_tokens: _builtins.int = ...,
         decode_tokens: _builtins.int = ...,
         chunk_tokens: _builtins.int = ...,
+        live_handoffs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_batch", b"last_batch", "last_step", b"last_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_blocks", b"cached_blocks", "chunk_tokens", b"chunk_tokens", "decode_tokens", b"decode_tokens", "epoch", b"epoch", "free_blocks", b"free_blocks", "last_batch", b"last_batch", "last_step", b"last_step", "live_requests", b"live_requests", "live_streams", b"live_streams", "outstanding_tokens", b"outstanding_tokens", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "running_sequences", b"running_sequences", "step", b"step", "total_blocks", b"total_blocks", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_blocks", b"cached_blocks", "chunk_tokens", b"chunk_tokens", "decode_tokens", b"decode_tokens", "epoch", b"epoch", "free_blocks", b"free_blocks", "last_batch", b"last_batch", "last_step", b"last_step", "live_handoffs", b"live_handoffs", "live_requests", b"live_requests", "live_streams", b"live_streams", "outstanding_tokens", b"outstanding_tokens", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "running_sequences", b"running_sequences", "step", b"step", "total_blocks", b"total_blocks", "waiting_requests", b"waiting_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

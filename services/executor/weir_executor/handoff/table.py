@@ -53,6 +53,9 @@ class HandoffTable:
         self._by_id: dict[str, HeldHandoff] = {}
         self._by_caller: dict[Listener, dict[int, HeldHandoff]] = {}
 
+    def __len__(self) -> int:
+        return len(self._by_id)
+
     def open(self, live: LiveRequest, num_blocks: int) -> HeldHandoff:
         """The request has ended and left so many blocks. Its listener is told when they have gone."""
         assert live.lease is not None, live.key
