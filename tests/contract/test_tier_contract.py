@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,14 +16,24 @@ import pytest
 from contract import tier_contract
 from contract.tier_contract import CAPACITY_BYTES, Check, Make, Place
 from fakes.failing_files import FailingFiles, spoil
+from fakes.faulty_peer import make_store, served
 from fakes.faulty_slots import FaultySlots
+from servers import redis_server
+from unit.kvstore import redis_store as shared_store
+from weir_chassis.clock import SystemClock
+from weir_chassis.errors import Internal
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.testing import VirtualClock, assert_no_leases
+from weir_kvstore.hop import Arrivals
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.record import Address
 from weir_kvstore.rules import Rules
 from weir_kvstore.tiers.arena import ArenaSlots
 from weir_kvstore.tiers.disk import SegmentSlots
+from weir_kvstore.tiers.peer.tier import PeerPlace, PeerTier
+
+# So short that a check of a stopped server need not wait, and long enough for one that runs.
+_IMPATIENT_SECONDS = 0.2
 
 
 @asynccontextmanager
@@ -68,7 +80,43 @@ async def disk(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | Non
     assert_no_leases(tier.ledger)
 
 
-TIERS: dict[str, Make] = {"ram": ram, "disk": disk}
+@asynccontextmanager
+async def redis(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | None = None) -> AsyncIterator[Place]:
+    with redis_server() as server:
+        async with shared_store.opened(
+            server, seconds=_IMPATIENT_SECONDS, capacity_bytes=capacity_bytes, ttl_seconds=ttl_seconds
+        ) as tier:
+
+            async def corrupt(address: Address) -> None:
+                shared_store.flip(server, address, -1)
+
+            async def fail(now: bool) -> None:
+                server.signal(signal.SIGSTOP if now else signal.SIGCONT)
+
+            yield Place(tier, corrupt, fail, asyncio.sleep)
+
+
+@asynccontextmanager
+async def peer(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | None = None) -> AsyncIterator[Place]:
+    store = make_store(capacity_bytes=capacity_bytes, ttl_seconds=ttl_seconds)
+    async with served(store) as other:
+        await store.open()
+        place = PeerPlace("peer:0", _IMPATIENT_SECONDS, _IMPATIENT_SECONDS)
+        tier = PeerTier(place, other.connect, Arrivals(), clock=SystemClock(), random=Random(0))
+
+        async def corrupt(address: Address) -> None:
+            other.spoilt.add(address.block_hash)
+
+        async def fail(now: bool) -> None:
+            other.error = Internal("told to") if now else None
+
+        await tier.open()
+        yield Place(tier, corrupt, fail, asyncio.sleep)
+        await tier.close()
+    assert_no_leases(store.ledger)
+
+
+TIERS: dict[str, Make] = {"ram": ram, "disk": disk, "redis": redis, "peer": peer}
 
 
 @pytest.mark.parametrize("check", tier_contract.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))

@@ -264,7 +264,8 @@ async def check_bytes_are_bounded(make: Make) -> None:
             assert report.bytes <= report.capacity_bytes
         there = [number for number in numbers if await has(place.tier, *blocks[number])]
         assert 0 < len(there) < 60
-        assert place.tier.report().counters.evicted + place.tier.report().counters.refused > 0
+        counters = place.tier.report().counters
+        assert counters.evicted + counters.refused > 0 or not place.tier.report().policy  # somebody else evicts
 
 
 async def check_a_block_that_can_never_fit(make: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 
 from google.protobuf.duration_pb2 import Duration
@@ -18,7 +19,9 @@ from weir_kvstore.bounds import (
     MAX_PAYLOAD_BYTES,
     MAX_TENANT_BYTES,
 )
+from weir_kvstore.index import Block
 from weir_kvstore.inventory import SourceReport
+from weir_kvstore.leases import Leased
 from weir_kvstore.put import PutBegin, PutPiece, PutResult
 from weir_kvstore.reads import Piece
 from weir_kvstore.store import Match
@@ -88,12 +91,13 @@ def put_piece(chunk: BlockChunk) -> PutPiece:
     return piece
 
 
-def match_response(match: Match) -> pb.MatchPrefixResponse:
+def match_response(match: Match, described: Sequence[Leased] = ()) -> pb.MatchPrefixResponse:
     return pb.MatchPrefixResponse(
         matched_blocks=match.matched_blocks,
         lease_id=match.lease_id,
         leased_bytes=match.leased_bytes,
         ranges=[pb.MatchedRange(blocks=each.blocks, tier=each.tier) for each in match.ranges],
+        records=[_block_record(each) for each in described],
     )
 
 
@@ -159,6 +163,20 @@ def _duration(seconds: float) -> Duration:
     duration = Duration()
     duration.FromNanoseconds(round(seconds * 1e9))
     return duration
+
+
+def _block_record(leased: Leased) -> pb.BlockRecord:
+    """Of a block in a shared tier nothing is known yet."""
+    if not isinstance(leased, Block):
+        return pb.BlockRecord()
+    record = leased.record
+    return pb.BlockRecord(
+        parent_block_hash=record.parent_block_hash,
+        payload_bytes=record.size_bytes,
+        checksum=record.checksum,
+        tenant=record.tenant,
+        prefill_seconds=record.prefill_seconds,
+    )
 
 
 def _hash(field: str, value: bytes) -> bytes:

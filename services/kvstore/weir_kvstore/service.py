@@ -15,6 +15,7 @@ from weir_chassis.kv_events.blocks import new_log
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_kvstore.bus import join_bus
 from weir_kvstore.events import TierEvents
+from weir_kvstore.hop import Arrivals
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.metrics import StoreCollector
 from weir_kvstore.put import Puts
@@ -45,10 +46,12 @@ async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Se
     kv_events = new_log(new_epoch(chassis.random), settings.kv_event_log)
     store.watch(TierEvents(kv_events))
     await store.open()
+    arrivals = Arrivals()
     servicer = KvStoreServicer(
         store,
         puts,
         kv_events,
+        arrivals,
         sources=join_bus(settings, chassis, kv_events),
         default_lease_seconds=settings.default_lease_seconds,
     )

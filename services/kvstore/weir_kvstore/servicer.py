@@ -12,10 +12,11 @@ from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceServicer
 from weir_chassis.errors import Draining, InvalidArgument, Unsupported
 from weir_chassis.kv_events.blocks import KvEventLog, told
 from weir_chassis.telemetry import current_request
-from weir_kvstore import mapping
+from weir_kvstore import hop, mapping
 from weir_kvstore.inventory import SourceReport
 from weir_kvstore.put import Puts
 from weir_kvstore.reads import read_lease
+from weir_kvstore.record import Address
 from weir_kvstore.store import BlockStore
 
 _NO_ARENA: Final = "this store shares no arena"
@@ -27,17 +28,20 @@ class KvStoreServicer(KvStoreServiceServicer):
         store: BlockStore,
         puts: Puts,
         kv_events: KvEventLog,
+        arrivals: hop.Arrivals,
         *,
         sources: Callable[[], Sequence[SourceReport]],
         default_lease_seconds: float,
     ) -> None:
+        """`arrivals` learns what other stores put."""
         self._store = store
         self._puts = puts
         self._kv_events = kv_events
+        self._arrivals = arrivals
         self._sources = sources
         self._default_lease_seconds = default_lease_seconds
 
-    async def MatchPrefix(self, request: pb.MatchPrefixRequest, _context: Any) -> pb.MatchPrefixResponse:
+    async def MatchPrefix(self, request: pb.MatchPrefixRequest, context: Any) -> pb.MatchPrefixResponse:
         block_hashes = mapping.block_hashes(request.block_hashes)
         match = await self._store.match(
             mapping.namespace(request.namespace),
@@ -46,7 +50,10 @@ class KvStoreServicer(KvStoreServiceServicer):
             seconds=self._lease_seconds(request),
             owner=_owner(),
             block_size=request.block_size,
+            local_only=hop.is_marked(context),
         )
+        if request.with_records and match.lease_id is not None:
+            return mapping.match_response(match, self._store.leases.blocks(match.lease_id))
         return mapping.match_response(match)
 
     async def GetBlocks(  # type: ignore[override]  # chunks that are not copied, see `block_chunk`
@@ -59,16 +66,21 @@ class KvStoreServicer(KvStoreServiceServicer):
                 yield mapping.get_response(piece)
 
     async def PutBlocks(
-        self, request_iterator: AsyncIterator[BlockChunk | pb.PutBlocksRequest], _context: Any
+        self, request_iterator: AsyncIterator[BlockChunk | pb.PutBlocksRequest], context: Any
     ) -> pb.PutBlocksResponse:
+        from_store, namespace = hop.is_marked(context), b""
         async with self._puts.open(_owner()) as put:
             async for request in request_iterator:
                 if isinstance(request, BlockChunk):
                     await put.add(mapping.put_piece(request))
+                    if from_store:
+                        self._arrivals.add(Address(namespace, request.block_hash))
                     continue
                 match request.WhichOneof("part"):
                     case "begin":
-                        put.begin(mapping.put_begin(request.begin))
+                        begin = mapping.put_begin(request.begin)
+                        put.begin(begin)
+                        namespace = begin.namespace
                     case "commit":
                         return mapping.put_response(put.commit())
                     case _:
@@ -86,11 +98,11 @@ class KvStoreServicer(KvStoreServiceServicer):
         self._store.leases.release(mapping.lease_id(request.lease_id))
         return pb.ReleaseLeaseResponse()
 
-    async def RemoveBlocks(self, request: pb.RemoveBlocksRequest, _context: Any) -> pb.RemoveBlocksResponse:
+    async def RemoveBlocks(self, request: pb.RemoveBlocksRequest, context: Any) -> pb.RemoveBlocksResponse:
+        namespace = mapping.namespace(request.namespace)
         block_hashes = mapping.block_hashes(request.block_hashes) if request.block_hashes else None
-        return pb.RemoveBlocksResponse(
-            removed_blocks=await self._store.remove(mapping.namespace(request.namespace), block_hashes)
-        )
+        removed = await self._store.remove(namespace, block_hashes, local_only=hop.is_marked(context))
+        return pb.RemoveBlocksResponse(removed_blocks=removed)
 
     async def GetStats(self, _request: pb.GetStatsRequest, _context: Any) -> pb.GetStatsResponse:
         reports = self._store.reports()

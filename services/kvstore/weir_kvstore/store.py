@@ -108,18 +108,19 @@ class BlockStore:
         seconds: float,
         owner: str,
         block_size: int = 0,
+        local_only: bool = False,
     ) -> Match:
         """The longest held prefix, leased for `seconds`; zero seconds only look. Raises Overloaded.
 
         The caller holds the first `skip_blocks` itself: wherever they are held here too, they only count as used.
-        Waits only for shared tiers, and for them only where the local ones lack something.
+        Waits only for shared tiers, and for them only where the local ones lack something; `local_only`: not at all.
         """
         if seconds > 0:
             self.leases.require_place()
         wanted = block_hashes[skip_blocks:]
         if 0 < len(block_hashes) * block_size < self.bounds.min_prefix_tokens:
             return Match(skip_blocks)
-        chain = await self._find(namespace, wanted)
+        chain = await self._find(namespace, wanted, local_only)
         self._count(chain, len(wanted))
         self._touch(look_up(self.local.values(), namespace, block_hashes[:skip_blocks]))
         matched = skip_blocks + len(chain.blocks)
@@ -136,16 +137,17 @@ class BlockStore:
         found = (tier.find(address) for tier in self.local.values())
         return next((block for block in found if block is not None), None)
 
-    async def remove(self, namespace: bytes, block_hashes: Iterable[bytes] | None) -> int:
+    async def remove(self, namespace: bytes, block_hashes: Iterable[bytes] | None, *, local_only: bool = False) -> int:
         """Hides these blocks, or what the whole namespace holds, in all tiers; how many the one with the most had.
 
         What is on its way from one tier to another is waited for, and hidden where it has arrived.
         """
         addresses = None if block_hashes is None else {Address(namespace, one) for one in block_hashes}
-        removed = await self._remove(namespace, addresses)
+        tiers = tuple(self.local.values()) if local_only else self.tiers
+        removed = await _remove(tiers, namespace, addresses)
         if len(self.tiers) > 1:
             await self._moved(lambda one: one.namespace == namespace if addresses is None else one in addresses)
-            await self._remove(namespace, addresses)
+            await _remove(tiers, namespace, addresses)
         return removed
 
     def release(self, leased: Sequence[Leased]) -> None:
@@ -158,10 +160,10 @@ class BlockStore:
         """Of all tiers, fastest first. Never waits."""
         return [tier.report() for tier in self.tiers]
 
-    async def _find(self, namespace: bytes, wanted: Sequence[bytes]) -> Chain:
+    async def _find(self, namespace: bytes, wanted: Sequence[bytes], local_only: bool) -> Chain:
         chain = look_up(self.local.values(), namespace, wanted)
         elsewhere: dict[int, Elsewhere] = {}
-        for _ in range(_MAX_ASKED if self._shared else 0):
+        for _ in range(_MAX_ASKED if self._shared and not local_only else 0):
             start = len(chain.blocks)
             if start == len(wanted):
                 break
@@ -194,10 +196,11 @@ class BlockStore:
                 yield self.local[each.tier], chain.blocks[start : start + each.blocks]  # type: ignore[misc]
             start += each.blocks
 
-    async def _remove(self, namespace: bytes, addresses: set[Address] | None) -> int:
-        if addresses is None:
-            return max([await tier.remove_namespace(namespace) for tier in self.tiers])
-        return max([await tier.remove(addresses) for tier in self.tiers])
-
     async def _moved(self, concern: Callable[[Address], bool]) -> None:
         await self.promotions.finished(concern)
+
+
+async def _remove(tiers: Sequence[Tier], namespace: bytes, addresses: set[Address] | None) -> int:
+    if addresses is None:
+        return max([await tier.remove_namespace(namespace) for tier in tiers])
+    return max([await tier.remove(addresses) for tier in tiers])

@@ -66,12 +66,12 @@ def key_of(number: int) -> str:
     return KEYS.block(block(number)[0].address)
 
 
-def flip(server: RedisServer, number: int, offset: int) -> None:
+def flip(server: RedisServer, address: Address, offset: int) -> None:
     """One bit of the value, from its end when negative."""
-    size = int(server.command("STRLEN", key_of(number))[1:])
-    at = offset % size
-    byte = server.command("GETRANGE", key_of(number), str(at), str(at)).split(b"\r\n", 1)[1][0]
-    server.command("SETRANGE", key_of(number), str(at), bytes([byte ^ 0x10]))
+    key = KEYS.block(address)
+    at = offset % int(server.command("STRLEN", key)[1:])
+    byte = server.command("GETRANGE", key, str(at), str(at)).split(b"\r\n", 1)[1][0]
+    server.command("SETRANGE", key, str(at), bytes([byte ^ 0x10]))
 
 
 async def held(tier: RedisTier, numbers: Sequence[int]) -> list[int]:

@@ -231,7 +231,7 @@ async def test_forgotten_scripts_are_sent_again(server: RedisServer) -> None:
 async def test_a_bit_that_flipped_anywhere(server: RedisServer, offset: int) -> None:
     async with opened(server) as tier:
         await put_all(tier, 1, 2, 3)
-        flip(server, 2, offset)
+        flip(server, block(2)[0].address, offset)
         assert await held(tier, [1, 2, 3]) == [1, 3]
         assert tier.counters.corrupt == 1
         assert await tier.match(NAMESPACE, hashes(1, 2, 3)) == 1

@@ -29,6 +29,7 @@ class MatchPrefixRequest(_message.Message):
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
     SKIP_BLOCKS_FIELD_NUMBER: _builtins.int
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    WITH_RECORDS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
     """16 bytes, as `namespace_fingerprint` computes them."""
     block_hashes: _builtins.bytes
@@ -37,6 +38,8 @@ class MatchPrefixRequest(_message.Message):
     """Blocks at the beginning that the caller holds itself: they are matched but not leased."""
     block_size: _builtins.int
     """Tokens in one block, so that prefixes below `min_prefix_tokens` are not looked up. 0: not told, and not asked."""
+    with_records: _builtins.bool
+    """What each leased block says of itself comes back in `records`: for a store that will keep it."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
         """How long the blocks stay leased. Unset: the store's default, 10 s unless it is told otherwise; at most 60 s.
@@ -51,10 +54,11 @@ class MatchPrefixRequest(_message.Message):
         lease_duration: _duration_pb2.Duration | None = ...,
         skip_blocks: _builtins.int = ...,
         block_size: _builtins.int = ...,
+        with_records: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "block_size", b"block_size", "lease_duration", b"lease_duration", "namespace", b"namespace", "skip_blocks", b"skip_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "block_size", b"block_size", "lease_duration", b"lease_duration", "namespace", b"namespace", "skip_blocks", b"skip_blocks", "with_records", b"with_records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -68,6 +72,7 @@ class MatchPrefixResponse(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     LEASED_BYTES_FIELD_NUMBER: _builtins.int
     RANGES_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
     matched_blocks: _builtins.int
     """Leading blocks held, `skip_blocks` included (a skipped block counts as held)."""
     lease_id: _builtins.str
@@ -78,6 +83,10 @@ class MatchPrefixResponse(_message.Message):
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___MatchedRange]:
         """Where the leased blocks are, first block first: they come as fast as their tier is."""
 
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockRecord]:
+        """Of the leased blocks, first block first, when they were asked for."""
+
     def __init__(
         self,
         *,
@@ -85,16 +94,54 @@ class MatchPrefixResponse(_message.Message):
         lease_id: _builtins.str | None = ...,
         leased_bytes: _builtins.int = ...,
         ranges: _abc.Iterable[Global___MatchedRange] | None = ...,
+        records: _abc.Iterable[Global___BlockRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_lease_id", b"_lease_id", "lease_id", b"lease_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lease_id", b"_lease_id", "lease_id", b"lease_id", "leased_bytes", b"leased_bytes", "matched_blocks", b"matched_blocks", "ranges", b"ranges"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lease_id", b"_lease_id", "lease_id", b"lease_id", "leased_bytes", b"leased_bytes", "matched_blocks", b"matched_blocks", "ranges", b"ranges", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__lease_id: _TypeAlias = _typing.Literal["lease_id"]  # noqa: Y015
     _WhichOneofArgType__lease_id: _TypeAlias = _typing.Literal["_lease_id", b"_lease_id"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lease_id) -> _WhichOneofReturnType__lease_id | None: ...
 
 Global___MatchPrefixResponse: _TypeAlias = MatchPrefixResponse  # noqa: Y015
+
+@_typing.final
+class BlockRecord(_message.Message):
+    """What a store knows of a block besides its bytes and its address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_BLOCK_HASH_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PREFILL_SECONDS_FIELD_NUMBER: _builtins.int
+    parent_block_hash: _builtins.bytes
+    """Empty at a chain's beginning."""
+    payload_bytes: _builtins.int
+    checksum: _builtins.int
+    """XXH3-64 of the whole payload."""
+    tenant: _builtins.str
+    """Whose quota it is charged to."""
+    prefill_seconds: _builtins.float
+    """What computing it took; 0: not told."""
+    def __init__(
+        self,
+        *,
+        parent_block_hash: _builtins.bytes = ...,
+        payload_bytes: _builtins.int = ...,
+        checksum: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        prefill_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "parent_block_hash", b"parent_block_hash", "payload_bytes", b"payload_bytes", "prefill_seconds", b"prefill_seconds", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockRecord: _TypeAlias = BlockRecord  # noqa: Y015
 
 @_typing.final
 class MatchedRange(_message.Message):
