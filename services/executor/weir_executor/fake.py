@@ -52,6 +52,7 @@ class FakeEngineConfig:
     embedding_size: int = 8
     step_seconds: float = 0.0
     prefix_cache: bool = True
+    kv_ttl_seconds: float | None = None
     emit_full_blocks: bool = False
     transfers_blocks: bool = True
     max_adapters: int = 2
@@ -78,6 +79,7 @@ class FakeEngine(StepLoop):
             max_waiting=config.max_waiting,
             emit_full_blocks=config.emit_full_blocks,
             prefix_cache=config.prefix_cache,
+            kv_ttl_seconds=config.kv_ttl_seconds,
             itl_target_seconds=config.itl_target_seconds,
             warm_up=config.warm_up,
             check_integrity=config.check_integrity,

@@ -98,6 +98,9 @@ class ExecutorSettings(NatsSettings):
         default=True, description="as many guesses as pay, none under load; false: always max_draft_tokens"
     )
     prefix_cache: bool = Field(default=True, description="keep full blocks for later prompts that begin alike")
+    kv_ttl_seconds: float | None = Field(
+        default=None, gt=0, description="how long blocks that no request uses are kept; unset: until room is needed"
+    )
     num_threads: int | None = Field(default=None, ge=1, le=1024, description="on a CPU; unset: PyTorch's choice")
     weights: Literal["dtype", "int8", "int4"] = Field(
         default="dtype", description="int8, int4: rounded when loaded; on a CPU with native kernels"

@@ -20,7 +20,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(_NUM_BLOCKS)
+        self.pool, self.now = BlockPool(_NUM_BLOCKS, ttl_seconds=3.0), 0.0
         self.held: list[list[int]] = []
         self.findable: dict[bytes, int] = {}
 
@@ -51,6 +51,14 @@ class PoolMachine(RuleBasedStateMachine):
             assert found == [self.findable[bytes([number])]]
             self.pool.share(found)
             self.held.append(found)
+
+    @rule(seconds=st.integers(0, 4))
+    def wait(self, seconds: int) -> None:
+        owned = {block for owner in self.held for block in owner if self.pool.is_findable(block)}
+        self.now += seconds
+        self.pool.expire(self.now)
+        assert all(self.pool.is_findable(block) for block in owned), "what is used stays"
+        assert seconds < 3 or not self.pool.num_cached
 
     @invariant()
     def events_tell_what_is_findable(self) -> None:
@@ -89,6 +97,37 @@ def test_cached_blocks_go_least_recently_used_first_and_ends_before_beginnings()
     pool.allocate(3)
     assert pool.take_events() == [BlockRemoved((b"b", b"d", b"c"))]
     assert pool.match([b"a"]) == first[:1]
+
+
+def test_what_nobody_uses_is_forgotten_after_its_time() -> None:
+    pool = BlockPool(4, ttl_seconds=10.0)
+    blocks = pool.allocate(2)
+    for block, name in zip(blocks, (b"a", b"b"), strict=True):
+        pool.store(block, name, b"")
+    pool.expire(100.0)
+    assert pool.seconds_to_expiry is None  # all of them are used
+    pool.release(blocks)
+    pool.take_events()
+    pool.expire(105.0)
+    pool.share(pool.match([b"a"]))
+    pool.release(blocks[:1])
+    assert pool.seconds_to_expiry == 5.0
+    pool.expire(110.0)
+    assert pool.match([b"a", b"b"]) == blocks[:1]
+    assert pool.take_events() == [BlockRemoved((b"b",))]
+    assert (pool.num_cached, pool.num_free, pool.seconds_to_expiry) == (1, 4, 5.0)
+    pool.expire(115.0)
+    assert (pool.num_cached, pool.num_free) == (0, 4)
+    pool.check_integrity()
+
+
+def test_without_a_lifetime_nothing_is_forgotten() -> None:
+    pool = BlockPool(1)
+    blocks = pool.allocate(1)
+    pool.store(blocks[0], b"a", b"")
+    pool.release(blocks)
+    pool.expire(1e9)
+    assert (pool.match([b"a"]), pool.seconds_to_expiry) == (blocks, None)
 
 
 def test_empty_blocks_are_used_before_cached_ones() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from contract.engine_contract import Listener, hashes, is_idle, prompt, request
 from weir_chassis.errors import DataCorrupt, Draining, Internal, QuotaExceeded, WorkerLost
+from weir_executor.engine import BlockRemoved, BlockStored
 from weir_executor.fake import FakeDeviceError, FakeEngine, FakeEngineConfig
 from weir_executor.paged import step_loop
 from weir_executor.paged.batch import Batch
@@ -315,6 +316,22 @@ def test_an_idle_loop_does_not_step(fake: FakeEngine) -> None:
     steps = fake.load().step
     time.sleep(0.02)
     assert fake.load().step == steps
+    fake.close()
+
+
+def test_an_idle_loop_forgets_blocks_that_are_over_their_time() -> None:
+    fake = FakeEngine(FakeEngineConfig(num_blocks=64, kv_ttl_seconds=0.05, check_integrity=True))
+    heard, events = Listener(), list[object]()
+    heard.on_step = lambda step: events.extend(step.kv_events)
+    fake.start(heard)
+    chain = hashes(prompt(40), 16)
+    fake.submit(request(1, prompt(40), 1, block_hashes=chain))
+    heard.wait_for_ends(1)
+    _until(lambda: len(events) == 2)
+    assert events == [BlockStored(tuple(chain), b""), BlockRemoved(tuple(reversed(chain)))]
+    _until(lambda: fake.load().cached_blocks == 0)
+    assert fake.cached_prefix_blocks(chain) == 0
+    assert fake.load().free_blocks == 64
     fake.close()
 
 

@@ -5,6 +5,7 @@ Every block is in exactly one place:
     empty       no owner, no hash             ── allocate ──▶  owned
     owned       one or more references        ── release ───▶  empty, or reusable when it has a hash
     reusable    no owner, a hash; LRU order   ── share ─────▶  owned;   ── allocate ──▶ loses its hash, owned
+                                              ── expire ────▶  empty
 
 A block gets its hash (`store`) only after its KV has been written, so nothing in the index is ever half made.
 """
@@ -20,15 +21,17 @@ from weir_executor.engine import BlockRemoved, BlockStored, KvEvent
 class BlockPool:
     """Hands out blocks, counts their owners, remembers what full blocks hold."""
 
-    def __init__(self, num_blocks: int, *, prefix_cache: bool = True) -> None:
+    def __init__(self, num_blocks: int, *, prefix_cache: bool = True, ttl_seconds: float | None = None) -> None:
+        """`ttl_seconds`: how long a block is kept that nobody uses; None: until its room is needed."""
         assert num_blocks > 0, num_blocks
         self.num_blocks = num_blocks
-        self._prefix_cache = prefix_cache
+        self._prefix_cache, self._ttl_seconds = prefix_cache, ttl_seconds
+        self._now = 0.0  # as `expire` was told last
         self._references = [0] * num_blocks
         self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
         self._empty = list(range(num_blocks - 1, -1, -1))  # a stack: the lowest id is handed out first
-        self._reusable: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._reusable: OrderedDict[int, float] = OrderedDict()  # since when; least recently used first
         self._events: list[BlockStored | BlockRemoved] = []
 
     @property
@@ -85,7 +88,7 @@ class BlockPool:
             if self._references[block_id]:
                 continue
             if block_id in self._hash_of:
-                self._reusable[block_id] = None
+                self._reusable[block_id] = self._now
             else:
                 self._empty.append(block_id)
 
@@ -99,6 +102,22 @@ class BlockPool:
         self._block_of[block_hash] = block_id
         self._note_stored(block_hash, parent_block_hash)
         return True
+
+    def expire(self, now: float) -> None:
+        """It is now this time: reusable blocks that nobody has used for the lifetime are empty."""
+        self._now = now
+        while self._reusable and self.seconds_to_expiry == 0.0:
+            block_id, _ = self._reusable.popitem(last=False)
+            self._forget(block_id)
+            self._empty.append(block_id)
+
+    @property
+    def seconds_to_expiry(self) -> float | None:
+        """Until the next reusable block is due, from when `expire` was called last; None: none ever is."""
+        if self._ttl_seconds is None or not self._reusable:
+            return None
+        since = next(iter(self._reusable.values()))
+        return max(0.0, since + self._ttl_seconds - self._now)
 
     def take_events(self) -> list[KvEvent]:
         """What became findable and what was forgotten since the last call, in order."""
@@ -119,10 +138,13 @@ class BlockPool:
         if self._empty:
             return self._empty.pop()
         block_id, _ = self._reusable.popitem(last=False)
+        self._forget(block_id)
+        return block_id
+
+    def _forget(self, block_id: int) -> None:
         block_hash = self._hash_of.pop(block_id)
         del self._block_of[block_hash]
         self._note_removed(block_hash)
-        return block_id
 
     def _note_stored(self, block_hash: bytes, parent: bytes) -> None:
         last = self._events[-1] if self._events else None

@@ -56,6 +56,7 @@ class PagedEngineConfig:
     max_adapters: int = 0  # loaded at once
     max_adapter_rank: int = 64
     prefix_cache: bool = True
+    kv_ttl_seconds: float | None = None
     emit_full_blocks: bool = False
     offered_bytes_per_second: float | None = None  # of full blocks while requests run; None: as they become full
     itl_target_seconds: float | None = None  # inter-token latency to keep to by smaller chunks
@@ -140,6 +141,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
                 emit_full_blocks=config.emit_full_blocks,
                 offered_blocks_per_second=_per_block(config.offered_bytes_per_second, compute.blocks.block_bytes),
                 prefix_cache=config.prefix_cache,
+                kv_ttl_seconds=config.kv_ttl_seconds,
                 itl_target_seconds=config.itl_target_seconds,
                 warm_up=config.warm_up,
                 check_integrity=config.check_integrity,

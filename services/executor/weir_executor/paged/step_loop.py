@@ -70,6 +70,7 @@ class LoopOptions:
     emit_full_blocks: bool = False
     offered_blocks_per_second: float | None = None  # while requests run; None: as they become full
     prefix_cache: bool = True
+    kv_ttl_seconds: float | None = None  # of blocks that nobody uses; None: until their room is needed
     itl_target_seconds: float | None = None  # of a step that decodes; None: steps as large as they may be
     warm_up: bool = False  # run a small request before any other
     check_integrity: bool = False  # after every step: for tests
@@ -106,7 +107,7 @@ class StepLoop:
         self._info = replace(info, speculation_modes=self._drafter.modes, max_draft_tokens=MAX_DRAFT_TOKENS)
         self._worker, self._options = worker, options
         self._adapters: Adapters = adapters or NoAdapters()
-        self._pool = BlockPool(info.num_blocks, prefix_cache=options.prefix_cache)
+        self._pool = BlockPool(info.num_blocks, prefix_cache=options.prefix_cache, ttl_seconds=options.kv_ttl_seconds)
         self._offers = Offers(options.offered_blocks_per_second, self._pool.holds, info.num_blocks)
         self._limits, self._scheduler = limits, Scheduler(self._pool, limits)
         self._deliver: Deliver = _drop
@@ -284,9 +285,9 @@ class StepLoop:
         run_self_test(self._pool, self._limits, self._worker, self._info)
 
     def _await_work(self) -> bool:
-        """Sleep until there is something to do; False when the engine closes."""
+        """Sleep until there is something to do, or a block is over its time; False when the engine closes."""
         with self._wake:
-            self._wake.wait_for(self._has_work)
+            self._wake.wait_for(self._has_work, self._pool.seconds_to_expiry)
             return not self._closing
 
     def _has_work(self) -> bool:
@@ -294,6 +295,7 @@ class StepLoop:
 
     def _step(self) -> None:
         started, report = self._options.clock(), Report()
+        self._pool.expire(started)
         self._take_in(report)
         batch = self._scheduler.schedule(self._chunk.tokens)
         self._drafter.add_drafts(batch, self._scheduler)
