@@ -98,8 +98,8 @@ class ExecutorSettings(NatsSettings):
         default=True, description="as many guesses as pay, none under load; false: always max_draft_tokens"
     )
     prefix_cache: bool = Field(default=True, description="keep full blocks for later prompts that begin alike")
-    kv_ttl_seconds: float | None = Field(
-        default=None, gt=0, description="how long blocks that no request uses are kept; unset: until room is needed"
+    kv_ttl_seconds: float = Field(
+        default=3600.0, gt=0, le=1e9, description="how long blocks are kept that no request uses; 1e9 is for ever"
     )
     num_threads: int | None = Field(default=None, ge=1, le=1024, description="on a CPU; unset: PyTorch's choice")
     weights: Literal["dtype", "int8", "int4"] = Field(
