@@ -35,6 +35,7 @@ from weir_kvstore.policies.admission import AdmissionName
 from weir_kvstore.policies.make import PolicyName
 from weir_kvstore.quantities import Lifetime, Size, duration_text, size_text
 from weir_kvstore.tenants import Quota, Quotas
+from weir_kvstore.tiers.disk.fsync import Fsync
 
 GIB: Final = 1 << 30
 HOUR: Final = 3600.0
@@ -85,13 +86,16 @@ class RamTier(_Bounded):
 
 
 class DiskTier(_Bounded):
-    fixed: ClassVar = ("path",)
+    fixed: ClassVar = ("path", "fsync")
 
     kind: Literal["disk"] = "disk"
     path: Path
     max_bytes: Size = 16 * GIB
     policy: PolicyName = "fifo"
     ttl: Lifetime = 24 * HOUR
+    fsync: Fsync = Field(
+        default=Fsync.NONE, description="what a stored block survives: the process's end, or the machine's too"
+    )
 
     @field_validator("path")
     @classmethod

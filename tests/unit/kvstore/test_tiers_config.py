@@ -32,6 +32,7 @@ ttl = "1h30m"
 [[tier]]
 kind = "disk"
 path = "/var/lib/weir"
+fsync = "commit-batch"
 bandwidth_bytes_per_second = "200MiB"
 ttl = "never"
 [[tier]]
@@ -65,7 +66,7 @@ def test_what_is_left_out_is_a_caching_first_deployment() -> None:
     assert isinstance(ram, RamTier)
     assert isinstance(disk, DiskTier)
     assert (ram.policy, ram.ttl, ram.max_bytes) == ("lfu", 6 * 3600, GIB)
-    assert (disk.policy, disk.ttl) == ("fifo", 24 * 3600)
+    assert (disk.policy, disk.ttl, disk.fsync) == ("fifo", 24 * 3600, "none")
     assert parse("") == TiersConfig()
 
 
@@ -78,6 +79,7 @@ def test_all_of_it_is_read() -> None:
     assert isinstance(peer, PeerTier)
     assert (config.min_prefix_tokens, ram.max_bytes, ram.ttl, ram.policy) == (64, GIB * 3 // 2, 5400, "s3fifo")
     assert (disk.path, disk.ttl, disk.bandwidth_bytes_per_second) == (Path("/var/lib/weir"), None, 200 << 20)
+    assert disk.fsync == "commit-batch"
     assert (redis.admission, peer.admission, peer.address) == ("second_use", "saved_seconds", "store-2:7703")
 
 
@@ -173,6 +175,8 @@ def test_places_stay_where_they_are() -> None:
     disk = changes.config.tier[1]
     assert isinstance(disk, DiskTier)
     assert (disk.path, disk.ttl) == (Path("/var/lib/weir"), 9 * 3600)
+    synced = diff(old, parse(WHOLE.replace("commit-batch", "none")))
+    assert [line.partition(":")[0] for line in synced.refused] == ["tier[1].fsync"]
     moved = diff(old, parse(WHOLE.replace("secret", "changed").replace("store-2", "store-3"))).refused
     assert [line.partition(":")[0] for line in moved] == ["tier[2].url", "tier[3].address"]
     assert "changed" not in "".join(moved)

@@ -187,17 +187,33 @@ class _Stalling(Files):
     """Reads and writes of segments wait until they may go on."""
 
     def __init__(self) -> None:
-        self.may_go_on = threading.Event()
-        self.may_go_on.set()
+        self._may_go_on = threading.Event()
+        self._waits = threading.Event()
+        self.go_on()
+
+    def stall(self) -> None:
+        self._waits.clear()
+        self._may_go_on.clear()
+
+    def go_on(self) -> None:
+        self._may_go_on.set()
+
+    async def until_somebody_waits(self) -> None:
+        assert await asyncio.to_thread(self._waits.wait, 10)
 
     def write(self, fd: int, data: Bytes, offset: int) -> None:
         if "segment" in os.readlink(f"/proc/self/fd/{fd}"):
-            self.may_go_on.wait(10)
+            self._wait()
         super().write(fd, data, offset)
 
     def read(self, fd: int, into: Sequence[memoryview], offset: int) -> None:
-        self.may_go_on.wait(10)
+        self._wait()
         super().read(fd, into, offset)
+
+    def _wait(self) -> None:
+        if not self._may_go_on.is_set():
+            self._waits.set()
+            self._may_go_on.wait(10)
 
 
 async def test_a_slot_is_nobody_elses_while_a_thread_is_at_it(tmp_path: Path) -> None:
@@ -206,15 +222,15 @@ async def test_a_slot_is_nobody_elses_while_a_thread_is_at_it(tmp_path: Path) ->
     async with opened(tmp_path, 2 * charged_bytes(8192), files=files) as (slots, _):
         await put(slots, 1, 1)
         assert slots.claim(2, 5000)
-        files.may_go_on.clear()
+        files.stall()
         writing = asyncio.create_task(slots.write(2, 0, payload_of(2)))
-        await settle()
+        await files.until_somebody_waits()
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await writing
         slots.free(2)
         assert not slots.claim(3, 5000)
-        files.may_go_on.set()
+        files.go_on()
         while not slots.claim(3, 5000):
             await asyncio.sleep(0.001)
         await slots.write(3, 0, payload_of(3))
@@ -225,16 +241,16 @@ async def test_a_cancelled_read_ends_when_nobody_writes_into_its_memory(tmp_path
     files = _Stalling()
     async with opened(tmp_path, files=files) as (slots, _):
         await put(slots, 1, 1)
-        files.may_go_on.clear()
+        files.stall()
         into = bytearray(5000)
         reading = asyncio.create_task(slots.read_into(1, 0, memoryview(into)))
-        await settle()
+        await files.until_somebody_waits()
         reading.cancel()
         await settle()
         assert not reading.done()
         slots.free(1)
         assert slots.used_bytes, "the thread still reads from it"
-        files.may_go_on.set()
+        files.go_on()
         with pytest.raises(asyncio.CancelledError):
             await reading
         assert into == payload_of(1)

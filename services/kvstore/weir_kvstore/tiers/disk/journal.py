@@ -14,10 +14,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from typing import Final, TypeAlias
 
+from weir_kvstore.tiers.disk.fsync import Fsync
 from weir_kvstore.tiers.disk.log import Kind
 from weir_kvstore.tiers.disk.log_file import LogFile
 from weir_kvstore.tiers.disk.segment import Segments
@@ -26,13 +26,6 @@ from weir_kvstore.tiers.disk.segment import Segments
 _MAX_BATCH: Final = 2048
 
 RunOnThread: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
-
-
-class Fsync(StrEnum):
-    """What a commit waits for."""
-
-    NONE = "none"  # the kernel has it: it survives the end of the process, kill -9 included, but not of the machine
-    COMMIT_BATCH = "commit-batch"  # the disk has it: it survives a power loss; one sync for all that wait together
 
 
 @dataclass(slots=True, eq=False)

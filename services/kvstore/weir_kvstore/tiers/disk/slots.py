@@ -23,9 +23,10 @@ from weir_kvstore.record import Bytes, Record
 from weir_kvstore.tier import Recovered
 from weir_kvstore.tiers.disk.directory import Directory
 from weir_kvstore.tiers.disk.files import NO_ROOM, Files
+from weir_kvstore.tiers.disk.fsync import Fsync
 from weir_kvstore.tiers.disk.geometry import payload_offset
 from weir_kvstore.tiers.disk.header import SlotHeader, encode
-from weir_kvstore.tiers.disk.journal import Fsync, Journal
+from weir_kvstore.tiers.disk.journal import Journal
 from weir_kvstore.tiers.disk.log_file import LogFile
 from weir_kvstore.tiers.disk.reads import Reader
 from weir_kvstore.tiers.disk.recovery import Found, recover, uncollected
