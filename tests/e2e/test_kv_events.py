@@ -115,27 +115,28 @@ async def test_followers_know_what_services_hold_whatever_is_killed(tmp_path: Pa
             await fill(services, range(5))
             await until_all_agree(known, services, at_least=5 * 8)
 
-            await executor_dies(services, known)
+            for service in ("executor", "kvstore"):
+                await one_dies(services, known, service)
             await nats_dies(nats, services, known)
 
 
-async def executor_dies(services: Stack, known: Known) -> None:
+async def one_dies(services: Stack, known: Known, service: str) -> None:
     """Its successor holds nothing at first, and everybody knows."""
-    victim, _ = only(services, "executor")
-    resets = known.resets
+    victim, resets = only(services, service)[0], known.resets
     os.kill(victim.pid, signal.SIGKILL)
     await restarted(services, victim)
     await until_all_agree(known, services, at_least=0)
     assert known.resets == resets + 1, "of the one that was killed, and of no other"
-    await fill(services, range(5, 8))
+    salts = range(resets * 10, resets * 10 + 3)  # that nobody has seen
+    await fill(services, salts)
     await until_all_agree(known, services, at_least=3 * 8)
 
 
 async def nats_dies(nats: NatsServer, services: Stack, known: Known) -> None:
     """The services go on without it; what happened meanwhile is asked for when it is back."""
     nats.kill()
-    await fill(services, range(8, 12))
+    await fill(services, range(100, 104))
     nats.start()
     await until_all_agree(known, services, at_least=7 * 8)
-    await fill(services, range(12, 14))
+    await fill(services, range(104, 106))
     await until_all_agree(known, services, at_least=9 * 8)

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from weir_chassis.background import first_of
 from weir_chassis.broker import Deliver, Message, Session, SessionLost
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
 _ANY_HOST: Final = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not listened on
+_SCHEMES: Final = ("nats", "tls")
 _CONNECT_SECONDS: Final = 2
 # How long nobody notices a server that neither answers nor closes: one period and one wait for its answer.
 _PING_SECONDS: Final = 5.0
@@ -246,7 +248,7 @@ def _client_options(settings: NatsSettings, name: str) -> dict[str, Any]:
         raise SettingsError("NATS_URL is set, and nats-py is not installed: it comes with weir[nats]") from error
     assert settings.nats_url is not None
     options: dict[str, Any] = {
-        "servers": [url.strip() for url in settings.nats_url.get_secret_value().split(",") if url.strip()],
+        "servers": _servers(settings.nats_url.get_secret_value()),
         "name": f"weir-{name}",
         "allow_reconnect": False,
         "max_reconnect_attempts": 1,  # the bound of its first connection too, for each server of the list
@@ -261,8 +263,25 @@ def _client_options(settings: NatsSettings, name: str) -> dict[str, Any]:
     if settings.nats_token.get_secret_value():
         options["token"] = settings.nats_token.get_secret_value()
     if settings.nats_credentials_file is not None:
+        if not settings.nats_credentials_file.is_file():
+            raise SettingsError(f"NATS_CREDENTIALS_FILE: {settings.nats_credentials_file} is no file")
         options["user_credentials"] = str(settings.nats_credentials_file)
     return options
+
+
+def _servers(urls: str) -> list[str]:
+    servers = [url.strip() for url in urls.split(",") if url.strip()]
+    for number, server in enumerate(servers):
+        try:
+            parts = urlsplit(server if "://" in server else f"nats://{server}")
+            usable = parts.scheme in _SCHEMES and parts.hostname and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:  # it may hold a password, so it is not shown
+            raise SettingsError(f"NATS_URL: server {number + 1} is not nats://host:port or tls://host:port")
+    if not servers:
+        raise SettingsError("NATS_URL: names no server")
+    return servers
 
 
 def _tls_context(settings: NatsSettings) -> ssl.SSLContext | None:

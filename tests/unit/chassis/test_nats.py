@@ -25,6 +25,8 @@ from weir_chassis.nats import NatsConnection, connect_nats, source_name
 from weir_chassis.server import new_chassis
 from weir_chassis.settings import NatsSettings, SettingsError
 
+TLS = Path(__file__).parent / "tls"
+
 
 class ToySettings(NatsSettings):
     model_config = SettingsConfigDict(env_prefix="WEIR_TOY_")
@@ -194,6 +196,23 @@ def test_certificates_that_are_not_there_stop_the_start(tmp_path: Path) -> None:
         NatsConnection(told, "toy", Metrics("toy"), SystemClock(), Random(0))
 
 
+def test_credentials_that_are_not_there_stop_the_start(tmp_path: Path) -> None:
+    told = settings("nats://localhost:4222", nats_credentials_file=tmp_path / "missing.creds")
+    with pytest.raises(SettingsError, match="NATS_CREDENTIALS_FILE"):
+        NatsConnection(told, "toy", Metrics("toy"), SystemClock(), Random(0))
+
+
+@pytest.mark.parametrize("url", ["http://host:4222", "nats://", "nats://host:port", "nats://host:4222,wss://h", " , "])
+def test_an_address_that_is_none_stops_the_start(url: str) -> None:
+    with pytest.raises(SettingsError, match="NATS_URL"):
+        NatsConnection(settings(url), "toy", Metrics("toy"), SystemClock(), Random(0))
+
+
+@pytest.mark.parametrize("url", ["host:4222", "nats://[::1]:4222, nats://user:pass@host", "tls://host"])
+def test_addresses_that_are_some_are_taken(url: str) -> None:
+    assert NatsConnection(settings(url), "toy", Metrics("toy"), SystemClock(), Random(0)).session is None
+
+
 def test_the_url_is_a_secret() -> None:
     assert "hunter2" not in repr(settings("nats://ann:hunter2@host:4222"))
 
@@ -219,3 +238,20 @@ async def test_without_an_address_there_is_no_connection() -> None:
     chassis = new_chassis("toy")
     assert connect_nats(ToySettings(), chassis) is None
     assert len(chassis.background) == 0
+
+
+async def test_tls_with_certificates_on_both_sides(tmp_path: Path) -> None:
+    certificate, key = TLS / "certificate.pem", TLS / "key.pem"
+    ours = {"nats_tls_ca_file": certificate, "nats_tls_cert_file": certificate, "nats_tls_key_file": key}
+    files = ["--tlscert", str(certificate), "--tlskey", str(key), "--tlscacert", str(certificate)]
+    with nats_server(tmp_path, "--tls", "--tlsverify", *files) as server:
+        url = server.url.replace("nats://", "tls://")
+        async with connected(settings(url, **ours)) as connection:
+            session = await session_of(connection)
+            queue = await receive(session, "weir.test.tls")
+            await session.publish("weir.test.tls", b"secret")
+            assert (await asyncio.wait_for(queue.get(), 5)).payload == b"secret"
+        for wrong in ({}, {"nats_tls_ca_file": certificate}):  # a server that we do not trust; clients that it does not
+            async with connected(settings(url, **wrong)) as connection:
+                await asyncio.sleep(0.5)
+                assert connection.session is None
