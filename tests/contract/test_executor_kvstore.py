@@ -21,6 +21,7 @@ from weir_chassis.server import new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
 from weir_executor.engine import Engine, Sampling
 from weir_executor.fake import FakeEngine, FakeEngineConfig
+from weir_executor.kv_transfer.grpc_transport import GrpcTransport
 from weir_executor.model_files import ModelFiles
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.service import serving
@@ -58,9 +59,9 @@ ENGINES: Mapping[str, Callable[[], Engine]] = {"fake": make_fake, "paged": make_
 
 
 @asynccontextmanager
-async def kvstore(place: str) -> AsyncIterator[grpc.aio.Channel]:
+async def kvstore(place: str, arena_dir: Path | None) -> AsyncIterator[grpc.aio.Channel]:
     chassis = new_chassis("kvstore")
-    settings = KvStoreSettings(capacity_bytes=16 * MIB, max_staged_bytes=16 * MIB)
+    settings = KvStoreSettings(capacity_bytes=16 * MIB, max_staged_bytes=16 * MIB, arena_dir=arena_dir)
     async with (
         build_kvstore(settings, chassis) as servicers,
         chassis.background,
@@ -97,9 +98,15 @@ class _Borrowed:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("place", PLACES)
-async def test_what_one_executor_computed_another_loads(place: str, engine: str) -> None:
+@pytest.mark.parametrize("shares", [True, False], ids=["by_reference", "by_value"])
+async def test_what_one_executor_computed_another_loads(
+    shares: bool, place: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shares:
+        monkeypatch.setattr(GrpcTransport, "get", None)  # nothing may go by value
+        monkeypatch.setattr(GrpcTransport, "put", None)
     prompt = prompt_of(6 * 16 + 5)
-    async with kvstore(place) as store:
+    async with kvstore(place, tmp_path if shares else None) as store:
         async with executor(place, ENGINES[engine](), store) as stub, calling(stub) as caller:
             await caller.submit(1, prompt, share=True, sampling=GREEDY, max_tokens=24)
             await caller.until_told(1)
@@ -116,5 +123,5 @@ async def test_what_one_executor_computed_another_loads(place: str, engine: str)
 async def _until_stored(channel: grpc.aio.Channel, blocks: int) -> None:
     stub = KvStoreServiceStub(channel)
     async with asyncio.timeout(10):
-        while sum(tier.blocks for tier in (await stub.GetStats(kv.GetStatsRequest())).tiers) < blocks:
+        while sum(tier.stored for tier in (await stub.GetStats(kv.GetStatsRequest())).tiers) < blocks:
             await asyncio.sleep(0.01)

@@ -22,6 +22,7 @@ from weir_chassis.leases import LeaseLedger
 from weir_chassis.server import Registration
 from weir_chassis.testing import serve_on_loopback
 from weir_kvstore import hop
+from weir_kvstore.arena_put import ArenaPuts
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.put import Puts
 from weir_kvstore.rules import Rules
@@ -62,7 +63,16 @@ class FaultyPeer:
 class _Servicer(KvStoreServicer):
     def __init__(self, peer: FaultyPeer) -> None:
         puts = Puts(peer.store, max_open=100, idle_seconds=10)
-        super().__init__(peer.store, puts, new_log(1, 100), peer.arrivals, sources=list, default_lease_seconds=10)
+        ids = count(1)
+        super().__init__(
+            peer.store,
+            puts,
+            new_log(1, 100),
+            peer.arrivals,
+            arena_puts=ArenaPuts(peer.store, puts, new_id=lambda: f"reservation-{next(ids)}"),
+            sources=list,
+            default_lease_seconds=10,
+        )
         self._peer = peer
 
     async def MatchPrefix(self, request: pb.MatchPrefixRequest, context: Any) -> pb.MatchPrefixResponse:
@@ -72,6 +82,7 @@ class _Servicer(KvStoreServicer):
     async def GetBlocks(self, request: pb.GetBlocksRequest, context: Any) -> AsyncIterator[BlockChunk]:  # type: ignore[override]
         await self._peer.enter("GetBlocks", context)
         async for piece in super().GetBlocks(request, context):
+            assert isinstance(piece, BlockChunk), "nobody asks for places"
             if piece.block_hash in self._peer.spoilt:
                 yield replace(piece, chunk=bytes([piece.chunk[0] ^ 1]) + bytes(piece.chunk[1:]))
             else:

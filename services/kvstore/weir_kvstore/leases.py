@@ -6,7 +6,7 @@ holder is told LEASE_EXPIRED (match again) and a stranger NOT_FOUND.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -46,7 +46,7 @@ Leased: TypeAlias = Block | Elsewhere
 class _Grant:
     lease: Lease
     blocks: tuple[Leased, ...]
-    kept: list[Block] = field(default_factory=list)  # brought up into RAM since, a reference to each
+    kept: Counter[Block] = field(default_factory=Counter)  # brought up into RAM since; so many references to each
 
 
 class ReadLeases:
@@ -96,13 +96,17 @@ class ReadLeases:
 
     def keep(self, lease_id: str, block: Block) -> None:
         """The lease takes over a reference that the caller has taken to a block that was brought up for it."""
-        self._grants[lease_id].kept.append(block)
+        self._grants[lease_id].kept[block] += 1
+
+    def keeps(self, lease_id: str, block: Block) -> bool:
+        """Whether the live lease has such a reference."""
+        return self._grants[lease_id].kept[block] > 0
 
     def let_go(self, lease_id: str, block: Block) -> None:
         """The lease gives one such reference back now, if it has not ended and done so."""
         grant = self._grants.get(lease_id)
         if grant is not None:
-            grant.kept.remove(block)
+            grant.kept[block] -= 1
             self._give_back([block])
 
     def renew(self, lease_id: str, seconds: float) -> None:
@@ -135,7 +139,7 @@ class ReadLeases:
         grant = self._grants.pop(lease_id)
         if self._seconds_left(grant.lease) <= 0:
             self._remember(lease_id, grant)
-        self._give_back([*grant.blocks, *grant.kept])
+        self._give_back([*grant.blocks, *grant.kept.elements()])
 
     def _remember(self, lease_id: str, grant: _Grant) -> None:
         self.num_expired += 1

@@ -22,13 +22,14 @@ from weir_kvstore.bounds import (
 from weir_kvstore.index import Block
 from weir_kvstore.inventory import SourceReport
 from weir_kvstore.leases import Leased
-from weir_kvstore.put import PutBegin, PutPiece, PutResult
+from weir_kvstore.put import PutPiece
 from weir_kvstore.reads import Piece
+from weir_kvstore.staging import PutBegin, PutResult
 from weir_kvstore.store import Match
 from weir_kvstore.tier import TierReport
 
 # Ours have 32; whatever is longer is nobody's, and would only be carried back in the error.
-_MAX_LEASE_ID_CHARS = 64
+_MAX_ID_CHARS = 64
 
 
 def namespace(value: bytes) -> bytes:
@@ -51,9 +52,15 @@ def skip_blocks(value: int, num_blocks: int) -> int:
 
 
 def lease_id(value: str) -> str:
-    if not 0 < len(value) <= _MAX_LEASE_ID_CHARS:
-        raise InvalidArgument("lease_id", f"{len(value)} characters; as MatchPrefix gave it")
-    return value
+    return _id("lease_id", value, "as MatchPrefix gave it")
+
+
+def reservation_id(value: str) -> str:
+    return _id("reservation_id", value, "as ReserveBlocks gave it")
+
+
+def block_hash(value: bytes) -> bytes:
+    return _hash("block_hash", value)
 
 
 def lease_seconds(duration: Duration) -> float:
@@ -177,6 +184,12 @@ def _block_record(leased: Leased) -> pb.BlockRecord:
         tenant=record.tenant,
         prefill_seconds=record.prefill_seconds,
     )
+
+
+def _id(field: str, value: str, origin: str) -> str:
+    if not 0 < len(value) <= _MAX_ID_CHARS:
+        raise InvalidArgument(field, f"{len(value)} characters; {origin}")
+    return value
 
 
 def _hash(field: str, value: bytes) -> bytes:

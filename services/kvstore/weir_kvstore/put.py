@@ -13,16 +13,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil
 from typing import Final
 
 from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import DeadlineExceeded, InvalidArgument, Overloaded
-from weir_kvstore.bounds import MAX_PUT_BLOCKS
+from weir_chassis.leases import Lease
 from weir_kvstore.checksum import RunningChecksum
 from weir_kvstore.index import Block
-from weir_kvstore.record import Address, Bytes, Record
-from weir_kvstore.short_prefixes import too_short
+from weir_kvstore.record import Bytes
+from weir_kvstore.staging import NoPlace, PutBegin, PutResult, Staging
 from weir_kvstore.store import BlockStore
 
 KIND: Final = "put"
@@ -48,24 +47,6 @@ class PutPiece:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class PutBegin:
-    """What holds for all blocks of one put."""
-
-    namespace: bytes
-    tenant: str = ""
-    block_size: int = 0  # tokens in one block; 0: not told
-    prefill_seconds: float = 0.0  # what computing one block took; 0: not told
-
-
-@dataclass(frozen=True, slots=True)
-class PutResult:
-    stored: int = 0
-    present: int = 0
-    corrupt: int = 0
-    refused: int = 0
-
-
 @dataclass(slots=True)
 class _Arriving:
     """The block whose pieces come in now. Without `block` its bytes are let go: it is held already, or has no room."""
@@ -82,20 +63,16 @@ class Put:
     def __init__(self, store: BlockStore, *, heard: Callable[[], None]) -> None:
         self._store = store
         self._on_heard = heard
-        self._ram = store.ram
-        self._begun: PutBegin | None = None
+        self._staging: Staging | None = None  # None: nothing was begun
         self._arriving: _Arriving | None = None
-        self._staged: list[Block] = []  # whole and verified
-        self._present: list[Address] = []
-        self._num_blocks = self._num_corrupt = self._num_refused = 0
         self._over = False
 
     def begin(self, begin: PutBegin) -> None:
         """Raises InvalidArgument for a second beginning."""
         self._heard()
-        if self._begun is not None:
+        if self._staging is not None:
             raise InvalidArgument("begin", "only the first message begins a put")
-        self._begun = begin
+        self._staging = Staging(self._store, begin)
 
     async def add(self, piece: PutPiece) -> None:
         """The next piece. Raises InvalidArgument for one out of order."""
@@ -104,7 +81,7 @@ class Put:
         arriving.received_bytes += len(piece.chunk)
         if arriving.block is not None:
             arriving.checksum.update(piece.chunk)
-            await self._ram.slots.write(arriving.block.block_id, piece.offset, piece.chunk)
+            await self._store.ram.slots.write(arriving.block.block_id, piece.offset, piece.chunk)
             self._require_open()
         if arriving.received_bytes == piece.payload_bytes:
             self._finish_block()
@@ -112,26 +89,17 @@ class Put:
     def commit(self) -> PutResult:
         """Everything that verified becomes visible in this instant, and the put is over. Raises InvalidArgument."""
         self._heard()
-        if self._begun is None:
+        if self._staging is None:
             raise InvalidArgument("commit", "nothing was begun")
         self._finish_block()
-        self._drop_short(self._begun.block_size)
-        staged, self._staged = self._staged, []
-        stored = self._ram.publish(staged)
-        held = sum(self._store.find(address) is not None for address in self._present)
-        # What was held when it was offered, and was let go for that, may have been evicted since.
-        self._refuse(len(self._present) - held)
         self._over = True
-        return PutResult(stored, len(staged) - stored + held, self._num_corrupt, self._num_refused)
+        return self._staging.publish()
 
     def end(self) -> None:
         """Frees whatever was not committed. Once is as good as twice."""
-        self._over = True
-        if self._arriving is not None and self._arriving.block is not None:
-            self._ram.discard(self._arriving.block)
-        for block in self._staged:
-            self._ram.discard(block)
-        self._arriving, self._staged = None, []
+        self._over, self._arriving = True, None
+        if self._staging is not None:
+            self._staging.end()
 
     def _heard(self) -> None:
         self._require_open()
@@ -143,11 +111,11 @@ class Put:
 
     def _place(self, piece: PutPiece) -> _Arriving:
         """The block that this piece belongs to, which it may begin."""
-        if self._begun is None:
+        if self._staging is None:
             raise InvalidArgument("chunk", "the first message must begin the put")
         if piece.offset == 0:
             self._finish_block()
-            self._arriving = self._start_block(self._begun, piece)
+            self._arriving = _start_block(self._staging, piece)
         if self._arriving is None or not piece.continues(self._arriving.first):
             raise InvalidArgument(
                 "chunk.offset",
@@ -157,53 +125,22 @@ class Put:
             raise InvalidArgument("chunk.offset", f"{piece.offset} where {self._arriving.received_bytes} comes next")
         return self._arriving
 
-    def _start_block(self, begun: PutBegin, piece: PutPiece) -> _Arriving:
-        self._num_blocks += 1
-        if self._num_blocks > MAX_PUT_BLOCKS:
-            raise InvalidArgument("chunk", f"more than {MAX_PUT_BLOCKS} blocks in one put")
-        address = Address(begun.namespace, piece.block_hash)
-        if self._store.find(address) is not None:
-            self._present.append(address)
-            return _Arriving(piece, None)
-        block = self._ram.reserve(
-            Record(
-                address,
-                piece.parent_block_hash,
-                piece.payload_bytes,
-                piece.checksum,
-                begun.tenant,
-                begun.prefill_seconds,
-            )
-        )
-        if block is None:
-            self._refuse(1)
-        return _Arriving(piece, block)
-
     def _finish_block(self) -> None:
         """Keeps the block that was arriving if it is whole and right; frees it at once if it is not."""
         arriving, self._arriving = self._arriving, None
         if arriving is None or arriving.block is None:
             return
+        assert self._staging is not None, "a block arrives in a put that was begun"
         whole = arriving.received_bytes == arriving.block.size_bytes
         if whole and arriving.checksum.value == arriving.block.checksum:
-            self._staged.append(arriving.block)
-            return
-        self._ram.discard(arriving.block)
-        self._ram.counters.corrupt += 1
-        self._num_corrupt += 1
+            self._staging.keep(arriving.block)
+        else:
+            self._staging.drop(arriving.block)
 
-    def _drop_short(self, block_size: int) -> None:
-        min_blocks = ceil(self._store.bounds.min_prefix_tokens / block_size) if block_size else 0
-        short = too_short(self._staged, min_blocks, lambda address: self._store.find(address) is not None)
-        for block in short:
-            self._staged.remove(block)
-            self._ram.discard(block)
-        self._ram.counters.not_admitted += len(short)
-        self._num_refused += len(short)
 
-    def _refuse(self, blocks: int) -> None:
-        self._ram.counters.refused += blocks
-        self._num_refused += blocks
+def _start_block(staging: Staging, piece: PutPiece) -> _Arriving:
+    block = staging.reserve(piece.block_hash, piece.parent_block_hash, piece.payload_bytes, piece.checksum)
+    return _Arriving(piece, None if isinstance(block, NoPlace) else block)
 
 
 class Puts:
@@ -222,27 +159,31 @@ class Puts:
     @asynccontextmanager
     async def open(self, owner: str) -> AsyncIterator[Put]:
         """A put that is over when this is left. Raises Overloaded, and DeadlineExceeded when its sender goes quiet."""
-        self._require_place()
         try:
             async with asyncio.timeout(None) as alarm:
                 put = Put(self._store, heard=lambda: lease.renew(self._idle_seconds))
-                with self._ledger.acquire(
-                    KIND, owner, expires_after=self._idle_seconds, on_release=partial(self._end, put, alarm)
-                ) as lease:
+                with self.hold(owner, partial(_end, put, alarm)) as lease:
                     yield put
         except TimeoutError:
             raise DeadlineExceeded(f"nothing was heard for {self._idle_seconds:g} s; nothing was stored") from None
 
-    def _require_place(self) -> None:
-        if len(self) < self._max_open:
-            return
-        raise Overloaded(f"{self._max_open} puts are open", retry_after=self._drain_rate.refuse())
+    def hold(self, owner: str, on_end: Callable[[], None]) -> Lease:
+        """The place of one put, which lapses when it is not renewed. Raises Overloaded when all are taken."""
+        if len(self) >= self._max_open:
+            raise Overloaded(f"{self._max_open} puts are open", retry_after=self._drain_rate.refuse())
+        return self._ledger.acquire(
+            KIND, owner, expires_after=self._idle_seconds, on_release=partial(self._ended, on_end)
+        )
 
-    def _end(self, put: Put, alarm: asyncio.Timeout) -> None:
-        """However a put ends. One that lapsed has a task that waits for a message: the alarm wakes it.
-
-        A task that leaves by itself takes the alarm down in the same turn of the loop, before it can ring.
-        """
-        put.end()
+    def _ended(self, on_end: Callable[[], None]) -> None:
+        on_end()
         self._drain_rate.ended(1)
-        alarm.reschedule(asyncio.get_running_loop().time())
+
+
+def _end(put: Put, alarm: asyncio.Timeout) -> None:
+    """However a put ends. One that lapsed has a task that waits for a message: the alarm wakes it.
+
+    A task that leaves by itself takes the alarm down in the same turn of the loop, before it can ring.
+    """
+    put.end()
+    alarm.reschedule(asyncio.get_running_loop().time())

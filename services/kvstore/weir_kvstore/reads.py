@@ -20,7 +20,7 @@ from weir_kvstore.record import Bytes, Record
 from weir_kvstore.store import BlockStore
 
 # On their way up while one is sent: enough to hide a disk's latency, and what one reader may hold in buffers.
-_AHEAD_BLOCKS: Final = 8
+AHEAD_BLOCKS: Final = 8
 _AHEAD_BYTES: Final = 32 * 1024 * 1024
 
 
@@ -52,7 +52,7 @@ async def read_lease(
     """
     leased = store.leases.blocks(lease_id)[: max_blocks or None]
     for position, each in enumerate(leased):
-        _read_ahead(store, leased[position : position + _AHEAD_BLOCKS])
+        read_ahead(store, leased[position : position + AHEAD_BLOCKS])
         found = await find_leased(store, each, owner=owner)
         if found is None:
             return
@@ -65,17 +65,16 @@ async def read_lease(
         store.saved_seconds += found.record.prefill_seconds
 
 
-async def find_leased(store: BlockStore, leased: Leased, *, owner: str, verify: bool = True) -> Found | None:
+async def find_leased(store: BlockStore, leased: Leased, *, owner: str) -> Found | None:
     """The block, from RAM if it is there or can be brought there; None: it is a miss.
 
-    The caller takes its own reference to `block` before it next waits: `kept`. Without `verify` what lies in RAM is not
-    looked at, for a caller who does that itself.
+    The caller takes its own reference to `block` before it next waits: `kept`.
     """
     if isinstance(leased, Block) and leased.tier == store.ram.name:
         block: Block | None = leased
     else:
         block = store.ram.find(leased.address)
-    if block is not None and (not verify or await _verified(store, block, owner)):
+    if block is not None and await verified(store, block, owner):
         return Found(block.record, block)
     if len(store.tiers) == 1:
         return None
@@ -106,7 +105,7 @@ def keep(store: BlockStore, lease_id: str, block: Block) -> None:
     store.leases.keep(lease_id, block)
 
 
-def _read_ahead(store: BlockStore, leased: Sequence[Leased]) -> None:
+def read_ahead(store: BlockStore, leased: Sequence[Leased]) -> None:
     """Starts to bring up those that are not in RAM, up to a bound; whoever reads them finds them under way."""
     size_bytes = 0
     for each in leased:
@@ -126,7 +125,7 @@ async def _chunk(store: BlockStore, found: Found, offset: int) -> Bytes:
     return await store.ram.slots.read(found.block.block_id, offset, size_bytes)
 
 
-async def _verified(store: BlockStore, block: Block, owner: str) -> bool:
+async def verified(store: BlockStore, block: Block, owner: str) -> bool:
     """Whether the block's bytes in RAM are right. If they are not, nobody will see it again."""
     if block.state is State.QUARANTINED:
         store.ram.counters.misses += 1

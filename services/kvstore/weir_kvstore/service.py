@@ -13,6 +13,7 @@ from weir_chassis.clock import Clock
 from weir_chassis.event_log import new_epoch
 from weir_chassis.kv_events.blocks import new_log
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
+from weir_kvstore.arena_put import ArenaPuts
 from weir_kvstore.bus import join_bus
 from weir_kvstore.events import TierEvents
 from weir_kvstore.hop import Arrivals
@@ -32,15 +33,18 @@ _NAME: Final = kvstore_pb2.DESCRIPTOR.services_by_name["KvStoreService"].full_na
 @asynccontextmanager
 async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Servicers]:
     """An empty store. It reaches no other service, and what it held is gone with it."""
-    arena_id = f"{chassis.random.getrandbits(128):032x}"
-    slots = ArenaSlots(settings.capacity_bytes, partial(shared_memory, settings.arena_dir, arena_id))
+
+    def new_id() -> str:
+        return f"{chassis.random.getrandbits(128):032x}"
+
+    slots = ArenaSlots(settings.capacity_bytes, partial(shared_memory, settings.arena_dir, new_id()))
     rules = Rules(settings.max_blocks, max_staged_bytes=settings.staged_bytes)
     ram = LocalTier("ram", slots, chassis.leases, chassis.random, rules)
     store = BlockStore(
         ram,
         Bounds(settings.max_live_leases),
         chassis.random,
-        new_lease_id=lambda: f"{chassis.random.getrandbits(128):032x}",
+        new_lease_id=new_id,
     )
     puts = Puts(store, max_open=settings.max_open_puts, idle_seconds=settings.put_idle_seconds)
     kv_events = new_log(new_epoch(chassis.random), settings.kv_event_log)
@@ -52,6 +56,7 @@ async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Se
         puts,
         kv_events,
         arrivals,
+        arena_puts=ArenaPuts(store, puts, new_id=new_id),
         sources=join_bus(settings, chassis, kv_events),
         default_lease_seconds=settings.default_lease_seconds,
     )

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any
 
 from weir.kvstore.v1 import kvstore_pb2 as pb
 from weir.kvstore.v1.block_chunk import BlockChunk
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceServicer
-from weir_chassis.errors import Draining, InvalidArgument, Unsupported
+from weir_chassis.errors import Draining, InvalidArgument, NotFound, Unsupported
 from weir_chassis.kv_events.blocks import KvEventLog, told
 from weir_chassis.telemetry import current_request
-from weir_kvstore import hop, mapping
+from weir_kvstore import arena_mapping, hop, mapping
+from weir_kvstore.arena_put import ArenaPuts
+from weir_kvstore.arena_reads import place_lease, report_corrupt
 from weir_kvstore.inventory import SourceReport
 from weir_kvstore.put import Puts
-from weir_kvstore.reads import read_lease
+from weir_kvstore.reads import Piece, read_lease
 from weir_kvstore.record import Address
 from weir_kvstore.store import BlockStore
+from weir_kvstore.tiers.memory import SharedFile
 
-_NO_ARENA: Final = "this store shares no arena"
+
+class UnknownArena(NotFound):
+    """The store was started anew, and has another."""
+
+    kind = "arena"
 
 
 class KvStoreServicer(KvStoreServiceServicer):
@@ -30,12 +37,14 @@ class KvStoreServicer(KvStoreServiceServicer):
         kv_events: KvEventLog,
         arrivals: hop.Arrivals,
         *,
+        arena_puts: ArenaPuts,
         sources: Callable[[], Sequence[SourceReport]],
         default_lease_seconds: float,
     ) -> None:
         """`arrivals` learns what other stores put."""
         self._store = store
         self._puts = puts
+        self._arena_puts = arena_puts
         self._kv_events = kv_events
         self._arrivals = arrivals
         self._sources = sources
@@ -58,12 +67,17 @@ class KvStoreServicer(KvStoreServiceServicer):
 
     async def GetBlocks(  # type: ignore[override]  # chunks that are not copied, see `block_chunk`
         self, request: pb.GetBlocksRequest, _context: Any
-    ) -> AsyncIterator[BlockChunk]:
+    ) -> AsyncIterator[BlockChunk | pb.GetBlocksResponse]:
         lease_id = mapping.lease_id(request.lease_id)
-        reading = read_lease(self._store, lease_id, owner=_owner(), max_blocks=request.max_blocks)
-        async with aclosing(reading) as pieces:
-            async for piece in pieces:
-                yield mapping.get_response(piece)
+        if request.arena_id:
+            self._require_arena(request.arena_id)
+        read = place_lease if request.arena_id else read_lease
+        async with aclosing(read(self._store, lease_id, owner=_owner(), max_blocks=request.max_blocks)) as found:
+            async for each in found:
+                if isinstance(each, Piece):
+                    yield mapping.get_response(each)
+                else:
+                    yield arena_mapping.placed_response(each, self._arena_puts.slots)
 
     async def PutBlocks(
         self, request_iterator: AsyncIterator[BlockChunk | pb.PutBlocksRequest], context: Any
@@ -117,21 +131,28 @@ class KvStoreServicer(KvStoreServiceServicer):
         )
 
     async def AttachArena(self, _request: pb.AttachArenaRequest, _context: Any) -> pb.AttachArenaResponse:
-        raise Unsupported(_NO_ARENA)
+        return arena_mapping.attach_response(self._shared())
 
-    async def ReserveBlocks(self, _request: pb.ReserveBlocksRequest, _context: Any) -> pb.ReserveBlocksResponse:
-        raise Unsupported(_NO_ARENA)
+    async def ReserveBlocks(self, request: pb.ReserveBlocksRequest, _context: Any) -> pb.ReserveBlocksResponse:
+        self._require_arena(request.arena_id)
+        begin, headers = mapping.put_begin(request.begin), arena_mapping.headers(request)
+        return arena_mapping.reserve_response(self._arena_puts.reserve(begin, headers, owner=_owner()))
 
-    async def CommitBlocks(self, _request: pb.CommitBlocksRequest, _context: Any) -> pb.CommitBlocksResponse:
-        raise Unsupported(_NO_ARENA)
+    async def CommitBlocks(self, request: pb.CommitBlocksRequest, _context: Any) -> pb.CommitBlocksResponse:
+        result = await self._arena_puts.commit(mapping.reservation_id(request.reservation_id))
+        return arena_mapping.commit_response(result)
 
     async def CancelReservation(
-        self, _request: pb.CancelReservationRequest, _context: Any
+        self, request: pb.CancelReservationRequest, _context: Any
     ) -> pb.CancelReservationResponse:
-        raise Unsupported(_NO_ARENA)
+        self._arena_puts.cancel(mapping.reservation_id(request.reservation_id))
+        return pb.CancelReservationResponse()
 
-    async def ReportCorrupt(self, _request: pb.ReportCorruptRequest, _context: Any) -> pb.ReportCorruptResponse:
-        raise Unsupported(_NO_ARENA)
+    async def ReportCorrupt(self, request: pb.ReportCorruptRequest, _context: Any) -> pb.ReportCorruptResponse:
+        lease_id, block_hash = mapping.lease_id(request.lease_id), mapping.block_hash(request.block_hash)
+        return pb.ReportCorruptResponse(
+            quarantined=await report_corrupt(self._store, lease_id, block_hash, owner=_owner())
+        )
 
     async def WatchKvEvents(
         self, request: pb.WatchKvEventsRequest, _context: Any
@@ -145,6 +166,16 @@ class KvStoreServicer(KvStoreServiceServicer):
     async def drain(self) -> None:
         """The watches end; other calls may finish."""
         self._kv_events.close(Draining("the store is shutting down"))
+
+    def _shared(self) -> SharedFile:
+        shared = self._arena_puts.slots.shared
+        if shared is None:
+            raise Unsupported("this store shares no arena")
+        return shared
+
+    def _require_arena(self, arena_id: str) -> None:
+        if self._shared().arena_id != arena_id:
+            raise UnknownArena(arena_id)
 
     def _lease_seconds(self, request: pb.MatchPrefixRequest | pb.RenewLeaseRequest) -> float:
         if not request.HasField("lease_duration"):

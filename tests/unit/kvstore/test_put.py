@@ -9,8 +9,9 @@ import pytest
 from unit.kvstore.making import NAMESPACE, address, check_integrity, in_pieces, make_store, name, whole
 from weir_chassis.errors import DeadlineExceeded, InvalidArgument, Overloaded
 from weir_chassis.testing import VirtualClock, assert_no_leases, settle
-from weir_kvstore import put as module
-from weir_kvstore.put import PutBegin, PutPiece, PutResult, Puts
+from weir_kvstore import staging as module
+from weir_kvstore.put import PutPiece, Puts
+from weir_kvstore.staging import PutBegin, PutResult
 from weir_kvstore.store import BlockStore
 
 

@@ -25,8 +25,9 @@ from weir_chassis.errors import DeadlineExceeded, LeaseExpired, NotFound, Overlo
 from weir_chassis.testing import VirtualClock, assert_no_leases, settle
 from weir_kvstore.checksum import checksum
 from weir_kvstore.index import State
-from weir_kvstore.put import Put, PutBegin, PutPiece, PutResult, Puts
+from weir_kvstore.put import Put, PutPiece, Puts
 from weir_kvstore.reads import read_lease
+from weir_kvstore.staging import PutBegin, PutResult
 from weir_kvstore.store import Match
 
 T = TypeVar("T")

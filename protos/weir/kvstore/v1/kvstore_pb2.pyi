@@ -177,7 +177,9 @@ class GetBlocksRequest(_message.Message):
     MAX_BLOCKS_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     arena_id: _builtins.str
-    """As AttachArena gave it: blocks come by reference, `placed` instead of `chunk`. Empty: by value."""
+    """As AttachArena gave it: blocks come by reference, `placed` instead of `chunk`, but for those that the arena has no room for.
+    Empty: by value. NOT_FOUND for another arena: the store has restarted.
+    """
     max_blocks: _builtins.int
     """Only so many of the leased blocks, from the first on. 0: all."""
     def __init__(

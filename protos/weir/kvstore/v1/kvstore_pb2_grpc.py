@@ -185,7 +185,8 @@ class KvStoreServiceServicer(object):
         with an `arena_id` answers with places in the arena, `ReserveBlocks` gives places to write to. Bytes that are read there are
         verified by their reader, in its own copy, before they count.
 
-        Where the arena is. UNSUPPORTED: this store shares none, or the caller is not on its host.
+        Where the arena is. UNSUPPORTED: this store shares none. On another host there is no file of that name, which is how a caller
+        knows; its name holds the arena's id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

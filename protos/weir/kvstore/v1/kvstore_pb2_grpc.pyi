@@ -71,7 +71,8 @@ class KvStoreServiceStub:
     with an `arena_id` answers with places in the arena, `ReserveBlocks` gives places to write to. Bytes that are read there are
     verified by their reader, in its own copy, before they count.
 
-    Where the arena is. UNSUPPORTED: this store shares none, or the caller is not on its host.
+    Where the arena is. UNSUPPORTED: this store shares none. On another host there is no file of that name, which is how a caller
+    knows; its name holds the arena's id.
     """
     ReserveBlocks: _grpc.UnaryUnaryMultiCallable[_kvstore_pb2.ReserveBlocksRequest, _kvstore_pb2.ReserveBlocksResponse]
     """The first phase of a put by reference: room in the arena that nobody sees. The reservation lapses when nothing is heard
@@ -136,7 +137,8 @@ class KvStoreServiceAsyncStub(KvStoreServiceStub):
     with an `arena_id` answers with places in the arena, `ReserveBlocks` gives places to write to. Bytes that are read there are
     verified by their reader, in its own copy, before they count.
 
-    Where the arena is. UNSUPPORTED: this store shares none, or the caller is not on its host.
+    Where the arena is. UNSUPPORTED: this store shares none. On another host there is no file of that name, which is how a caller
+    knows; its name holds the arena's id.
     """
     ReserveBlocks: _aio.UnaryUnaryMultiCallable[_kvstore_pb2.ReserveBlocksRequest, _kvstore_pb2.ReserveBlocksResponse]  # type: ignore[assignment]
     """The first phase of a put by reference: room in the arena that nobody sees. The reservation lapses when nothing is heard
@@ -246,7 +248,8 @@ class KvStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         with an `arena_id` answers with places in the arena, `ReserveBlocks` gives places to write to. Bytes that are read there are
         verified by their reader, in its own copy, before they count.
 
-        Where the arena is. UNSUPPORTED: this store shares none, or the caller is not on its host.
+        Where the arena is. UNSUPPORTED: this store shares none. On another host there is no file of that name, which is how a caller
+        knows; its name holds the arena's id.
         """
 
     @_abc_1.abstractmethod
