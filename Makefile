@@ -85,6 +85,10 @@ contract: $(SETUP) ## one suite per seam, every implementation
 e2e: $(SETUP) ## real processes on loopback
 	$(BIN)/pytest tests/e2e
 
+.PHONY: disaggregated
+disaggregated: $(SETUP) ## two prefill and two decode workers: equal tokens, nothing left, killed workers cost no request (a minute)
+	$(BIN)/pytest -q -s tests/e2e/test_disaggregated.py
+
 .PHONY: test
 test: $(SETUP) ## unit, contract and e2e: all that needs no GPU
 	$(BIN)/pytest tests/unit tests/contract tests/e2e

@@ -9,10 +9,13 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import nats
 import pytest
 
 from contract.router_contract import Answer, collect
 from e2e.conftest import Stack, json_lines, load_of, start_stack, until_idle
+from servers import NatsServer, nats_server
+from weir.executor.v1.prefill_queue import CONSUMER
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir_client.client import Client
 
@@ -39,8 +42,15 @@ _Request = tuple[str, SamplingParameters, StoppingConditions]
 
 
 @pytest.fixture(scope="module")
-def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    arguments = ["--prefill", "2", "--decode", "2", "--disaggregate-tokens", str(_MIN_TOKENS)]
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """The stack's own: the last test ends it."""
+    with nats_server(tmp_path_factory.mktemp("broker")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory, broker: NatsServer) -> Iterator[Stack]:
+    arguments = ["--prefill", "2", "--decode", "2", "--disaggregate-tokens", str(_MIN_TOKENS), "--nats", broker.url]
     running = start_stack(tmp_path_factory.mktemp("apart"), *arguments)
     yield running
     assert running.stop() == 0, (running.state / "up.log").read_text()
@@ -63,7 +73,9 @@ def _told(answer: Answer) -> object:
     return answer.token_ids, answer.texts, answer.finished, usage.prompt_tokens, usage.completion_tokens
 
 
-async def test_tokens_are_those_of_whole_executors_and_nothing_is_left(stack: Stack, apart: Stack) -> None:
+async def test_tokens_are_those_of_whole_executors_and_nothing_is_left(
+    stack: Stack, apart: Stack, broker: NatsServer
+) -> None:
     plan: list[_Request] = [
         (_prompt(index), sampling, stopping)
         for index, (sampling, stopping) in enumerate(
@@ -83,6 +95,7 @@ async def test_tokens_are_those_of_whole_executors_and_nothing_is_left(stack: St
     assert {answer.receipt.prefill_worker for answer in answers} == set(workers[:2])
     assert {answer.receipt.worker for answer in answers} == set(workers[2:])
     assert (await _taken_over(apart)) > 0
+    assert (await _delivered_jobs(broker)) >= len(plan)
     await until_idle(workers)
     held = [await load_of(address) for address in workers]
     print(
@@ -96,6 +109,17 @@ async def _taken_over(apart: Stack) -> int:
     """Tokens that decode workers did not have to prefill: they have computed less of prompts than prefill workers."""
     loads = [await load_of(address) for address in apart.addresses("executor")]
     return sum(load.prefill_tokens for load in loads[:2]) - sum(load.prefill_tokens for load in loads[2:])
+
+
+async def _delivered_jobs(broker: NatsServer) -> int:
+    """Prompts that prefill workers have taken out of the queue."""
+    async with await nats.connect(broker.url) as client:
+        jetstream = client.jetstream()
+        names = [stream.config.name or "" for stream in await jetstream.streams_info()]
+        (name,) = [name for name in names if name.startswith("weir_prefill_")]
+        delivered = (await jetstream.consumer_info(name, CONSUMER)).delivered
+        assert delivered is not None
+        return int(delivered.consumer_seq)
 
 
 async def test_a_short_prompt_is_computed_where_it_is_decoded(apart: Stack) -> None:
@@ -135,7 +159,7 @@ async def test_prefill_workers_that_are_killed_while_they_prefill_cost_no_reques
     async with Client(apart.router) as client:
         _signal(apart, prefills, signal.SIGSTOP)
         asked = [asyncio.create_task(_ask(client, *each)) for each in plan]
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.5)  # for longer than the queue is waited for: they have been given the requests by now
         assert not any(task.done() for task in asked)
         _signal(apart, prefills, signal.SIGKILL)
         answers = await asyncio.gather(*asked)
@@ -205,6 +229,21 @@ def test_status_says_who_does_what(apart: Stack) -> None:
     reports = json_lines(apart.weir("status", "--json").stdout)
     roles = [report["role"] for report in reports if report["service"] == "executor"]
     assert roles == ["prefill", "prefill", "decode", "decode"]
+
+
+async def test_without_the_broker_prefill_workers_are_chosen_directly(
+    stack: Stack, apart: Stack, broker: NatsServer
+) -> None:
+    """Before the router knows that it has gone, and after."""
+    plan = _requests(400, 12)
+    wanted = await _wanted(stack, plan)
+    async with Client(apart.router) as client:
+        first = [asyncio.create_task(_ask(client, *each)) for each in plan[:6]]
+        await asyncio.to_thread(broker.kill)
+        answers = [*await asyncio.gather(*first), *[await _ask(client, *each) for each in plan[6:]]]
+    assert [_told(answer) for answer in answers] == wanted
+    assert {answer.receipt.prefill_worker for answer in answers[6:]} == set(apart.addresses("executor")[:2])
+    await until_idle(apart.addresses("executor"), seconds=20)
 
 
 def test_prefill_without_decode_is_refused(tmp_path: Path, stack: Stack) -> None:

@@ -53,7 +53,9 @@ _PLACEMENT = [
         type=click.Path(path_type=Path, exists=True, file_okay=False),
         help="Directory of LoRA adapters that 'weir adapters load' may load. Default: no adapters.",
     ),
-    click.option("--nats", "nats_url", help="nats://host:port to publish KV events on. Default: on none."),
+    click.option(
+        "--nats", "nats_url", help="nats://host:port for KV events and the queue of --prefill. Default: none."
+    ),
     click.option("--kv-store-mib", type=click.IntRange(1), default=512, show_default=True, help="Of the kvstore."),
 ]
 

@@ -41,7 +41,7 @@ class Placement:
     kv_cache_mib: int = 512
     kv_store_mib: int = 512
     adapter_dir: Path | None = None  # None: no adapters
-    nats_url: str | None = None  # None: KV events are published nowhere
+    nats_url: str | None = None  # None: KV events are published nowhere, and no prompt waits in a queue
     port: int = 7700  # of the router; 0: any free one
 
     @property
@@ -77,7 +77,7 @@ def plan(placement: Placement, free_port: Callable[[], int]) -> list[PlannedServ
     executors = [
         place(f"executor{i or ''}", executor_settings | {"role": role}) for i, role in enumerate(placement.roles)
     ]
-    fleet = {
+    fleet = _nats_settings(placement) | {
         "tokenizers": tokenizer.address,
         "postprocessors": postprocess.address,
         "executors": ",".join(executor.address for executor in executors),
@@ -96,7 +96,10 @@ def _on_loopback(free_port: Callable[[], int]) -> Place:
 
 
 def _in_memory(name: str, settings: Mapping[str, str]) -> PlannedService:
-    return PlannedService(name.rstrip("0123456789"), f"memory:{name}", settings)
+    address = f"memory:{name}"
+    # It has no port to be known by.
+    named = {"nats_source": address} if "nats_url" in settings else {}
+    return PlannedService(name.rstrip("0123456789"), address, {**settings, **named})
 
 
 def _at(service: str, port: int, settings: Mapping[str, str]) -> PlannedService:

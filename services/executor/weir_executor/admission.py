@@ -68,6 +68,10 @@ class Admission:
         self._keys = count(1)
         self._draining = False
 
+    @property
+    def is_open(self) -> bool:
+        return not self._draining
+
     def drain(self) -> None:
         """From now on nothing new is admitted; what lives goes on."""
         self._draining = True

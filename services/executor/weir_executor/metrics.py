@@ -43,6 +43,7 @@ class ExecutorMetrics:
         self.loads = metrics.counter("kv_loads", "Prefixes asked of the kvstore", ("outcome",))
         self.load_bytes = metrics.counter("kv_load_bytes", "Bytes of KV blocks received from the kvstore")
         self.load_seconds = metrics.histogram("kv_load_seconds", "From asking to having", (), _LOAD_SECONDS)
+        self.prefill_jobs = metrics.counter("prefill_jobs", "Prompts taken out of the queue", ("outcome",))
         self.take_overs = metrics.counter("take_overs", "Prompts that another executor computed", ("outcome",))
         self.take_over_bytes = metrics.counter("take_over_bytes", "Bytes of KV blocks read from other executors")
         self.take_over_seconds = metrics.histogram(

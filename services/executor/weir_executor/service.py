@@ -29,6 +29,7 @@ from weir_executor.engine import Engine, SpeculationMode
 from weir_executor.engine_watch import EngineWatch
 from weir_executor.guided.compile_process import CompileLimits
 from weir_executor.guided.compiler import GuideCompiler, GuideLimits, load_compiler
+from weir_executor.handoff.jobs import PrefillJobs
 from weir_executor.handoff.role import Role
 from weir_executor.handoff.table import HandoffTable
 from weir_executor.handoff.take_over import TakeOverLimits, TakeOvers
@@ -138,6 +139,18 @@ async def serving(
             source = Source(chassis.service, source_name(settings, chassis.random))
             publisher = KvEventPublisher(connection, source, kv_events, chassis.metrics, chassis.clock)
             chassis.background.start(publisher.run(), name="publish_kv_events")
+            if served.role is Role.PREFILL:
+                jobs = PrefillJobs(
+                    connection,
+                    files.version,
+                    source.name,
+                    load=engine.load,
+                    is_open=lambda: admission.is_open,
+                    max_tokens=settings.prefill_job_tokens,
+                    metrics=metrics,
+                    clock=chassis.clock,
+                )
+                chassis.background.start(jobs.run(), name="take_prefill_jobs")
         registration = Registration(add_ExecutorServiceServicer_to_server, servicer, SERVICE_NAME)
         yield Servicers([registration], models=[settings.model], drain=servicer.drain)
 

@@ -179,6 +179,10 @@ class ExecutorSettings(NatsSettings):
     handoff_bytes_per_second: float = Field(
         default=200e6, gt=0.0, allow_inf_nan=False, description="extends that deadline by the blocks' size"
     )
+    # Two steps of the default size: one to compute, and one so that the next need not be waited for.
+    prefill_job_tokens: int = Field(
+        default=1024, ge=1, description="still to prefill; with so many, a prefill worker takes no job out of the queue"
+    )
     handoff_max_reads: int = Field(default=8, ge=1, le=1024, description="prompts taken over at once")
     handoff_read_bytes: int = Field(
         default=_GIB, ge=1, description="memory for blocks that were taken over and that the engine has not yet"

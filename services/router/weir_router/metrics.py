@@ -23,6 +23,7 @@ class RouterMetrics:
         self.attempts = metrics.counter("attempts", "Tries of requests on executors, by their end", ("end",))
         self.refusals = metrics.counter("refusals", "Requests refused before their stream began", ("reason",))
         self.completion_tokens = metrics.counter("completion_tokens", "Tokens delivered to clients")
+        self.prefill_jobs = metrics.counter("prefill_jobs", "Prompts that waited in the queue", ("outcome",))
         self.healthy_workers = metrics.gauge("healthy_workers", "Workers that take requests", ("kind",))
 
     def refused(self, error: WeirError) -> None:

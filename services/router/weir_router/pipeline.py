@@ -27,7 +27,8 @@ from weir_router.encoder import Encoder, hash_blocks
 from weir_router.fleet import Fleet
 from weir_router.journey import Journey, duration
 from weir_router.metrics import RouterMetrics
-from weir_router.policy import Choice, Demand, choose, choose_prefill
+from weir_router.policy import Choice, Demand, choose, choose_prefill, prefill_workers
+from weir_router.prefill_queue import PrefillQueue
 from weir_router.request import ClientRequest, EncodedPrompt
 from weir_router.retry import may_retry
 from weir_router.time_limit import TimeLimit, time_limit
@@ -53,6 +54,7 @@ class Pipeline:
         self,
         *,
         fleet: Fleet,
+        prefill_queue: PrefillQueue | None,
         admission: Admission,
         encoder: Encoder,
         limits: Limits,
@@ -61,6 +63,7 @@ class Pipeline:
         metrics: RouterMetrics,
     ):
         self._fleet, self._admission, self._encoder, self._limits = fleet, admission, encoder, limits
+        self._prefill_queue = prefill_queue
         self._clock, self._leases, self._metrics = clock, leases, metrics
         # Of requests, for taking turns; of attempts, so that no handle is ever used twice on any stream.
         self._turns, self._handles = count(), count(1)
@@ -98,7 +101,8 @@ class Pipeline:
         excluded: frozenset[str] = frozenset()
         failure: WeirError | None = None
         for journey.attempts in count(1):
-            choice = self._choose(journey, prompt, excluded, failure)
+            prefill = await self._assigned_prefill(journey, prompt, excluded)
+            choice = self._choose(journey, prompt, excluded, failure, prefill)
             with self._attempt(journey, prompt, choice, limit) as attempt:
                 try:
                     await self._execute(attempt, journey, prompt, choice)
@@ -110,17 +114,35 @@ class Pipeline:
                         raise
                     failure, excluded = error, excluded | attempt.progress.failed_workers
 
+    async def _assigned_prefill(self, journey: Journey, prompt: EncodedPrompt, excluded: frozenset[str]) -> str | None:
+        """Whoever of several prefill workers has room first, when they take their work from a queue."""
+        if self._prefill_queue is None:
+            return None
+        demand, snapshot = _demand(journey, prompt, excluded), self._fleet.snapshot()
+        with suppress(WeirError):  # that nobody may be chosen is told by who chooses
+            able = prefill_workers(snapshot, demand, choose(snapshot, demand), self._limits.disaggregate_tokens)
+            if len(able) > 1:
+                workers = {worker.address for worker in able}
+                return await self._prefill_queue.assign(prompt.version, demand.prompt_tokens, workers)
+        return None
+
     def _choose(
-        self, journey: Journey, prompt: EncodedPrompt, excluded: frozenset[str], failure: WeirError | None
+        self,
+        journey: Journey,
+        prompt: EncodedPrompt,
+        excluded: frozenset[str],
+        failure: WeirError | None,
+        assigned: str | None,
     ) -> Choice:
+        """`assigned`: who has asked for the prompt; it may have gone since."""
         demand, snapshot = _demand(journey, prompt, excluded), self._fleet.snapshot()
         try:
             choice = choose(snapshot, demand)
         except NoWorker as error:
             # That nobody else is there matters less to the client than what happened.
             raise failure or error from None
-        prefill = choose_prefill(snapshot, demand, choice, self._limits.disaggregate_tokens)
-        return replace(choice, prefill=prefill)
+        able = prefill_workers(snapshot, demand, choice, self._limits.disaggregate_tokens)
+        return replace(choice, prefill=choose_prefill(able, demand.turn, assigned))
 
     @contextmanager
     def _attempt(self, journey: Journey, prompt: EncodedPrompt, choice: Choice, limit: TimeLimit) -> Iterator[Attempt]:

@@ -68,22 +68,27 @@ def choose(snapshot: FleetSnapshot, demand: Demand) -> Choice:
     return Choice(executor, model, postprocessor.address, _reserved_tokens(model, demand))
 
 
-def choose_prefill(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min_tokens: int) -> str | None:
-    """The executor that is to compute the prompt for `choice`, which then takes it over; None: nobody but itself.
+def choose_prefill(able: Sequence[ExecutorView], turn: int, assigned: str | None = None) -> str | None:
+    """Which of these is to compute the prompt: who has asked for it, if it is among them. None: there is none."""
+    if any(executor.address == assigned for executor in able):
+        return assigned
+    return _least(able, lambda executor: executor.outstanding_tokens, turn).address if able else None
 
-    One whose role is that, and whose blocks the other can use. It costs a transfer of the prompt's blocks, which a
-    prompt of fewer than `min_tokens` is not worth.
+
+def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min_tokens: int) -> Sequence[ExecutorView]:
+    """Those who may compute the prompt for `choice`: whose role is that, and whose blocks the other can use.
+
+    It costs a transfer of the prompt's blocks, which a prompt of fewer than `min_tokens` is not worth.
     """
     if demand.prompt_tokens < min_tokens:
-        return None
-    able = [
+        return ()
+    return [
         executor
         for executor in snapshot.agreed(demand.version.model, demand.adapter)
         if executor.role is Role.PREFILL and executor.address not in demand.excluded
         if executor.model and executor.model.version == demand.version and _fits(executor.model, demand)
         if executor.model.block_size == choice.model.block_size
     ]
-    return _least(able, lambda executor: executor.outstanding_tokens, demand.turn).address if able else None
 
 
 def choose_executor(snapshot: FleetSnapshot, demand: Demand) -> tuple[str, ExecutorModel]:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from weir.router.v1.router_pb2 import DESCRIPTOR
 from weir.router.v1.router_pb2_grpc import add_RouterServiceServicer_to_server
+from weir_chassis.nats import connect_nats
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_router.admission import Admission, AdmissionQueue
 from weir_router.detector import Detector
@@ -15,6 +16,7 @@ from weir_router.encoder import Encoder
 from weir_router.fleet import open_fleet
 from weir_router.metrics import RouterMetrics
 from weir_router.pipeline import Limits, Pipeline
+from weir_router.prefill_queue import PrefillQueue
 from weir_router.servicer import RouterServicer
 from weir_router.settings import RouterSettings
 
@@ -32,6 +34,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
         encoder = Encoder(fleet, settings.tokenizer_timeout_seconds)
         pipeline = Pipeline(
             fleet=fleet,
+            prefill_queue=_join_prefill_queue(settings, chassis, metrics),
             admission=admission,
             encoder=encoder,
             limits=limits,
@@ -50,6 +53,15 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
         detector = Detector(fleet=fleet, admission=admission, encoder=encoder, clock=chassis.clock, metrics=metrics)
         servicer = RouterServicer(pipeline, embedder, detector, fleet, chassis.random)
         yield Servicers([Registration(add_RouterServiceServicer_to_server, servicer, NAME)])
+
+
+def _join_prefill_queue(settings: RouterSettings, chassis: Chassis, metrics: RouterMetrics) -> PrefillQueue | None:
+    connection = connect_nats(settings, chassis)
+    if connection is None:
+        return None
+    queue = PrefillQueue(connection, settings.prefill_queue_seconds, metrics, nonce=chassis.random.getrandbits(64))
+    chassis.background.start(queue.run(), name="answer_offers")
+    return queue
 
 
 SERVICE = ServiceDefinition(name="router", settings=RouterSettings, build=build)

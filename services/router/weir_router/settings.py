@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from weir_chassis.settings import ServiceSettings
+from weir_chassis.settings import NatsSettings
 
 
 def _split(value: Any) -> Any:
@@ -28,7 +28,7 @@ Addresses = Annotated[
 ]
 
 
-class RouterSettings(ServiceSettings):
+class RouterSettings(NatsSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="WEIR_ROUTER_")
 
     executors: Addresses = Field(default=(), description="addresses of executors, `host:port,host:port`")
@@ -68,6 +68,12 @@ class RouterSettings(ServiceSettings):
         default=512,
         ge=1,
         description="a prompt of so many tokens is computed by an executor whose role is prefill, where there is one",
+    )
+    prefill_queue_seconds: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=60.0,
+        description="how long a prompt waits on NATS for a prefill worker with room, before one is chosen for it",
     )
     probe_timeout_seconds: float = Field(
         default=5.0, gt=0.0, le=60.0, description="one question about a worker's model or load"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from unit.router.views import DOWN, DRAINING, SERVING, demand, executor, fleet, postprocessor, tokenizer
 from weir_chassis.errors import NotFound, NoWorker, PromptTooLong, RevisionMismatch, Unsupported
 from weir_router.outstanding import Outstanding
-from weir_router.policy import choose, choose_executor, choose_prefill, choose_tokenizer
+from weir_router.policy import choose, choose_executor, choose_prefill, choose_tokenizer, prefill_workers
 from weir_router.snapshot import ExecutorView, FleetSnapshot, Role
 
 PREFILL, DECODE = Role.PREFILL, Role.DECODE
@@ -169,7 +169,7 @@ def test_tokenizers_take_turns_and_each_comes_with_an_executor_that_agrees() -> 
 def prefill_of(*executors: ExecutorView, min_tokens: int = 1, **fields: Any) -> str | None:
     """Who computes the prompt for whom `choose` has chosen."""
     snapshot, wanted = fleet(*executors), demand(**fields)
-    return choose_prefill(snapshot, wanted, choose(snapshot, wanted), min_tokens)
+    return choose_prefill(prefill_workers(snapshot, wanted, choose(snapshot, wanted), min_tokens), wanted.turn)
 
 
 @given(
@@ -189,7 +189,7 @@ def test_who_only_prefills_is_never_chosen_for_the_whole_and_who_decodes_never_f
         return
     choice = choose(snapshot, wanted)
     assert by_address[choice.executor].decodes
-    prefill = choose_prefill(snapshot, wanted, choice, min_tokens)
+    prefill = choose_prefill(prefill_workers(snapshot, wanted, choice, min_tokens), turn)
     prefills = [view for view in executors if view.role is PREFILL]
     assert (prefill is not None) == (bool(prefills) and min_tokens <= 30)
     if prefill is not None:
@@ -213,3 +213,9 @@ def test_a_prompt_is_computed_elsewhere_only_where_its_blocks_are_of_use() -> No
 
 def test_a_vector_may_come_from_any_role() -> None:
     assert choose_executor(fleet(executor("pre", role=PREFILL)), demand(max_tokens=0))[0] == "pre"
+
+
+def test_who_has_asked_for_a_prompt_gets_it_unless_it_has_gone() -> None:
+    able = [executor("a", role=PREFILL, routed=5), executor("b", role=PREFILL)]
+    assert [choose_prefill(able, 0, assigned) for assigned in ("a", "b", "c", None)] == ["a", "b", "b", "b"]
+    assert choose_prefill([], 0, "a") is None

@@ -112,6 +112,31 @@ WAITING_REASON_STORED_PREFIX: WaitingReason.ValueType  # 11
 """Its stored prefix is being loaded."""
 Global___WaitingReason: _TypeAlias = WaitingReason  # noqa: Y015
 
+class _OfferVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OfferVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OfferVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OFFER_VERDICT_UNSPECIFIED: _OfferVerdict.ValueType  # 0
+    OFFER_VERDICT_TAKEN: _OfferVerdict.ValueType  # 1
+    """The request is on its way: the job is done."""
+    OFFER_VERDICT_NOT_WANTED: _OfferVerdict.ValueType  # 2
+    """Nobody waits for it any more: the job is done."""
+    OFFER_VERDICT_NOT_YOU: _OfferVerdict.ValueType  # 3
+    """Not from this worker: the job goes back into the queue."""
+
+class OfferVerdict(_OfferVerdict, metaclass=_OfferVerdictEnumTypeWrapper): ...
+
+OFFER_VERDICT_UNSPECIFIED: OfferVerdict.ValueType  # 0
+OFFER_VERDICT_TAKEN: OfferVerdict.ValueType  # 1
+"""The request is on its way: the job is done."""
+OFFER_VERDICT_NOT_WANTED: OfferVerdict.ValueType  # 2
+"""Nobody waits for it any more: the job is done."""
+OFFER_VERDICT_NOT_YOU: OfferVerdict.ValueType  # 3
+"""Not from this worker: the job goes back into the queue."""
+Global___OfferVerdict: _TypeAlias = OfferVerdict  # noqa: Y015
+
 @_typing.final
 class GenerateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -1213,6 +1238,82 @@ class ReleaseHandoffResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseHandoffResponse: _TypeAlias = ReleaseHandoffResponse  # noqa: Y015
+
+@_typing.final
+class PrefillJob(_message.Message):
+    """── over NATS ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    Prompts that wait for whichever prefill worker has room: a JetStream work queue for each model version, named in
+    `prefill_queue.py` beside this file. The queue assigns and carries no tokens: a worker with room takes the next job and
+    sends its offer, as a request, to the job's subject; the answer says what to do with the job. Who has got an offer submits
+    to that worker as to any other.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    OFFER_SUBJECT_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """At most 128 bytes; different for every job."""
+    offer_subject: _builtins.str
+    """Where offers are answered."""
+    prompt_tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        offer_subject: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "offer_subject", b"offer_subject", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillJob: _TypeAlias = PrefillJob  # noqa: Y015
+
+@_typing.final
+class PrefillOffer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    address: _builtins.str
+    """The worker's, as fleets are told of it."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillOffer: _TypeAlias = PrefillOffer  # noqa: Y015
+
+@_typing.final
+class PrefillAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    verdict: Global___OfferVerdict.ValueType
+    def __init__(
+        self,
+        *,
+        verdict: Global___OfferVerdict.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillAnswer: _TypeAlias = PrefillAnswer  # noqa: Y015
 
 @_typing.final
 class DetectWatermarkRequest(_message.Message):
