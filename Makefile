@@ -131,8 +131,12 @@ bench-services: $(SETUP) ## the CPU that each service adds per token and per req
 bench-speculation: $(SETUP) ## the demo model with and without guesses ahead (a minute)
 	PYTHONPATH=tests $(BIN)/python -m bench speculation
 
+.PHONY: bench-prefix
+bench-prefix: $(SETUP) ## 32 requests that share 1,024 tokens, by where the prefix is when they come (two minutes)
+	PYTHONPATH=tests $(BIN)/python -m bench prefix
+
 .PHONY: bench
-bench: bench-engine bench-services bench-latency bench-speculation ## all that need no GPU
+bench: bench-engine bench-services bench-latency bench-speculation bench-prefix ## all that need no GPU
 
 .PHONY: chaos
 chaos: $(SETUP) ## random submits, cancels, preemptions and failures, the books checked after every step (a minute)

@@ -1,9 +1,10 @@
-"""`make bench-engine`, `-latency`, `-services`, `-speculation`: measured runs. The last line is one JSON object.
+"""Measured runs: `make bench-engine`, `-latency`, `-services`, `-speculation`, `-prefix`. The last line is a JSON object.
 
 python -m bench engine --peers vllm openvino --rows decode mixed --rounds 2
 python -m bench latency
 python -m bench services
 python -m bench speculation
+python -m bench prefix
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from bench import accuracy, engine, latency, services, speculation
+from bench import accuracy, engine, latency, prefix, services, speculation
 from bench.model import make_model
 from bench.peers import PEERS, ROUNDED, SUITE, WEIR, chosen
 from bench.report import Figures
@@ -49,6 +50,10 @@ def _speculation(_: argparse.Namespace, __: Path) -> Figures:
     return speculation.measure()
 
 
+def _prefix(arguments: argparse.Namespace, scratch: Path) -> Figures:
+    return prefix.measure(make_model(arguments.model_dir).absolute(), scratch)
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     benches = parser.add_subparsers(dest="bench", required=True)
@@ -68,6 +73,9 @@ def _parse() -> argparse.Namespace:
     of_services.set_defaults(measure=_services)
     of_speculation = benches.add_parser("speculation", help="the demo model with and without guesses ahead")
     of_speculation.set_defaults(measure=_speculation)
+    of_prefix = benches.add_parser("prefix", help="a shared prefix by where it is: nowhere, in a pool, in the kvstore")
+    of_prefix.set_defaults(measure=_prefix)
+    of_prefix.add_argument("--model-dir", type=Path, default=place, help="as above")
     return parser.parse_args()
 
 

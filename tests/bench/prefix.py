@@ -1,0 +1,178 @@
+"""`make bench-prefix`: 32 requests that share 1,024 tokens, by where the prefix is when they come.
+
+A kvstore with memory and a disk, and two executors, as `weir up` runs them, each a process of its own; all requests at
+once on one stream. What is compared is the time to the first token, the median of 32, and the time to the last token of
+all. The first rows answer the same prompts: their tokens must be the same, wherever the prefix came from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from bench.contenders.serving import KV_CACHE_GIB, THREADS
+from bench.executor_client import Heard, answer
+from bench.report import Figures, print_table
+from bench.workload import Work, shared_prefix, shared_prefix_once, shared_prefix_uncached, warm_up
+from weir.kvstore.v1 import kvstore_pb2 as kv
+from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
+from weir_chassis.channel import open_channel
+from weir_local.placement import Placement, plan
+from weir_local.processes import Events, Stack, started
+from weir_local.stack import free_port
+
+# One prefix each, so that no row finds what another left in an executor's pool.
+_SAME, _AGAIN, _DISK = 1, 2, 3
+_PREFIX_BLOCKS = 1024 // 16
+_STORE_MIB = 1024
+_STORED_SECONDS, _BACK_SECONDS = 60.0, 60.0
+_STILL_SECONDS = 2.0  # nothing more is on its way to the store
+_TITLES = {
+    "no_cache": "no cache",
+    "cold": "cold: the first of them computes it",
+    "device": "in the executor's pool",
+    "second_executor": "in the kvstore's memory, a second executor",
+    "ram": "in the kvstore's memory, loaded before",
+    "restarted": "in the kvstore's memory, the executor restarted",
+    "disk": "on the kvstore's disk, the kvstore restarted",
+}
+_SAME_PROMPTS = ("cold", "device", "second_executor", "restarted")
+# Times as fast to the first token as without a cache, and in total.
+GOALS = {
+    "device_first_token": 4.0,
+    "ram_first_token": 4.0,
+    "second_executor_first_token": 4.0,
+    "restarted_first_token": 4.0,
+    "disk_first_token": 4.0,
+    "cold_first_token": 1.5,
+}
+
+
+def measure(model_dir: Path, scratch: Path) -> Figures:
+    """Prints the table."""
+    return _report(asyncio.run(_rows(model_dir, scratch)))
+
+
+async def _rows(model_dir: Path, scratch: Path) -> dict[str, Heard]:
+    async with _stack(model_dir, scratch) as stack:
+        first, second = (service.address for service in stack.services if service.service == "executor")
+        await asyncio.gather(answer(first, _private(-1)), answer(second, _private(-2)))
+        rows = {
+            "no_cache": await answer(first, shared_prefix_uncached(_SAME)),
+            "cold": await answer(first, shared_prefix(_SAME)),
+            "device": await answer(first, shared_prefix(_SAME)),
+        }
+        for salt in (_AGAIN, _DISK):
+            await answer(first, shared_prefix_once(salt))
+        await _until_stored(stack)
+        rows["second_executor"] = await answer(second, shared_prefix(_SAME))
+        rows["ram"] = await answer(second, shared_prefix(_AGAIN))
+        await _restart(stack, "executor")
+        await answer(first, _private(-3))
+        rows["restarted"] = await answer(first, shared_prefix(_SAME))
+        await _restart(stack, "kvstore")
+        rows["disk"] = await answer(second, shared_prefix(_DISK))
+    return rows
+
+
+def _private(salt: int) -> Work:
+    """Loads every kernel and allocator, and leaves no block."""
+    return replace(warm_up(salt), cached=False)
+
+
+@asynccontextmanager
+async def _stack(model_dir: Path, scratch: Path) -> AsyncIterator[Stack]:
+    silent = Events(ready=lambda *_: None, lost=lambda *_: None, changed=lambda *_: None)
+    placement = Placement(model_dir, executors=2, port=0, kv_cache_mib=KV_CACHE_GIB << 10, kv_store_mib=_STORE_MIB)
+    told = {
+        "executor": {"num_threads": str(THREADS)},
+        "kvstore": {"disk_path": str(scratch / "disk"), "disk_bytes": str(_STORE_MIB << 20)},
+    }
+    plans = [
+        replace(planned, settings={**planned.settings, **told[planned.service]})
+        for planned in plan(placement, free_port)
+        if planned.service in told
+    ]
+    (scratch / "logs").mkdir()
+    async with started(plans, scratch / "logs", silent) as stack:
+        yield stack
+
+
+async def _until_stored(stack: Stack) -> None:
+    """Full blocks follow when no request runs, and go to disk from memory: until nothing moves any more."""
+    (address,) = (service.address for service in stack.services if service.service == "kvstore")
+    deadline, held, still_since = time.monotonic() + _STORED_SECONDS, {}, time.monotonic()
+    async with open_channel(address) as channel:
+        stub = KvStoreServiceStub(channel)
+        while time.monotonic() - still_since < _STILL_SECONDS or held.get("ram", 0) < 3 * _PREFIX_BLOCKS:
+            assert time.monotonic() < deadline, f"not stored in time: {held}"
+            await asyncio.sleep(0.1)
+            stats = await stub.GetStats(kv.GetStatsRequest(), timeout=10)
+            now_held = {tier.tier: tier.blocks for tier in stats.tiers}
+            if now_held != held:
+                held, still_since = now_held, time.monotonic()
+
+
+async def _restart(stack: Stack, name: str) -> None:
+    """The first service of this name ends as on a deployment, and is started again."""
+    service = next(service for service in stack.services if service.service == name)
+    os.kill(service.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _BACK_SECONDS
+    while any(each.pid == service.pid for each in stack.services) or not await _serves(service.address):
+        assert time.monotonic() < deadline, f"{name} is not back"
+        await asyncio.sleep(0.1)
+
+
+async def _serves(address: str) -> bool:
+    async with open_channel(address) as channel:
+        try:
+            response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+        except grpc.RpcError:
+            return False
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _report(rows: dict[str, Heard]) -> Figures:
+    figures, lines, reference = Figures(), [], rows["no_cache"]
+    for name, heard in rows.items():
+        figures.measured |= {f"{name}_first_token_s": heard.median_first_token, f"{name}_total_s": heard.seconds}
+        if name != "no_cache":
+            figures.ratios[f"{name}_first_token"] = reference.median_first_token / heard.median_first_token
+            figures.ratios[f"{name}_total"] = reference.seconds / heard.seconds
+        if name in _SAME_PROMPTS:
+            assert heard.tokens == reference.tokens, f"{name}: other tokens than without a cache"
+        lines.append(
+            [
+                _TITLES[name],
+                f"{heard.median_first_token:.3f} s",
+                f"{heard.seconds:.2f} s",
+                *(f"{figures.ratios.get(f'{name}_{what}', 1.0):.1f}" for what in ("first_token", "total")),
+                str(heard.engine_cached),
+                str(heard.store_cached),
+            ]
+        )
+    # A prefix that did not come from where the row says was not measured.
+    figures.goals = GOALS
+    for name in ("second_executor", "ram", "restarted", "disk"):
+        if not rows[name].store_cached:
+            figures.missing[name] = "nothing came from the kvstore"
+    header = [
+        "32 requests that share 1,024 tokens",
+        "first token",
+        "all",
+        "times faster: first",
+        "all",
+        "cached: pool",
+        "kvstore",
+    ]
+    print_table("By where the prefix is", header, lines)
+    return figures
