@@ -1,4 +1,4 @@
-"""Measured runs: `make bench-engine`, `-latency`, `-services`, `-speculation`, `-prefix`. The last line is a JSON object.
+"""Measured runs: `make bench-engine`, `-latency`, `-services`, `-speculation`, `-prefix`. The last line is JSON.
 
 python -m bench engine --peers vllm openvino --rows decode mixed --rounds 2
 python -m bench latency

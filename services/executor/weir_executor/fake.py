@@ -17,7 +17,7 @@ from pathlib import Path
 from weir_chassis.errors import AlreadyExists, WeirError
 from weir_executor.adapters.config import AdapterConfig
 from weir_executor.adapters.files import Note, read_weights
-from weir_executor.engine import AdapterInfo, EngineInfo, Pooling, PoolingKind, StoredPrefix, TokenLogprobs
+from weir_executor.engine import AdapterInfo, EngineInfo, Pooling, PoolingKind, TokenLogprobs
 from weir_executor.paged.batch import Batch, Scheduled
 from weir_executor.paged.scheduler import SchedulerLimits
 from weir_executor.paged.sequence import Sequence as LiveSequence
@@ -166,9 +166,9 @@ class _FakeWorker:
             raise error
         return [self._result(scheduled) for scheduled in batch.scheduled]
 
-    def count_usable(self, stored: StoredPrefix) -> int:
-        wrong = (i for i, block in enumerate(stored.blocks) if len(block) != self._config.block_bytes)
-        return next(wrong, len(stored.blocks))
+    def count_usable(self, stored_blocks: Sequence[bytes | memoryview]) -> int:
+        wrong = (i for i, block in enumerate(stored_blocks) if len(block) != self._config.block_bytes)
+        return next(wrong, len(stored_blocks))
 
     def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
         """Some bytes of the right length that tell blocks apart."""

@@ -81,6 +81,13 @@ def test_before_anything_was_computed_all_is_loaded() -> None:
     assert (decision.blocks, decision.compute) == (40, None)
 
 
+def test_a_guess_that_nothing_was_measured_for_is_taken_as_it_is() -> None:
+    race = Race(LoadPredictor(bytes_per_second=0.8 * BLOCK_BYTES / 0.01), BLOCK_BYTES, MIN_BLOCKS)
+    assert race.decide([TierRange(100, "ram")], computing(0.01)).blocks == MIN_BLOCKS
+    race = Race(LoadPredictor(bytes_per_second=1.2 * BLOCK_BYTES / 0.01), BLOCK_BYTES, MIN_BLOCKS)
+    assert race.decide([TierRange(100, "ram")], computing(0.01)).blocks == 100
+
+
 def test_a_tier_that_nothing_came_from_is_tried_at_once_on_a_few_blocks() -> None:
     predictor = LoadPredictor(bytes_per_second=1.0)
     race = Race(predictor, BLOCK_BYTES, MIN_BLOCKS)
@@ -109,8 +116,9 @@ def test_what_is_decided_pays_by_the_slow_end_of_loading_and_the_fast_end_of_com
         return
 
     def gain(blocks: int) -> float:
-        load = predictor.seconds(cut(stored, blocks), BLOCK_BYTES)
-        return (block * blocks).lower(1.0) - max(0.0, load.upper(1.0) - ahead.lower(1.0))
+        ranges = cut(stored, blocks)
+        load, luck = predictor.seconds(ranges, BLOCK_BYTES), 1.0 if predictor.knows(ranges) else 0.0
+        return (block * blocks).lower(luck) - max(0.0, load.upper(luck) - ahead.lower(luck))
 
     ends = [sum(each.blocks for each in stored[: i + 1]) for i in range(len(stored))]
     best = max([0.0, *(gain(end) for end in ends if end >= MIN_BLOCKS)])

@@ -493,11 +493,23 @@ def test_a_stored_prefix_that_many_share_is_loaded_once() -> None:
     lives = [toy.add(_hashed(key, [*prompt(12), key, key], 4), stored) for key in range(4)]
     batch = toy.step()
     assert [load.payload for load in batch.loads] == [b"a", b"b", b"c"]
-    assert _keys(batch) == [0]
-    batch = toy.step()
-    assert batch.loads == []
-    assert sorted(_keys(batch)) == [0, 1, 2, 3]
+    assert _keys(batch) == [0, 1, 2, 3], "it is written before anything is computed"
+    assert len({sequence.blocks[2] for live in lives for sequence in live.sequences}) == 1
     assert [(live.cached_prompt_tokens, live.loaded_prompt_tokens) for live in lives] == [(0, 12), *[(12, 0)] * 3]
+    toy.run()
+
+
+def test_a_request_that_fails_takes_no_block_from_those_who_share_its_load() -> None:
+    toy, stored = Toy(), StoredPrefix(0, [b"a", b"b", b"c"])
+    lives = [toy.add(_hashed(key, [*prompt(12), key, key], 4), stored) for key in range(2)]
+    batch = toy.scheduler.schedule()
+    shared = [load.block_id for load in batch.loads]
+    assert not set(toy.scheduler.unshared_blocks(lives[0])) & set(shared), "what it wrote there is not only its own"
+    toy.scheduler.finish_all(lives[0])
+    (row,) = [row for row in batch.scheduled if row.sequence.live is lives[1]]
+    toy.scheduler.advance(row, [7])
+    toy.scheduler.check_integrity()
+    assert [toy.scheduler.pool.is_findable(block_id) for block_id in shared] == [True] * 3
     toy.run()
 
 

@@ -75,8 +75,8 @@ class Race:
             return Decision()
         if computing.block is None:
             return choices[-1]  # nothing to hold against it but the deadline
-        best = max(choices, key=lambda choice: _gain(choice, computing.ahead))
-        if _gain(best, computing.ahead) > 0:
+        best = max(choices, key=lambda choice: self._gain(choice, computing.ahead))
+        if self._gain(best, computing.ahead) > 0:
             self._computed_in_a_row = 0
             return best
         return self._try_or_compute(ranges, computing)
@@ -84,6 +84,14 @@ class Race:
     def _choice(self, ranges: Sequence[TierRange], computing: Computing) -> Decision:
         load = self._predictor.seconds(ranges, self._block_bytes)
         return Decision(ranges, load, computing.blocks(sum(each.blocks for each in ranges)))
+
+    def _gain(self, choice: Decision, ahead: Estimate) -> float:
+        """Seconds by which it is faster than computing, if luck is against it. Where nothing was measured yet there is
+        no luck, only the guess itself: who never tried would never know."""
+        assert choice.compute is not None, choice
+        deviations = _DEVIATIONS if self._predictor.knows(choice.ranges) else 0.0
+        waited = max(0.0, choice.load.upper(deviations) - ahead.lower(deviations))
+        return choice.compute.lower(deviations) - waited
 
     def _try_or_compute(self, ranges: Sequence[TierRange], computing: Computing) -> Decision:
         """A tier that nothing ever came from is tried at once: all that is known of it was made up."""
@@ -144,10 +152,3 @@ def cut(ranges: Sequence[TierRange], blocks: int) -> list[TierRange]:
 def _leading(ranges: Sequence[TierRange]) -> Iterator[Sequence[TierRange]]:
     """The first range, the first two, … Within a range each block costs and gains the same: it is all or nothing."""
     return (ranges[: i + 1] for i in range(len(ranges)))
-
-
-def _gain(choice: Decision, ahead: Estimate) -> float:
-    """Seconds by which it is faster than computing, if luck is against it."""
-    assert choice.compute is not None, choice
-    waited = max(0.0, choice.load.upper(_DEVIATIONS) - ahead.lower(_DEVIATIONS))
-    return choice.compute.lower(_DEVIATIONS) - waited

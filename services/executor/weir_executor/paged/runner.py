@@ -10,7 +10,6 @@ from itertools import islice
 
 import torch
 
-from weir_executor.engine import StoredPrefix
 from weir_executor.guided.bitmask import Words
 from weir_executor.paged.batch import Batch, Scheduled
 from weir_executor.paged.decoder import Decoded, Decoder, DeviceLostError, KvBlocks
@@ -49,11 +48,11 @@ class ModelRunner:
         by_sequence = {id(row.sequence): result for row, result in zip(flat.rows, results, strict=True)}
         return [by_sequence[id(scheduled.sequence)] for scheduled in batch.scheduled]
 
-    def count_usable(self, stored: StoredPrefix) -> int:
-        for index, payload in enumerate(stored.blocks):
+    def count_usable(self, stored_blocks: Sequence[bytes | memoryview]) -> int:
+        for index, payload in enumerate(stored_blocks):
             if not self._blocks.is_sound(payload):
                 return index
-        return len(stored.blocks)
+        return len(stored_blocks)
 
     def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
         return self._blocks.read_blocks(block_ids)

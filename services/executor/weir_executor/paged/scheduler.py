@@ -17,10 +17,11 @@ that a preemption always frees one. Who had to go for a priority can make only l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 
 from weir_executor.engine import WaitingReason
 from weir_executor.paged.admissions import MAX_DEFERRED, Admissions
@@ -32,6 +33,8 @@ from weir_executor.paged.room import OF_TENANT, Room, choose_victims
 from weir_executor.paged.sequence import LiveRequest, Sequence, Status, new_sequences
 from weir_executor.paged.tenants import FairShare, Tenants, TenantUse
 from weir_executor.paged.waiting import WaitingQueue
+
+CountUsable = Callable[[Items[bytes | memoryview]], int]  # how many of a stored prefix's leading blocks are sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,9 @@ class SchedulerLimits:
 class Scheduler:
     """Decides what the next step computes, and owns every sequence and its blocks until it ends."""
 
-    def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
+    def __init__(self, pool: BlockPool, limits: SchedulerLimits, count_usable: CountUsable = len) -> None:
+        """`count_usable` looks at every byte of the blocks it is given, so it is given only those to be loaded."""
+        self._count_usable = count_usable
         self.pool, self.limits, self.held = pool, limits, HeldBlocks(pool)
         self.live: dict[int, LiveRequest] = {}
         self.preemptions = 0
@@ -60,6 +65,7 @@ class Scheduler:
         self._waiting = WaitingQueue(self._share)
         self._running: list[Sequence] = []  # in order, as of the step's begin
         self._admissions = Admissions()  # of the newest step
+        self._loading: dict[bytes, int] = {}  # blocks that the newest step writes before it computes, by hash
 
     @property
     def num_running(self) -> int:
@@ -96,6 +102,7 @@ class Scheduler:
         `chunk_tokens`: of prompts, at most so many beside decodes. A step without decodes keeps nobody waiting.
         """
         batch, self._admissions = Batch(most_tokens=self.limits.max_batched_tokens), Admissions()
+        self._loading.clear()
         self._running.sort(key=self._order)
         decoding = self._make_room_for_decodes()
         self._make_way()
@@ -170,8 +177,12 @@ class Scheduler:
 
     def unshared_blocks(self, live: LiveRequest) -> list[int]:
         """Blocks that nobody but this request's sequences can read, now or later."""
-        owned = {block_id for sequence in live.sequences for block_id in sequence.blocks}
-        return sorted(block_id for block_id in owned if not self.pool.is_findable(block_id))
+        owned = Counter(block_id for sequence in live.sequences for block_id in sequence.blocks)
+        return sorted(
+            block_id
+            for block_id, count in owned.items()
+            if self.pool.references(block_id) == count and not self.pool.is_findable(block_id)
+        )
 
     def why_waiting(self, sequence: Sequence) -> WaitingReason:
         """As of the newest step. Safe to call from any thread."""
@@ -333,7 +344,7 @@ class Scheduler:
             return WaitingReason.NO_TOKENS
         if self.num_running == self.limits.max_num_seqs:
             return WaitingReason.NO_SLOT
-        prefix = known_prefix(sequence, self.pool, self.limits.block_size)
+        prefix = known_prefix(sequence, self.pool, self.limits.block_size, self._loading)
         if stands_back(sequence, len(prefix), self._running, self.limits.block_size):
             sequence.deferred_steps += 1
             return WaitingReason.SHARED_PREFIX
@@ -356,8 +367,10 @@ class Scheduler:
         sequence.blocks = [*prefix, *private]
         loads = list(self._loads(sequence, len(prefix)))
         batch.loads += loads
+        self._loading.update(zip(sequence.block_hashes[len(prefix) :], (load.block_id for load in loads), strict=False))
         sequence.num_computed = sequence.num_cached = (len(prefix) + len(loads)) * self.limits.block_size
-        sequence.num_stored = len(prefix)
+        # One that another loads in this step has its hash only after it; whoever is first then makes it findable.
+        sequence.num_stored = sum(1 for _ in takewhile(self.pool.is_findable, prefix))
         sequence.status, sequence.preempted = Status.RUNNING, False
         self._waiting.remove(sequence)
         self._running.append(sequence)
@@ -370,8 +383,9 @@ class Scheduler:
         first = live.first_stored_block
         if not first <= num_known:
             return
-        for index in range(num_known, min(limit, first + len(live.stored_blocks))):
-            yield BlockLoad(sequence.blocks[index], live.stored_blocks[index - first])
+        stored = live.stored_blocks[num_known - first : limit - first]
+        for index, payload in enumerate(stored[: self._count_usable(stored)], num_known):
+            yield BlockLoad(sequence.blocks[index], payload)
 
     def _note_first_start(self, sequence: Sequence, num_known: int, num_loaded: int) -> None:
         live = sequence.live

@@ -33,7 +33,6 @@ from weir_executor.engine import (
     RequestState,
     StepOutput,
     StepStats,
-    StoredPrefix,
     TakePayloads,
     Wants,
 )
@@ -109,7 +108,7 @@ class StepLoop:
         self._adapters: Adapters = adapters or NoAdapters()
         self._pool = BlockPool(info.num_blocks, prefix_cache=options.prefix_cache, ttl_seconds=options.kv_ttl_seconds)
         self._offers = Offers(options.offered_blocks_per_second, self._pool.holds, info.num_blocks)
-        self._limits, self._scheduler = limits, Scheduler(self._pool, limits)
+        self._limits, self._scheduler = limits, Scheduler(self._pool, limits, worker.count_usable)
         self._deliver: Deliver = _drop
         self._wants: Wants = _everything
         self._inbox: deque[LiveRequest | _Abort | _Release] = deque()
@@ -332,8 +331,6 @@ class StepLoop:
                 self._add(item, report)
 
     def _add(self, live: LiveRequest, report: Report) -> None:
-        stored = StoredPrefix(live.first_stored_block, live.stored_blocks)
-        live.stored_blocks = live.stored_blocks[: self._worker.count_usable(stored)]
         self._scheduler.add(live)
         for sequence in list(live.sequences):
             # A resumed output may have been over already; its caller just did not hear.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from weir_chassis.errors import Internal, WeirError
-from weir_executor.engine import StoredPrefix, TokenLogprobs
+from weir_executor.engine import TokenLogprobs
 from weir_executor.paged.batch import Batch
 
 
@@ -47,7 +47,7 @@ class Worker(Protocol):
     def run(self, batch: Batch) -> Sequence[Result]:
         """Write the KV of all scheduled tokens; one result per `batch.scheduled`, in its order."""
 
-    def count_usable(self, stored: StoredPrefix) -> int:
+    def count_usable(self, stored_blocks: Sequence[bytes | memoryview]) -> int:
         """How many leading blocks of a stored prefix are sound. The rest is a miss."""
 
     def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
