@@ -67,6 +67,12 @@ def shared_prefix_uncached(salt: int) -> Work:
     return replace(shared_prefix(salt), cached=False)
 
 
+def shared_blocks(salt: int) -> Work:
+    """As `shared_prefix`, with tails of less than a block: nothing but the prefix can be found again."""
+    work = shared_prefix(salt)
+    return replace(work, prompts=[prompt[: 1024 + 15] for prompt in work.prompts])
+
+
 def shared_prefix_once(salt: int) -> Work:
     """One more request with the prefix of `shared_prefix`: after it the prefix is warm."""
     work = shared_prefix(salt)

@@ -9,6 +9,7 @@ from bench.workload import (
     first_token,
     mixed,
     prefill,
+    shared_blocks,
     shared_prefix,
     shared_prefix_once,
     shared_prefix_uncached,
@@ -29,6 +30,13 @@ def test_workloads_are_the_ones_that_every_measurement_here_was_made_with(
 ) -> None:
     assert len(work.prompts) == len(work.lengths) == requests
     assert (work.prompt_tokens, work.output_tokens) == (prompt_tokens, output_tokens)
+
+
+def test_prompts_that_share_a_prefix_share_no_block_beyond_it() -> None:
+    work = shared_blocks(1)
+    assert {len(prompt) for prompt in work.prompts} == {1024 + 15}
+    assert len({tuple(prompt[:1024]) for prompt in work.prompts}) == 1
+    assert shared_prefix_once(1).prompts[0][:1024] == work.prompts[0][:1024]
 
 
 def test_mixed_requests_are_of_mixed_lengths() -> None:
