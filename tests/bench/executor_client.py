@@ -60,7 +60,9 @@ async def answer(address: str, work: Work) -> Heard:
     return heard
 
 
-async def _hear(call: grpc.aio.StreamStreamCall, submits: list[pb.Submit]) -> Heard:
+async def _hear(
+    call: grpc.aio.StreamStreamCall[pb.GenerateRequest, pb.GenerateResponse], submits: list[pb.Submit]
+) -> Heard:
     heard, began, left = Heard(), time.perf_counter(), len(submits)
     for submit in submits:
         await call.write(pb.GenerateRequest(submit=submit))

@@ -111,7 +111,7 @@ async def _stack(model_dir: Path, scratch: Path) -> AsyncIterator[Stack]:
 async def _until_stored(stack: Stack) -> None:
     """Full blocks follow when no request runs, and go to disk from memory: until nothing moves any more."""
     (address,) = (service.address for service in stack.services if service.service == "kvstore")
-    deadline, held, still_since = time.monotonic() + _STORED_SECONDS, {}, time.monotonic()
+    deadline, still_since, held = time.monotonic() + _STORED_SECONDS, time.monotonic(), dict[str, int]()
     async with open_channel(address) as channel:
         stub = KvStoreServiceStub(channel)
         while time.monotonic() - still_since < _STILL_SECONDS or held.get("ram", 0) < 3 * _PREFIX_BLOCKS:

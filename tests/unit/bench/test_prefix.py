@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from weir.inference.v1.token_batch_pb2 import TokenBatch
 
 from bench.executor_client import Heard
 from bench.prefix import report
 from weir.executor.v1 import executor_pb2 as pb
+from weir.inference.v1.output_pb2 import TokenBatch
 
 
 def _heard(first_token: float, *, store: int = 0, token: int = 7) -> Heard:
