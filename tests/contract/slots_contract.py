@@ -169,4 +169,20 @@ async def check_what_was_freed_stays_away(make: Make) -> None:
         assert slots.used_bytes == 0
 
 
+async def check_what_is_hidden_is_still_read_and_not_found_again(make: Make) -> None:
+    async with make() as room:
+        records = {number: await store(room.slots, number) for number in (1, 2)}
+        room.slots.hide(1)
+        await room.slots.settle()
+        assert await _read(room.slots, 1) == payload_of(1)
+        if room.reopen is not None:
+            slots = await room.reopen()
+            assert [one.record for one in await slots.recover()] == [records[2]]
+            return
+        room.slots.hide(1)  # once is as good as twice
+        room.slots.free(1)
+        room.slots.free(2)
+        assert room.slots.used_bytes == 0
+
+
 CHECKS: Final[list[Check]] = [check for key, check in sorted(globals().items()) if key.startswith("check_")]

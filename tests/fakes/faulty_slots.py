@@ -55,6 +55,13 @@ class FaultySlots:
     async def read_into(self, block_id: int, offset: int, into: memoryview) -> None:
         into[:] = await self.read(block_id, offset, len(into))
 
+    def hide(self, block_id: int) -> None:
+        self._slots.hide(block_id)
+
+    async def settle(self) -> None:
+        self._check()
+        await self._slots.settle()
+
     def free(self, block_id: int) -> None:
         self._spoilt.discard(block_id)
         self._slots.free(block_id)

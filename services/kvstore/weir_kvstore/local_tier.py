@@ -169,6 +169,8 @@ class LocalTier:
         for block in blocks:
             if self.index.hide(block, state):
                 self.slots.free(block.block_id)
+            else:
+                self.slots.hide(block.block_id)
 
     def quarantine(self, block: Block) -> None:
         """Its bytes are not what was put. It is counted once, whoever finds it."""
@@ -337,6 +339,8 @@ class LocalTier:
             visible = [block for block in blocks[start : start + _HIDDEN_AT_ONCE] if block.state is State.VISIBLE]
             self.hide(visible, State.REMOVED)
             removed += len(visible)
+        if removed:
+            await self._io.run(self._writing, self.slots.settle(), seconds=self._rules.io_seconds)
         return removed
 
     # --- what an earlier process left

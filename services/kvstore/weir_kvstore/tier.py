@@ -154,8 +154,16 @@ class Slots(Protocol):
         """
         ...
 
+    def hide(self, block_id: int) -> None:
+        """No later process is to find the block, though it may still be read here. Freeing says that too."""
+        ...
+
     def free(self, block_id: int) -> None:
         """The block and its room are gone."""
+        ...
+
+    async def settle(self) -> None:
+        """What was hidden or freed until now is so for later processes, if this one is killed now too. Raises OSError."""
         ...
 
     async def close(self) -> None: ...

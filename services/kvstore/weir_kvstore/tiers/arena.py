@@ -109,6 +109,12 @@ class ArenaSlots:
         slab = self._slabs[block_id]
         return self._memory.view[slab.offset : slab.offset + slab.size_bytes].toreadonly()
 
+    def hide(self, block_id: int) -> None:
+        assert block_id in self._slabs, block_id
+
+    async def settle(self) -> None:
+        """There is no later process for what is here."""
+
     def free(self, block_id: int) -> None:
         slab = self._slabs.pop(block_id)
         self._used_bytes -= slab.size_bytes

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from unit.kvstore.disk.making import MIB, held, opened, payload_of, put, record_
 from weir_chassis.testing import VirtualClock, settle
 from weir_kvstore.record import Bytes
 from weir_kvstore.tiers.disk import Fsync
+from weir_kvstore.tiers.disk import slots as module
 from weir_kvstore.tiers.disk.files import Files
 from weir_kvstore.tiers.disk.geometry import charged_bytes
 
@@ -255,6 +257,32 @@ async def test_a_cancelled_read_ends_when_nobody_writes_into_its_memory(tmp_path
             await reading
         assert into == payload_of(1)
         assert slots.used_bytes == 0
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.01)
+    files = _Stalling()
+    async with opened(tmp_path, files=files) as (slots, _):
+        await put(slots, 1, 1)
+        files.stall()
+        reading = asyncio.create_task(slots.read(1, 0, 5000))
+        await files.until_somebody_waits()
+    assert not reading.done()
+    files.go_on()
+    assert await reading == payload_of(1)
+
+
+async def test_what_is_hidden_and_settled_is_not_found_by_whoever_comes_after_a_kill(tmp_path: Path) -> None:
+    async with opened(tmp_path / "killed") as (slots, _):
+        await put(slots, 1, 1)
+        await put(slots, 2, 2)
+        slots.hide(1)
+        await slots.settle()
+        await put(slots, 3, 3)
+        assert await slots.read(1, 0, 5000) == payload_of(1), "nobody else got its slot"
+        shutil.copytree(tmp_path / "killed", tmp_path / "left")
+    async with opened(tmp_path / "left") as (slots, recovered):
+        assert await held(slots, recovered) == [2, 3]
 
 
 async def test_our_own_mistakes_are_asserted(tmp_path: Path) -> None:

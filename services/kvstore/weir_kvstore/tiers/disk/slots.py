@@ -39,6 +39,7 @@ _T = TypeVar("_T")
 _THREADS: Final = 4
 # A file system that was full is asked again after so long: somebody may have made room.
 _FULL_SECONDS: Final = 60.0
+_CLOSE_SECONDS: Final = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +49,7 @@ class _Block:
     size_bytes: int
     generation: int = 0  # not zero: the journal has heard of it
     under_way: int = 0  # reads and writes that threads are at
+    hidden: bool = False
     freed: bool = False
     has_room: bool = True  # on disk
 
@@ -136,32 +138,49 @@ class SegmentSlots:
     async def read_into(self, block_id: int, offset: int, into: memoryview) -> None:
         await _to_the_end(self._read(block_id, offset, into))
 
+    def hide(self, block_id: int) -> None:
+        self._hide(self._blocks[block_id])
+
     def free(self, block_id: int) -> None:
         block = self._blocks.pop(block_id)
+        self._hide(block)
         block.freed = True
-        if block.generation:
-            self._journal.free(block.slot_bytes, block.slot, block.generation)
         if not block.under_way:
             self._give_back(block)
 
+    async def settle(self) -> None:
+        await self._journal.settled()
+
     async def close(self) -> None:
-        """What was freed until now stays free. Raises nothing: what could not be written is said in the log."""
+        """What was freed until now stays free. Raises nothing: what could not be written is said in the log.
+
+        A disk that hangs is left behind, with the threads that wait for it and the directory, until the process ends.
+        """
         if self._directory is not None:
-            if self._under_way:
-                await asyncio.wait(self._under_way)
             try:
-                await self._journal.close()
-            except OSError as error:
-                get_logger().error("disk_tier_closed_with_unwritten_frees", error=str(error))
-            self._segments.close()
-            self._directory.close()
-        self._threads.shutdown()
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._finish()
+            except TimeoutError:
+                get_logger().error("disk_tier_left_behind", directory=str(self._path))
+            else:
+                self._segments.close()
+                self._directory.close()
+            self._directory = None
+        self._threads.shutdown(wait=False)
         self._blocks.clear()
 
     def check_integrity(self) -> None:
         self._space.check_integrity()
         places = {(block.slot_bytes, block.slot) for block in self._blocks.values()}
         assert len(places) == len(self._blocks), "two blocks in one slot"
+
+    async def _finish(self) -> None:
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+        try:
+            await self._journal.close()
+        except OSError as error:
+            get_logger().error("disk_tier_closed_with_unwritten_frees", error=str(error))
 
     @uncollected()
     def _open(self) -> list[Recovered]:
@@ -210,6 +229,11 @@ class SegmentSlots:
         block.under_way -= 1
         if block.freed and not block.under_way:
             self._give_back(block)
+
+    def _hide(self, block: _Block) -> None:
+        if block.generation and not block.hidden:
+            self._journal.free(block.slot_bytes, block.slot, block.generation)
+        block.hidden = True
 
     def _give_back(self, block: _Block) -> None:
         self._space.free(block.slot_bytes, block.slot, has_room=block.has_room)
