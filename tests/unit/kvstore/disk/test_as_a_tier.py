@@ -58,7 +58,9 @@ async def test_another_process_finds_what_this_one_stored(tmp_path: Path) -> Non
 async def test_the_oldest_go_first_also_after_a_restart(tmp_path: Path) -> None:
     clock = VirtualClock()
     async with disk(tmp_path, clock) as tier:
-        await put(tier, *range(100))
+        for number in range(100):
+            await put(tier, number)
+            await clock.advance(1)
     async with disk(tmp_path, clock) as tier:
         await put(tier, *range(100, 200))
         there = await held(tier, *range(200))
