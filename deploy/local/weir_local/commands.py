@@ -57,6 +57,7 @@ _PLACEMENT = [
         "--nats", "nats_url", help="nats://host:port for KV events and the queue of --prefill. Default: none."
     ),
     click.option("--kv-store-mib", type=click.IntRange(1), default=512, show_default=True, help="Of the kvstore."),
+    click.option("--kv-redis", "kv_redis_url", help="redis://host:port to share prefixes with other machines by."),
 ]
 
 

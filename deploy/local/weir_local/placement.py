@@ -40,6 +40,7 @@ class Placement:
     draft_model: Path | None = None  # None: nobody guesses ahead
     kv_cache_mib: int = 512
     kv_store_mib: int = 512
+    kv_redis_url: str | None = None  # None: its prefixes are this machine's own
     adapter_dir: Path | None = None  # None: no adapters
     nats_url: str | None = None  # None: KV events are published nowhere, and no prompt waits in a queue
     port: int = 7700  # of the router; 0: any free one
@@ -122,7 +123,10 @@ def find_model(model_dir: Path | None) -> Path:
 
 def _kvstore_settings(placement: Placement) -> dict[str, str]:
     capacity = placement.kv_store_mib * MIB
-    return {"capacity_bytes": str(capacity), "max_staged_bytes": str(capacity // 4)} | _nats_settings(placement)
+    settings = {"capacity_bytes": str(capacity), "max_staged_bytes": str(capacity // 4)}
+    if placement.kv_redis_url:
+        settings["redis_url"] = placement.kv_redis_url
+    return settings | _nats_settings(placement)
 
 
 def _nats_settings(placement: Placement) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -11,7 +11,10 @@ from pydantic_settings import SettingsConfigDict
 from weir_chassis.settings import NatsSettings
 from weir_kvstore.bounds import MAX_LEASE_SECONDS
 from weir_kvstore.config_file import read_config
-from weir_kvstore.tiers_config import DiskTier, RamTier, TiersConfig
+from weir_kvstore.tiers_config import DiskTier, PeerTier, RamTier, RedisTier, TierConfig, TiersConfig
+
+# Those that a file of tiers says itself.
+_OF_TIERS: Final = ("capacity_bytes", "disk_path", "disk_bytes", "redis_url", "redis_bytes", "peer_address")
 
 
 class KvStoreSettings(NatsSettings):
@@ -48,11 +51,15 @@ class KvStoreSettings(NatsSettings):
     )
 
     tiers_file: Path | None = Field(
-        default=None, description="TOML of tiers, quotas and rules, followed while it runs; unset: RAM, and a disk path"
+        default=None,
+        description="TOML of tiers, quotas and rules, followed while it runs; unset: as said below",
     )
     tiers_poll_seconds: float = Field(default=1.0, gt=0, le=3600, description="how often that file is looked at")
     disk_path: Path | None = Field(default=None, description="directory of the disk tier, where no file names one")
     disk_bytes: int = Field(default=16 * 1024**3, ge=1, description="payload bytes held there")
+    redis_url: str | None = Field(default=None, description="of the tier that hosts share, where no file names one")
+    redis_bytes: int = Field(default=4 * 1024**3, ge=1, description="payload bytes held there, of all hosts together")
+    peer_address: str | None = Field(default=None, description="host:port of a kvstore that is asked after all tiers")
 
     @property
     def staged_bytes(self) -> int:
@@ -62,10 +69,14 @@ class KvStoreSettings(NatsSettings):
         """As the file says, else as these settings do. Raises TiersConfigError."""
         if self.tiers_file is not None:
             return read_config(self.tiers_file)
-        ram = RamTier(max_bytes=self.capacity_bytes)
-        if self.disk_path is None:
-            return TiersConfig(tier=(ram,))
-        return TiersConfig(tier=(ram, DiskTier(path=self.disk_path, max_bytes=self.disk_bytes)))
+        tiers: list[TierConfig] = [RamTier(max_bytes=self.capacity_bytes)]
+        if self.disk_path is not None:
+            tiers.append(DiskTier(path=self.disk_path, max_bytes=self.disk_bytes))
+        if self.redis_url is not None:
+            tiers.append(RedisTier(url=self.redis_url, max_bytes=self.redis_bytes))
+        if self.peer_address is not None:
+            tiers.append(PeerTier(address=self.peer_address))
+        return TiersConfig(tier=tuple(tiers))
 
     @field_validator("arena_dir", mode="before")
     @classmethod
@@ -75,7 +86,7 @@ class KvStoreSettings(NatsSettings):
     @model_validator(mode="after")
     def _tiers_are_told_once(self) -> Self:
         fields = type(self).model_fields
-        told = [k for k in ("capacity_bytes", "disk_path", "disk_bytes") if getattr(self, k) != fields[k].default]
+        told = [key for key in _OF_TIERS if getattr(self, key) != fields[key].default]
         if self.tiers_file is not None and told:
             names = ", ".join(name.upper() for name in told)
             raise ValueError(f"with TIERS_FILE, its [[tier]] tables say what {names} would")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
+import pytest
+
 from weir_chassis.testing import VirtualClock
 from weir_kvstore.tiers.link import Link, Refused
 
@@ -31,7 +33,7 @@ async def ask(link: Link, work: object) -> str:
 
 
 async def test_a_failure_is_told_until_there_is_an_answer() -> None:
-    link = Link("redis", clock=VirtualClock(), random=Random(1))
+    link = Link("redis", (), clock=VirtualClock(), random=Random(1))
     assert await ask(link, answers) == "here"
     assert link.fault == ""
     assert await ask(link, fails) == "nothing"
@@ -45,7 +47,7 @@ async def test_a_failure_is_told_until_there_is_an_answer() -> None:
 
 async def test_after_some_failures_it_is_not_asked_for_a_while() -> None:
     clock = VirtualClock()
-    link = Link("redis", clock=clock, random=Random(1))
+    link = Link("redis", (), clock=clock, random=Random(1))
     for _ in range(3):
         assert await ask(link, fails) == "nothing"
     assert await ask(link, answers) == "nothing"
@@ -54,8 +56,19 @@ async def test_after_some_failures_it_is_not_asked_for_a_while() -> None:
     assert await ask(link, answers) == "here"
 
 
+async def test_a_mistake_of_ours_raises_nothing_and_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    async def mistaken() -> str:
+        raise AttributeError("no such thing")
+
+    link = Link("redis", (), clock=VirtualClock(), random=Random(1))
+    assert await ask(link, fails) == "nothing"
+    assert "shared_tier_failed" not in capsys.readouterr().out
+    assert await ask(link, mistaken) == "nothing"
+    assert "shared_tier_failed" in capsys.readouterr().out
+
+
 async def test_who_refuses_answers() -> None:
-    link = Link("redis", clock=VirtualClock(), random=Random(1))
+    link = Link("redis", (), clock=VirtualClock(), random=Random(1))
     for _ in range(10):
         assert await ask(link, refuses) == "nothing"
         assert await ask(link, answers) == "here"
@@ -65,7 +78,7 @@ async def test_who_refuses_answers() -> None:
 
 
 async def test_a_caller_who_leaves_is_no_failure() -> None:
-    link = Link("redis", clock=VirtualClock(), random=Random(1))
+    link = Link("redis", (), clock=VirtualClock(), random=Random(1))
     for _ in range(5):
         task = asyncio.ensure_future(link.ask(hangs, otherwise="nothing", seconds=60))
         await asyncio.sleep(0)

@@ -165,6 +165,7 @@ async def test_a_reader_who_leaves_leaves_no_lease() -> None:
                 await asyncio.sleep(0)
             reading.cancel()
             await asyncio.wait([reading])
+        assert await held(tier, [1, 2], size_bytes=2 * MIB) == [1, 2]  # by then the others are through, too
 
 
 async def test_a_peer_that_is_not_there() -> None:

@@ -112,6 +112,16 @@ async def test_who_is_over_its_share_gives_way_first(server: RedisServer) -> Non
         assert (await audit(server)).tenants == {"first": 2 * KIB, "greedy": 4 * KIB, "second": 2 * KIB}
 
 
+async def test_shares_are_by_weight(server: RedisServer) -> None:
+    quotas = Quotas({"heavy": Quota(share=3)})
+    async with opened(server, capacity_bytes=8 * KIB, quotas=quotas) as tier:
+        for number in range(1, 9):
+            assert await tier.put(*block(number, tenant="heavy"))
+        for number in range(11, 19):
+            assert await tier.put(*block(number, tenant="light"))
+        assert (await audit(server)).tenants == {"heavy": 6 * KIB, "light": 2 * KIB}
+
+
 async def test_a_put_that_nobody_ends_is_given_back(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(server, capacity_bytes=2 * KIB) as tier:
         monkeypatch.setattr(books, "_LAPSE_SECONDS", -2)

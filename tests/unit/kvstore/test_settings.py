@@ -54,12 +54,15 @@ def test_tiers_are_told_by_settings_or_by_a_file(monkeypatch: pytest.MonkeyPatch
     assert (ram.kind, disk.kind) == ("ram", "disk")
     assert isinstance(ram, RamTier)
     assert ram.max_bytes == 4096
+    monkeypatch.setenv("WEIR_KVSTORE_REDIS_URL", "redis://:secret@there:6379")
+    monkeypatch.setenv("WEIR_KVSTORE_PEER_ADDRESS", "there:7703")
+    assert [tier.kind for tier in load_settings(KvStoreSettings).tiers().tier] == ["ram", "disk", "redis", "peer"]
     (tmp_path / "tiers.toml").write_text("min_prefix_tokens = 7")
     monkeypatch.setenv("WEIR_KVSTORE_TIERS_FILE", str(tmp_path / "tiers.toml"))
-    with pytest.raises(SettingsError, match=r"with TIERS_FILE.*CAPACITY_BYTES, DISK_PATH"):
+    with pytest.raises(SettingsError, match=r"with TIERS_FILE.*CAPACITY_BYTES, DISK_PATH, REDIS_URL, PEER_ADDRESS"):
         load_settings(KvStoreSettings)
-    monkeypatch.delenv("WEIR_KVSTORE_CAPACITY_BYTES")
-    monkeypatch.delenv("WEIR_KVSTORE_DISK_PATH")
+    for told in ("CAPACITY_BYTES", "DISK_PATH", "REDIS_URL", "PEER_ADDRESS"):
+        monkeypatch.delenv(f"WEIR_KVSTORE_{told}")
     assert load_settings(KvStoreSettings).tiers().min_prefix_tokens == 7
     (tmp_path / "tiers.toml").write_text("min_prefix_tokens = 'x'")
     with pytest.raises(SettingsError, match=r"tiers\.toml.*min_prefix_tokens"):

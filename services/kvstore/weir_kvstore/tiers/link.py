@@ -21,8 +21,10 @@ class Refused(Exception):  # noqa: N818  # no error of the store's: it answers, 
 
 
 class Link:
-    def __init__(self, tier: str, *, clock: Clock, random: Random) -> None:
+    def __init__(self, tier: str, expected: tuple[type[Exception], ...], *, clock: Clock, random: Random) -> None:
+        """`expected` is what work raises when the other end fails; anything else is a mistake of ours, and logged."""
         self._tier = tier
+        self._expected = (*expected, OSError)  # a TimeoutError too
         self._breaker = Breaker(clock, random)
         self._failure = ""
         self._refusal = ""
@@ -44,6 +46,8 @@ class Link:
             self._refusal = str(refusal)[:_MAX_FAULT_CHARS]
             return otherwise
         except Exception as error:
+            if not isinstance(error, self._expected):
+                get_logger().error("shared_tier_failed", tier=self._tier, exc_info=error)
             self._failed(f"no answer within {seconds:g} s" if isinstance(error, TimeoutError) else str(error))
             return otherwise
         self._answered()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     # The generated module has this name only for type checkers.
     from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceAsyncStub
 
-_LEASE: Final = Duration(seconds=10)  # longer than any read here may take
 # Giving a lease back is owed even to a store that is slow; it lapses by itself when this is too short.
 _RELEASE_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 1.0
@@ -36,8 +36,11 @@ _MAX_MATCHES: Final = 4
 class PeerCalls:
     """Raises grpc.RpcError, and DataCorrupt for an answer that is none."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, lease_seconds: float) -> None:
+        """`lease_seconds`: longer than any read may take. So long a lease lasts whose answer was not waited for."""
         self._channel = channel
+        self._lease = Duration()
+        self._lease.FromTimedelta(timedelta(seconds=lease_seconds))
         self._stub: KvStoreServiceAsyncStub = KvStoreServiceStub(channel)
         self._get_blocks, self._put_blocks = get_blocks(channel), put_blocks(channel)
         self._releases: set[asyncio.Task[None]] = set()
@@ -87,7 +90,7 @@ class PeerCalls:
     ) -> tuple[int, list[tuple[Record, Bytes]]]:
         """How many leading blocks the peer said it has, and those that came."""
         request = pb.MatchPrefixRequest(
-            namespace=namespace, block_hashes=join_hashes(block_hashes), lease_duration=_LEASE, with_records=True
+            namespace=namespace, block_hashes=join_hashes(block_hashes), lease_duration=self._lease, with_records=True
         )
         match = await self._stub.MatchPrefix(request, metadata=_metadata())
         if not match.HasField("lease_id"):

@@ -15,7 +15,7 @@ import grpc
 from weir.kvstore.v1.kvstore_pb2 import GetStatsResponse
 from weir_chassis.channel import Connect
 from weir_chassis.clock import Clock
-from weir_chassis.errors import Fault, from_rpc_error
+from weir_chassis.errors import Fault, WeirError, from_rpc_error
 from weir_chassis.telemetry import get_logger
 from weir_kvstore.bounds import MAX_CHAIN_BLOCKS
 from weir_kvstore.checksum import matches
@@ -47,7 +47,7 @@ class PeerTier:
         self._place, self._connect, self._arrivals = place, connect, arrivals
         self._clock, self._random = clock, random
         self._counters = Counters()
-        self._link = Link(self.name, clock=clock, random=random)
+        self._link = Link(self.name, (WeirError,), clock=clock, random=random)
         self._blocks = Together(self._fetch)
         self._calls: PeerCalls | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -63,7 +63,7 @@ class PeerTier:
 
     async def open(self) -> None:
         """Also when the peer is not there: it is asked again and again."""
-        self._calls = PeerCalls(self._connect(self._place.address))
+        self._calls = PeerCalls(self._connect(self._place.address), 2 * self._place.transfer_seconds)
         self._watching = asyncio.create_task(self._watch(), name="watch-peer")
 
     async def match(self, namespace: bytes, block_hashes: Sequence[bytes]) -> int:

@@ -21,7 +21,7 @@ local evicted, expired, corrupt = 0, 0, 0
 
 -- So that one call holds up the others for a few milliseconds at most; the next call goes on.
 local MAX_VICTIMS, MAX_ANCESTORS, MAX_OFFENDERS, MAX_ADOPTED = 1024, 1024, 8, 1024
-local MAX_TENANTS = 512 -- of more it is not looked who is over a share: the order decides among all
+local MAX_TENANTS = 512 -- of more nobody looks who is over a share: the order decides among all
 -- A chain has at most 65536 blocks, so depth takes less than one from a place.
 local DEPTHS = 131072
 local HEADER = 80 -- layout.py: the fixed part
@@ -125,29 +125,33 @@ local function shrink(from, field, limit)
   return counted(field) <= limit
 end
 
--- The tenant who is furthest over an equal share, once `size` bytes are this tenant's; and how many bytes it would have left.
-local function offender(tenant, size)
+-- The tenant who is furthest over its share, by weight, once `size` bytes are this tenant's; and what it would have left.
+local function offender(tenant, size, shares)
   if redis.call('HLEN', tally) > MAX_TENANTS then return nil end
-  local used, tenants = {[tenant] = size}, 0
+  local used, total = {[tenant] = size}, 0
   local fields = redis.call('HGETALL', tally)
   for i = 1, #fields, 2 do
     local who = string.match(fields[i], '^tenant:(.*)$')
     if who then used[who] = (used[who] or 0) + tonumber(fields[i + 1]) end
   end
-  for _ in pairs(used) do tenants = tenants + 1 end
-  local worst, share = nil, capacity / tenants
+  local function weight(who) return shares.named[who] or shares.others end
+  for who in pairs(used) do total = total + weight(who) end
+  local worst, furthest, left = nil, 0, 0
   for who, bytes in pairs(used) do
-    if bytes > share and (not worst or bytes > used[worst]) then worst = who end
+    local share = capacity * weight(who) / total
+    if bytes - share > furthest then
+      worst, furthest, left = who, bytes - share, who == tenant and share - size or share
+    end
   end
-  return worst, worst == tenant and share - size or share
+  return worst, left
 end
 
 -- Room for so many bytes of this tenant's: whoever is over its share gives way first.
-local function make_room(tenant, size)
+local function make_room(tenant, size, shares)
   for _ = 1, MAX_OFFENDERS do
     local lacking = counted('bytes') + size - capacity
     if lacking <= 0 then return true end
-    local who, left = offender(tenant, size)
+    local who, left = offender(tenant, size, shares)
     if not who then break end
     local field = 'tenant:' .. who
     if not shrink(order_of(who), field, math.max(counted(field) - lacking, left)) then break end
@@ -201,7 +205,7 @@ function verbs.touch(...)
 end
 
 -- Charges a block before a byte of it is sent, letting others go if need be.
-function verbs.reserve(token, member, size, tenant, quota, seconds)
+function verbs.reserve(token, member, size, tenant, quota, seconds, shares)
   size, quota = tonumber(size), tonumber(quota)
   if redis.call('EXISTS', value_of(member)) == 1 then
     if policy ~= 'fifo' then verbs.touch(member) end
@@ -210,7 +214,7 @@ function verbs.reserve(token, member, size, tenant, quota, seconds)
   forget_vanished(member)
   if size > capacity or (quota >= 0 and size > quota) then return 'refused' end
   if quota >= 0 and not shrink(order_of(tenant), 'tenant:' .. tenant, quota - size) then return 'refused' end
-  if not make_room(tenant, size) then return 'refused' end
+  if not make_room(tenant, size, cjson.decode(shares)) then return 'refused' end
   redis.call('HSET', books, 'put:' .. token, table.concat({size, now + tonumber(seconds), tenant}, ' '))
   charge(tenant, size, 0)
   return 'reserved'

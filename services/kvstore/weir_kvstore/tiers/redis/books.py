@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import islice
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -20,7 +22,7 @@ from weir_kvstore.tiers.redis.layout import Keys, member
 _LAPSE_SECONDS: Final = 60
 # Members in one call of the script: some milliseconds of a server that serves one caller at a time.
 MAX_MEMBERS: Final = 512
-# Tenants whose bytes are reported: the first that this process puts for.
+# Tenants whose bytes are reported, the first that this process puts for, and whose weights are told, the first named.
 _MAX_TENANTS: Final = 256
 
 
@@ -31,9 +33,13 @@ class Rules:
     capacity_bytes: int  # payloads, of all hosts together; each block takes some 600 bytes besides
     policy: str = "lru"  # lru, lfu or fifo
     ttl_seconds: float | None = None  # of what is put from now on
-    quotas: Quotas = field(
-        default_factory=Quotas
-    )  # who is over an equal share gives way first: weights are not looked at
+    quotas: Quotas = field(default_factory=Quotas)
+
+    @property
+    def shares(self) -> str:
+        """Weights, as the script reads them."""
+        named = {tenant: quota.share for tenant, quota in islice(self.quotas.by_tenant.items(), _MAX_TENANTS)}
+        return json.dumps({"named": named, "others": self.quotas.others.share})
 
 
 class Books:
@@ -52,7 +58,8 @@ class Books:
             self.tenant_bytes.setdefault(record.tenant, 0)
         max_bytes = self.rules.quotas.of(record.tenant).max_bytes
         wanted = (token, member(record.address), record.size_bytes, record.tenant)
-        return str(await self._call("reserve", *wanted, -1 if max_bytes is None else max_bytes, _LAPSE_SECONDS))
+        quota = -1 if max_bytes is None else max_bytes
+        return str(await self._call("reserve", *wanted, quota, _LAPSE_SECONDS, self.rules.shares))
 
     async def stage_and_commit(self, token: str, record: Record, value: Bytes) -> str:
         """In one round trip. `stored`, `present`, or `lost`: the reservation or what was staged is gone."""

@@ -9,7 +9,7 @@ from functools import partial
 from random import Random
 from typing import Final, TypeVar
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from weir_chassis.clock import Clock
 from weir_chassis.telemetry import get_logger
@@ -49,7 +49,7 @@ class RedisTier:
         self._counters = Counters()
         self._keys = Keys(place.name)
         self._redis = open_client(place.url, connections=place.connections)
-        self._link = Link(self.name, clock=clock, random=random)
+        self._link = Link(self.name, (RedisError,), clock=clock, random=random)
         self._books = Books(self._redis, self._keys, rules, self._counters)
         self._values = Together(self._fetch)
         self._upkeep = Upkeep(
