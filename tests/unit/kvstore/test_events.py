@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 from hypothesis import given
@@ -11,9 +15,15 @@ from hypothesis import strategies as st
 from unit.kvstore.making import NAMESPACE, address, name
 from weir.inference.v1.kv_event_pb2 import KvEvent
 from weir.kvstore.v1.block_hash import split_hashes
-from weir_chassis.kv_events.blocks import KvEventLog, new_log
+from weir_chassis.kv_events.blocks import HeldBlocks, KvEventLog, new_log
+from weir_chassis.leases import LeaseLedger
+from weir_chassis.testing import VirtualClock
+from weir_kvstore.checksum import checksum
 from weir_kvstore.events import TierEvents
+from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.record import Record
+from weir_kvstore.rules import Rules
+from weir_kvstore.tiers.disk import SegmentSlots
 
 OTHER = b"o" * 16
 
@@ -110,3 +120,42 @@ async def test_whoever_follows_the_log_knows_what_the_tiers_hold(seed: int) -> N
         _, where, numbers = shown(event)
         held |= {(where, event.stored.namespace, number) for number in numbers}
     assert held == truth
+
+
+@asynccontextmanager
+async def disk_tier(path: Path, clock: VirtualClock) -> AsyncIterator[tuple[LocalTier, KvEventLog]]:
+    """A tier over this directory, watched from before it is opened."""
+    rules = Rules(max_blocks=100, ttl_seconds=60)
+    tier = LocalTier("disk", SegmentSlots(path, 1 << 20, clock), LeaseLedger(clock), Random(0), rules)
+    events, log = watched()
+    tier.watch(events)
+    await tier.open()
+    yield tier, log
+    await tier.close()
+
+
+async def held_by(log: KvEventLog) -> dict[bytes, bytes]:
+    """Block → parent, on disk in our namespace: as a new follower hears it."""
+    await asyncio.sleep(0)
+    held = HeldBlocks()
+    for event in (await log.read(None, None)).events:
+        held.apply(event)
+    assert len(held) == len(held.parents("disk", NAMESPACE)), "nothing elsewhere"
+    return held.parents("disk", NAMESPACE)
+
+
+async def test_what_a_tier_finds_again_after_a_restart_is_told_and_what_leaves_it_too(tmp_path: Path) -> None:
+    clock, payload = VirtualClock(), b"x" * 1000
+    records = [replace(record, size_bytes=1000, checksum=checksum(payload)) for record in chain(1, 2, 3)]
+    async with disk_tier(tmp_path, clock) as (tier, log):
+        for one in records:
+            assert await tier.put(one, payload)
+        whole = await held_by(log)
+        assert whole == {name(1): b"", name(2): name(1), name(3): name(2)}
+    async with disk_tier(tmp_path, clock) as (tier, log):
+        assert await held_by(log) == whole
+        await tier.remove([address(2)])
+        assert set(await held_by(log)) == {name(1), name(3)}
+        await clock.advance(61)
+        tier.sweep()
+        assert await held_by(log) == {}, "their time is over"
