@@ -105,7 +105,8 @@ def test_what_nobody_uses_is_forgotten_after_its_time() -> None:
     for block, name in zip(blocks, (b"a", b"b"), strict=True):
         pool.store(block, name, b"")
     pool.expire(100.0)
-    assert pool.seconds_to_expiry is None  # all of them are used
+    seconds = pool.seconds_to_expiry
+    assert seconds is None, "all of them are used"
     pool.release(blocks)
     pool.take_events()
     pool.expire(105.0)
