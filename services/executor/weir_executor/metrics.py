@@ -23,6 +23,7 @@ _LOAD_FIELDS = (
     "draft_tokens",
     "busy_seconds",
     "chunk_tokens",
+    "outstanding_prefill_tokens",
     "held_blocks",
 )
 _BATCH_FIELDS = ("sequences", "prefill_tokens", "decode_tokens", "draft_tokens", "seconds")
@@ -40,6 +41,7 @@ class ExecutorMetrics:
         self._phases = metrics.histogram("phase_seconds", "Time of ended requests", ("phase",), _PHASE_SECONDS)
         self._load = {name: metrics.gauge(name, f"EngineLoad.{name}") for name in _LOAD_FIELDS}
         self._batch = {name: metrics.gauge(f"batch_{name}", f"Of the newest batch: {name}") for name in _BATCH_FIELDS}
+        self._token_seconds = metrics.gauge("prefill_token_seconds", "What a prompt's token takes lately")
         self.loads = metrics.counter("kv_loads", "Prefixes asked of the kvstore", ("outcome",))
         self.load_bytes = metrics.counter("kv_load_bytes", "Bytes of KV blocks received from the kvstore")
         self.load_seconds = metrics.histogram("kv_load_seconds", "From asking to having", (), _LOAD_SECONDS)
@@ -80,6 +82,8 @@ class ExecutorMetrics:
     def note_load(self, load: EngineLoad) -> None:
         for name, gauge in self._load.items():
             gauge.set(getattr(load, name))
+        if load.prefill_token_seconds is not None:
+            self._token_seconds.set(load.prefill_token_seconds.mean)
         for name, gauge in self._batch.items():
             gauge.set(getattr(load.last_batch, name, 0))
 

@@ -156,6 +156,8 @@ def to_load(
         prefill_tokens=load.prefill_tokens,
         decode_tokens=load.decode_tokens,
         chunk_tokens=load.chunk_tokens,
+        outstanding_prefill_tokens=load.outstanding_prefill_tokens,
+        prefill_token_seconds=load.prefill_token_seconds.mean if load.prefill_token_seconds else None,
     )
 
 

@@ -139,9 +139,12 @@ async def test_requests_are_listed_with_why_they_wait_even_while_the_engine_hang
 
 async def test_the_load_tells_of_the_newest_batch_and_of_all_before() -> None:
     async with house(max_batched_tokens=64) as home, calling(home.stub) as caller:
+        assert not (await home.stub.GetLoad(pb.GetLoadRequest())).HasField("prefill_token_seconds")
         await caller.submit(1, prompt_of(100), max_tokens=5)
         await caller.until_told(1)
         load = await until_idle(home.stub)
+        assert load.prefill_token_seconds > 0
+        assert load.outstanding_prefill_tokens == 0
         assert (load.prefill_tokens, load.decode_tokens, load.chunk_tokens) == (100, 4, 64)
         batch = load.last_batch
         assert (batch.sequences, batch.prefill_tokens, batch.decode_tokens, batch.draft_tokens) == (1, 0, 1, 0)
