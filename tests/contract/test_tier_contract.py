@@ -7,6 +7,7 @@ import errno
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ import pytest
 
 from contract import tier_contract
 from contract.tier_contract import CAPACITY_BYTES, Check, Make, Place
+from fakes.asked_tier import AskedTier
 from fakes.failing_files import FailingFiles, spoil
 from fakes.faulty_peer import make_store, served
 from fakes.faulty_slots import FaultySlots
@@ -116,7 +118,15 @@ async def peer(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | Non
     assert_no_leases(store.ledger)
 
 
-TIERS: dict[str, Make] = {"ram": ram, "disk": disk, "redis": redis, "peer": peer}
+@asynccontextmanager
+async def asked(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | None = None) -> AsyncIterator[Place]:
+    """The double of a shared tier is a tier too."""
+    async with ram(capacity_bytes=capacity_bytes, ttl_seconds=ttl_seconds) as place:
+        assert isinstance(place.tier, LocalTier)
+        yield replace(place, tier=AskedTier(place.tier))
+
+
+TIERS: dict[str, Make] = {"ram": ram, "disk": disk, "redis": redis, "peer": peer, "asked": asked}
 
 
 @pytest.mark.parametrize("check", tier_contract.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))

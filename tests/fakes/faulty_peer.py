@@ -30,6 +30,7 @@ from weir_kvstore.servicer import KvStoreServicer
 from weir_kvstore.store import BlockStore, Bounds
 from weir_kvstore.tier import Tier
 from weir_kvstore.tiers.arena import ArenaSlots
+from weir_kvstore.tiers_config import InForce, TiersConfig
 
 _NAME = pb.DESCRIPTOR.services_by_name["KvStoreService"].full_name
 
@@ -70,6 +71,7 @@ class _Servicer(KvStoreServicer):
             new_log(1, 100),
             peer.arrivals,
             arena_puts=ArenaPuts(peer.store, puts, new_id=lambda: f"reservation-{next(ids)}"),
+            in_force=lambda: InForce(TiersConfig()),
             sources=list,
             default_lease_seconds=10,
         )

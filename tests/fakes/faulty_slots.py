@@ -12,18 +12,18 @@ class FaultySlots:
     """What it is told to spoil, it spoils when it is read; when it is told to fail, it raises instead of any I/O."""
 
     def __init__(self, slots: Slots) -> None:
-        self._slots = slots
+        self.slots = slots
         self._ids: dict[Address, int] = {}
         self._spoilt: set[int] = set()
         self.error: OSError | None = None  # of every I/O from now on
 
     @property
     def capacity_bytes(self) -> int:
-        return self._slots.capacity_bytes
+        return self.slots.capacity_bytes
 
     @property
     def used_bytes(self) -> int:
-        return self._slots.used_bytes
+        return self.slots.used_bytes
 
     def spoil(self, address: Address) -> None:
         """One bit of this block's payload is wrong from now on."""
@@ -31,23 +31,23 @@ class FaultySlots:
 
     async def recover(self) -> Sequence[Recovered]:
         self._check()
-        return await self._slots.recover()
+        return await self.slots.recover()
 
     def claim(self, block_id: int, size_bytes: int) -> bool:
-        return self._slots.claim(block_id, size_bytes)
+        return self.slots.claim(block_id, size_bytes)
 
     async def write(self, block_id: int, offset: int, piece: Bytes) -> None:
         self._check()
-        await self._slots.write(block_id, offset, piece)
+        await self.slots.write(block_id, offset, piece)
 
     async def commit(self, block_id: int, record: Record) -> None:
         self._check()
-        await self._slots.commit(block_id, record)
+        await self.slots.commit(block_id, record)
         self._ids[record.address] = block_id
 
     async def read(self, block_id: int, offset: int, size_bytes: int) -> Bytes:
         self._check()
-        payload = bytearray(await self._slots.read(block_id, offset, size_bytes))
+        payload = bytearray(await self.slots.read(block_id, offset, size_bytes))
         if block_id in self._spoilt and payload:
             payload[len(payload) // 2] ^= 1
         return payload
@@ -64,10 +64,10 @@ class FaultySlots:
 
     def free(self, block_id: int) -> None:
         self._spoilt.discard(block_id)
-        self._slots.free(block_id)
+        self.slots.free(block_id)
 
     async def close(self) -> None:
-        await self._slots.close()
+        await self.slots.close()
 
     def _check(self) -> None:
         if self.error is not None:

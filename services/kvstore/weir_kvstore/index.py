@@ -47,6 +47,9 @@ class Block:
     state: State = State.RESERVED
     references: int = 0  # as far as they have been told
     stored_at: float = 0.0  # when it became visible, by the tier's monotonic clock
+    # The mover's, one bit for each slower tier: that it is let in there, and that it has come there.
+    admitted: int = 0
+    copied: int = 0
     size_bytes: int = field(init=False)  # the record's, for it is read for every block that is leased
 
     def __post_init__(self) -> None:

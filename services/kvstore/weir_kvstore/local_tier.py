@@ -18,7 +18,7 @@ from weir_kvstore.health import Health, TimedIo
 from weir_kvstore.index import Block, Index, State
 from weir_kvstore.record import Address, Bytes, Record
 from weir_kvstore.rules import Rules
-from weir_kvstore.tenants import Books, Need, make_room
+from weir_kvstore.tenants import Books, Need, Take, make_room
 from weir_kvstore.tier import Counters, Recovered, Slots, TierReport
 
 PIN: Final = "pin"
@@ -76,6 +76,11 @@ class LocalTier:
         return self._counters
 
     @property
+    def capacity_bytes(self) -> int:
+        limit = self._rules.max_bytes
+        return self.slots.capacity_bytes if limit is None else min(limit, self.slots.capacity_bytes)
+
+    @property
     def rules(self) -> Rules:
         return self._rules
 
@@ -88,10 +93,13 @@ class LocalTier:
         self._watchers.append(watcher)
 
     def apply(self, rules: Rules) -> None:
-        """These rules hold from now on, for what is here already too."""
+        """These rules hold from now on. What does not fit them goes, as far as nobody refers to it."""
         if rules.new_policy is not self._rules.new_policy:
             self.index.use_policy(rules.new_policy)
         self._rules = rules
+        victims = self.index.victims(self._within_reach(rules.quotas.over(self.index.tenant_bytes)))
+        self._evict(victims or [])
+        self._evict(self._give_way(Need("", 0, self.slots.used_bytes - self.capacity_bytes)) or [])
 
     def report(self) -> TierReport:
         faults = (self._opening.fault, self._reading.fault, self._writing.fault)
@@ -99,7 +107,7 @@ class LocalTier:
             self._name,
             len(self.index),
             self.slots.used_bytes,
-            self.slots.capacity_bytes,
+            self.capacity_bytes,
             self._counters,
             policy=self._rules.policy,
             ttl_seconds=self._rules.ttl_seconds,
@@ -296,7 +304,7 @@ class LocalTier:
 
     def _victims(self, record: Record) -> list[Block] | None:
         """Whoever has to go for it; the tenant's quota is charged with it before a byte is claimed."""
-        lacking_bytes = self.slots.used_bytes + record.size_bytes - self.slots.capacity_bytes
+        lacking_bytes = self.slots.used_bytes + record.size_bytes - self.capacity_bytes
         lacking_blocks = len(self.index) + 1 - self._rules.max_blocks
         has_quota = self._rules.quotas.of(record.tenant).max_bytes is not None
         if lacking_bytes <= 0 and lacking_blocks <= 0 and not has_quota:
@@ -304,9 +312,14 @@ class LocalTier:
         return self._give_way(Need(record.tenant, record.size_bytes, lacking_bytes, lacking_blocks))
 
     def _give_way(self, need: Need) -> list[Block] | None:
-        books = Books(self.slots.capacity_bytes, self.index.tenant_bytes, self.index.evictable_bytes())
+        books = Books(self.capacity_bytes, self.index.tenant_bytes, self.index.evictable_bytes())
         takes = make_room(self._rules.quotas, books, need)
         return None if takes is None else self.index.victims(takes)
+
+    def _within_reach(self, takes: Sequence[Take]) -> list[Take]:
+        evictable = self.index.evictable_bytes()
+        reach = (take._replace(size_bytes=min(take.size_bytes, evictable.get(take.tenant, 0))) for take in takes)
+        return [take for take in reach if take.size_bytes > 0]
 
     def _evict(self, victims: Sequence[Block]) -> None:
         if not victims:
@@ -315,6 +328,8 @@ class LocalTier:
             watcher.evicting(self._name, victims)
         self.hide(victims, State.REMOVED)
         self._counters.evicted += len(victims)
+        for block in victims:
+            self._rules.admission.evicted(block.record)
 
     def _expire(self) -> bool:
         """Hides what is over its time, a bounded number of blocks. False when there are more."""

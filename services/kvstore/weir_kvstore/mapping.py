@@ -26,7 +26,9 @@ from weir_kvstore.put import PutPiece
 from weir_kvstore.reads import Piece
 from weir_kvstore.staging import PutBegin, PutResult
 from weir_kvstore.store import Match
+from weir_kvstore.tenants import Quotas
 from weir_kvstore.tier import TierReport
+from weir_kvstore.tiers_config import TiersConfig
 
 # Ours have 32; whatever is longer is nobody's, and would only be carried back in the error.
 _MAX_ID_CHARS = 64
@@ -155,9 +157,11 @@ def tier_stats(report: TierReport) -> pb.TierStats:
     )
 
 
-def tenant_stats(report: TierReport) -> list[pb.TenantStats]:
+def tenant_stats(report: TierReport, config: TiersConfig) -> list[pb.TenantStats]:
+    """Whoever holds something there, by name."""
+    quotas = next((config.quotas(tier.kind) for tier in config.tier if tier.kind == report.tier), Quotas())
     return [
-        pb.TenantStats(tenant=tenant, tier=report.tier, bytes=size_bytes)
+        pb.TenantStats(tenant=tenant, tier=report.tier, bytes=size_bytes, max_bytes=quotas.of(tenant).max_bytes or 0)
         for tenant, size_bytes in sorted(report.tenant_bytes.items())
     ]
 

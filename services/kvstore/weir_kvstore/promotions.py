@@ -52,11 +52,15 @@ class Promotions:
         await self.finished(lambda _: True)
 
     async def _fetch(self, leased: Leased) -> Fetched | None:
-        for tier in self._slower:
+        for position, tier in enumerate(self._slower):
             got = await self._get(tier, leased)
-            if got is not None:
-                record, payload = got[0], bytes(got[1])
-                return Fetched(record, payload, await self._place(leased, record, payload))
+            if got is None:
+                continue
+            record, payload = got[0], bytes(got[1])
+            block = await self._place(leased, record, payload)
+            if block is not None:
+                block.copied |= 1 << position  # from there: it need not be copied back
+            return Fetched(record, payload, block)
         return None
 
     async def _get(self, tier: Tier, leased: Leased) -> tuple[Record, Bytes] | None:

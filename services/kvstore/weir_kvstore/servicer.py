@@ -21,6 +21,7 @@ from weir_kvstore.reads import Piece, read_lease
 from weir_kvstore.record import Address
 from weir_kvstore.store import BlockStore
 from weir_kvstore.tiers.memory import SharedFile
+from weir_kvstore.tiers_config import InForce, render
 
 
 class UnknownArena(NotFound):
@@ -38,11 +39,13 @@ class KvStoreServicer(KvStoreServiceServicer):
         arrivals: hop.Arrivals,
         *,
         arena_puts: ArenaPuts,
+        in_force: Callable[[], InForce],
         sources: Callable[[], Sequence[SourceReport]],
         default_lease_seconds: float,
     ) -> None:
         """`arrivals` learns what other stores put."""
         self._store = store
+        self._in_force = in_force
         self._puts = puts
         self._arena_puts = arena_puts
         self._kv_events = kv_events
@@ -120,10 +123,13 @@ class KvStoreServicer(KvStoreServiceServicer):
 
     async def GetStats(self, _request: pb.GetStatsRequest, _context: Any) -> pb.GetStatsResponse:
         reports = self._store.reports()
+        in_force = self._in_force()
         return pb.GetStatsResponse(
             tiers=[mapping.tier_stats(report) for report in reports],
-            tenants=[tenant for report in reports for tenant in mapping.tenant_stats(report)],
+            tenants=[tenant for report in reports for tenant in mapping.tenant_stats(report, in_force.config)],
             saved_seconds=self._store.saved_seconds,
+            config=render(in_force.config),
+            config_error=in_force.error,
             live_leases=len(self._store.leases),
             expired_leases=self._store.leases.num_expired,
             open_puts=len(self._puts),
@@ -164,8 +170,9 @@ class KvStoreServicer(KvStoreServiceServicer):
                 yield pb.WatchKvEventsResponse(epoch=self._kv_events.epoch, sequence=batch.sequence, events=told(batch))
 
     async def drain(self) -> None:
-        """The watches end; other calls may finish."""
+        """The watches end; other calls may finish. What only RAM has is copied, as far as there is time."""
         self._kv_events.close(Draining("the store is shutting down"))
+        await self._store.mover.drain()
 
     def _shared(self) -> SharedFile:
         shared = self._arena_puts.slots.shared

@@ -67,9 +67,13 @@ class Staging:
         if self._store.find(address) is not None:
             self._present.append(address)
             return NoPlace.PRESENT
-        block = self._ram.reserve(
-            Record(address, parent_block_hash, size_bytes, checksum, begin.tenant, begin.prefill_seconds)
-        )
+        account = self._store.account(begin.tenant)
+        record = Record(address, parent_block_hash, size_bytes, checksum, account, begin.prefill_seconds)
+        if not self._ram.rules.admission.admits(record):
+            self._ram.counters.not_admitted += 1
+            self._num_refused += 1
+            return NoPlace.REFUSED
+        block = self._ram.reserve(record)
         if block is None:
             self._refuse(1)
             return NoPlace.REFUSED

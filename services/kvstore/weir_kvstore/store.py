@@ -21,8 +21,9 @@ from weir_kvstore.chains import Chain, Range, look_up
 from weir_kvstore.index import Block
 from weir_kvstore.leases import Elsewhere, Leased, ReadLeases
 from weir_kvstore.local_tier import LocalTier, Watcher
+from weir_kvstore.mover import Lane, Mover
 from weir_kvstore.promotions import Promotions
-from weir_kvstore.record import Address
+from weir_kvstore.record import Address, Bytes
 from weir_kvstore.shared_tiers import SharedTiers
 from weir_kvstore.tier import Tier, TierReport
 
@@ -58,8 +59,13 @@ class BlockStore:
         *,
         new_lease_id: Callable[[], str],
         slower: Sequence[Tier] = (),
+        lanes: Sequence[Lane] = (),
+        view: Callable[[int], Bytes] | None = None,
     ) -> None:
-        """`slower`: the tiers behind RAM, fastest first. The store opens and closes all of them."""
+        """`slower`: the tiers behind RAM, fastest first, opened and closed by the store; `lanes`: the ways into them.
+
+        `view`: the bytes of a block in RAM, by its id, without waiting; without it nobody is copied while leaving.
+        """
         self.ram = ram
         self.ledger = ram.ledger
         self.bounds = bounds
@@ -67,7 +73,10 @@ class BlockStore:
         self.local = {tier.name: tier for tier in self.tiers if isinstance(tier, LocalTier)}
         shared = [tier for tier in slower if not isinstance(tier, LocalTier)]
         self._shared = SharedTiers(shared, self.ledger.clock, random)
+        self.account: Callable[[str], str] = str  # whose quota a tenant's blocks are charged to
         self.promotions = Promotions(ram, slower)
+        self.mover = Mover(ram, lanes, view)
+        self.watch(self.mover)
         self.leases = ReadLeases(
             self.ledger, max_live=bounds.max_live_leases, new_id=new_lease_id, give_back=self.release
         )
@@ -93,9 +102,11 @@ class BlockStore:
         self.ledger.expire()
         for tier in self.local.values():
             tier.sweep()
+        self.mover.sweep()
 
     async def close(self) -> None:
         await self.promotions.close()
+        await self.mover.close()
         for tier in self.tiers:
             await tier.close()
 
@@ -123,6 +134,7 @@ class BlockStore:
         chain = await self._find(namespace, wanted, local_only)
         self._count(chain, len(wanted))
         self._touch(look_up(self.local.values(), namespace, block_hashes[:skip_blocks]))
+        self.mover.used(chain.blocks)
         matched = skip_blocks + len(chain.blocks)
         if not chain.blocks or seconds <= 0:
             self._touch(chain)
@@ -198,6 +210,7 @@ class BlockStore:
 
     async def _moved(self, concern: Callable[[Address], bool]) -> None:
         await self.promotions.finished(concern)
+        await self.mover.finished(concern)
 
 
 async def _remove(tiers: Sequence[Tier], namespace: bytes, addresses: set[Address] | None) -> int:

@@ -195,6 +195,14 @@ class TiersConfig(_Strict):
         return Quotas(named, others)
 
 
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What holds now, and why that is not all of the newest file."""
+
+    config: TiersConfig
+    error: str = ""
+
+
 def parse(text: str) -> TiersConfig:
     """Raises TiersConfigError."""
     try:

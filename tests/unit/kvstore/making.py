@@ -7,10 +7,14 @@ from itertools import count
 from random import Random
 from typing import Any
 
+from fakes.faulty_slots import FaultySlots
 from weir_chassis.clock import Clock
 from weir_chassis.leases import LeaseLedger
+from weir_kvstore.bandwidth import Bandwidth
 from weir_kvstore.checksum import checksum
 from weir_kvstore.local_tier import LocalTier
+from weir_kvstore.mover import Lane
+from weir_kvstore.policies.admission import Admission, AdmitAll
 from weir_kvstore.put import PutPiece
 from weir_kvstore.record import Address, Record
 from weir_kvstore.rules import Rules
@@ -48,8 +52,12 @@ def record(number: int, size_bytes: int = 10, *, parent: int | None = None, tena
     return Record(address(number), parent_hash, size_bytes, checksum(bytes(size_bytes)), tenant)
 
 
-def make_ram(clock: Clock, *, capacity_bytes: int = 100, max_blocks: int = 100, **rules: Any) -> LocalTier:
-    return LocalTier("ram", ArenaSlots(capacity_bytes), LeaseLedger(clock), Random(0), Rules(max_blocks, **rules))
+def make_tier(
+    tier: str, ledger: LeaseLedger, *, capacity_bytes: int = 100, max_blocks: int = 100, **rules: Any
+) -> LocalTier:
+    """In memory, whatever it is called. `spoil` and `error` of its slots make it go wrong."""
+    slots = FaultySlots(ArenaSlots(capacity_bytes))
+    return LocalTier(tier, slots, ledger, Random(0), Rules(max_blocks, **rules))
 
 
 async def make_store(
@@ -60,14 +68,29 @@ async def make_store(
     max_blocks: int = 100,
     max_live_leases: int = 100,
     min_prefix_tokens: int = 0,
+    ledger: LeaseLedger | None = None,
     slower: Sequence[Tier] = (),
+    admission: Admission | None = None,
+    bytes_per_second: float | None = None,
 ) -> BlockStore:
+    """Opened. `slower` is over the same ledger; what goes into it is admitted and bounded as the last two say."""
     ids = count(1)
-    ram = make_ram(
-        clock, capacity_bytes=capacity_bytes, max_blocks=max_blocks, max_staged_bytes=max_staged_bytes or capacity_bytes
+    slots = ArenaSlots(capacity_bytes)
+    rules = Rules(max_blocks, max_staged_bytes=max_staged_bytes or capacity_bytes)
+    ram = LocalTier("ram", slots, ledger or LeaseLedger(clock), Random(0), rules)
+    lanes = [
+        Lane(ram, tier, 1 << position, admission or AdmitAll(), Bandwidth(clock, bytes_per_second))
+        for position, tier in enumerate(slower)
+    ]
+    store = BlockStore(
+        ram,
+        Bounds(max_live_leases, min_prefix_tokens),
+        Random(0),
+        new_lease_id=lambda: f"lease-{next(ids)}",
+        slower=slower,
+        lanes=lanes,
+        view=slots.view,
     )
-    bounds = Bounds(max_live_leases, min_prefix_tokens)
-    store = BlockStore(ram, bounds, Random(0), new_lease_id=lambda: f"lease-{next(ids)}", slower=slower)
     await store.open()
     return store
 
@@ -77,7 +100,7 @@ def check_integrity(store: BlockStore) -> None:
     store.ledger.check_integrity()
     for tier in store.local.values():
         tier.index.check_integrity()
-        slots = tier.slots
+        slots = tier.slots.slots if isinstance(tier.slots, FaultySlots) else tier.slots
         assert isinstance(slots, ArenaSlots)
         slots.check_integrity()
         assert slots.used_bytes == sum(block.size_bytes for block in tier.index.blocks())
