@@ -19,9 +19,9 @@ from weir_kvstore import reads, shared_tiers
 from weir_kvstore.chains import Range
 from weir_kvstore.checksum import checksum
 from weir_kvstore.local_tier import LocalTier
-from weir_kvstore.put import PutResult
 from weir_kvstore.reads import read_lease
 from weir_kvstore.record import Record
+from weir_kvstore.staging import PutResult
 from weir_kvstore.store import BlockStore, Match
 from weir_kvstore.tier import Tier
 
@@ -199,7 +199,7 @@ async def test_readers_share_one_bring_up() -> None:
 
 
 async def test_the_next_blocks_are_on_their_way_while_one_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads, "_AHEAD_BLOCKS", 3)
+    monkeypatch.setattr(reads, "AHEAD_BLOCKS", 3)
     one = await make()
     await keep(one.disk, 1, 2, 3, 4, 5)
     reading = read_lease(one.store, await lease(one.store, 1, 2, 3, 4, 5), owner="me")
