@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -28,11 +29,14 @@ from weir_local.placement import Placement, PlannedService, plan
 from weir_local.processes import Events, Stack, started
 from weir_local.stack import free_port
 
+if TYPE_CHECKING:
+    from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceAsyncStub as Stub
+
 _CAPACITY_BYTES = 64 * kv.MIB
 
 
 @asynccontextmanager
-async def kvstore(directory: Path, port: int) -> AsyncIterator[tuple[kv.Stub, asyncio.subprocess.Process]]:
+async def kvstore(directory: Path, port: int) -> AsyncIterator[tuple[Stub, asyncio.subprocess.Process]]:
     """A store with a disk tier there; killed, if it has not been, when this is left."""
     settings = {"PORT": port, "DISK_PATH": directory, "DISK_BYTES": _CAPACITY_BYTES, "CAPACITY_BYTES": _CAPACITY_BYTES}
     environment = {f"WEIR_KVSTORE_{name}": str(value) for name, value in settings.items()}
@@ -53,7 +57,7 @@ async def kvstore(directory: Path, port: int) -> AsyncIterator[tuple[kv.Stub, as
         await process.wait()
 
 
-async def _answers(stub: kv.Stub) -> bool:
+async def _answers(stub: Stub) -> bool:
     try:
         await kv.stats(stub)
     except grpc.aio.AioRpcError:
@@ -61,14 +65,14 @@ async def _answers(stub: kv.Stub) -> bool:
     return True
 
 
-async def _stored_on_disk(stub: kv.Stub) -> int:
+async def _stored_on_disk(stub: Stub) -> int:
     """Blocks."""
     disk = (await kv.stats(stub)).tiers[1]
     assert (disk.tier, disk.fault) == ("disk", "")
     return disk.blocks
 
 
-async def _put_until_killed(stub: kv.Stub, chains: Sequence[Sequence[Sent]]) -> None:
+async def _put_until_killed(stub: Stub, chains: Sequence[Sequence[Sent]]) -> None:
     """One put after another, in pieces, so that a kill meets every part of them."""
     for blocks in chains:
         messages = [kv.begin(), *(piece for block in blocks for piece in kv.pieces(block, 10_000)), kv.commit()]
@@ -86,7 +90,7 @@ async def _promised(directory: Path) -> list[Record]:
     return [found.record for found in recovered]
 
 
-async def _read(stub: kv.Stub, block: Sent) -> bytes | None:
+async def _read(stub: Stub, block: Sent) -> bytes | None:
     matched = await kv.match(stub, [block])
     if not matched.matched_blocks:
         return None

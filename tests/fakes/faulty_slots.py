@@ -56,11 +56,11 @@ class FaultySlots:
         into[:] = await self.read(block_id, offset, len(into))
 
     def hide(self, block_id: int) -> None:
-        self._slots.hide(block_id)
+        self.slots.hide(block_id)
 
     async def settle(self) -> None:
         self._check()
-        await self._slots.settle()
+        await self.slots.settle()
 
     def free(self, block_id: int) -> None:
         self._spoilt.discard(block_id)
