@@ -124,19 +124,6 @@ def pooled(
     return request(key, token_ids, 0, pooling=Pooling(kind), **fields)
 
 
-def held_payloads(engine: Engine, key: int, first: int, count: int) -> Sequence[bytes] | None:
-    """What `read_held` gives, waited for."""
-    answered, answers = threading.Event(), []
-
-    def take(payloads: Sequence[bytes] | None) -> None:
-        answers.append(payloads)
-        answered.set()
-
-    engine.read_held(key, first, count, take)
-    assert answered.wait(_PATIENCE_SECONDS)
-    return answers[0]
-
-
 def is_idle(load: EngineLoad) -> bool:
     counts = (load.waiting_requests, load.running_sequences, load.outstanding_tokens)
     return counts == (0, 0, 0) and load.free_blocks == load.total_blocks
@@ -308,7 +295,7 @@ class EngineContract:
             assert not heard.finished
             assert (end.completion_tokens, end.held_blocks) == (n, length // 16)
             first = {index: heard.tokens[1, index] for index in range(n)}
-            payloads = held_payloads(engine, 1, 0, length // 16) if length >= 16 else []
+            payloads = engine.read_held(1, 0, length // 16) if length >= 16 else []
             assert payloads is not None
             self._wait_for(lambda: engine.load().held_blocks == length // 16)
             engine.release_held(1)
@@ -335,13 +322,14 @@ class EngineContract:
             engine.submit(request(1, prompt(40), 9, hand_off=True, block_hashes=hashes(prompt(40), 16)))
             (end,) = heard.wait_for_ends(1)
             assert end.held_blocks == 2
-            assert len(held_payloads(engine, 1, 1, 1) or ()) == 1
-            assert held_payloads(engine, 1, 1, 2) is None, "beyond its end"
+            assert len(engine.read_held(1, 1, 1) or ()) == 1
+            assert engine.read_held(1, 1, 2) is None, "beyond its end"
             engine.release_held(1)
             engine.release_held(1)
-            assert held_payloads(engine, 1, 0, 2) is None
-            assert held_payloads(engine, 7, 0, 1) is None
-        assert held_payloads(engine, 1, 0, 1) is None, "after the engine's end"
+            self._wait_for(lambda: not engine.load().held_blocks)
+            assert engine.read_held(1, 0, 2) is None
+            assert engine.read_held(7, 0, 1) is None
+        assert engine.read_held(1, 0, 1) is None, "after the engine's end"
 
     def test_an_aborted_hand_off_holds_nothing(self) -> None:
         with self.running(max_batched_tokens=16) as (engine, heard):
@@ -358,12 +346,12 @@ class EngineContract:
                 engine.submit(replace(asked, hand_off=True))
                 assert heard.wait_for_ends(key)[0].held_blocks == 7
             self._wait_for(lambda: engine.load().held_blocks == 7)
-            assert held_payloads(engine, 1, 0, 1) is None, "the oldest went, for the other"
-            assert len(held_payloads(engine, 2, 0, 7) or ()) == 7
+            assert engine.read_held(1, 0, 1) is None, "the oldest went, for the other"
+            assert len(engine.read_held(2, 0, 7) or ()) == 7
             engine.submit(request(3, prompt(200, start=9), 40))
             (end,) = heard.wait_for_ends(3)
             assert end.error is None
-            assert held_payloads(engine, 2, 0, 7) is None
+            assert engine.read_held(2, 0, 7) is None
 
     def test_a_prompt_larger_than_what_may_be_held_is_computed_and_not_held(self) -> None:
         with self.running(num_blocks=16) as (engine, heard):

@@ -338,8 +338,6 @@ class AdapterInfo:
 
 Deliver = Callable[[StepOutput], None]
 Wants = Callable[[bytes], bool]  # whether the block of this hash is worth copying out
-# The payloads that were asked for, or None: they are not held any more.
-TakePayloads = Callable[[Sequence[bytes] | None], None]
 
 
 class Engine(Protocol):
@@ -372,10 +370,10 @@ class Engine(Protocol):
     def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
         """How many leading blocks the pool holds now: an estimate, for what not to load. Thread-safe; pins nothing."""
 
-    def read_held(self, key: int, first: int, count: int, take: TakePayloads) -> None:
-        """Copy out `count` of the blocks that an ended request left, from number `first` of them on. Returns at once.
+    def read_held(self, key: int, first: int, count: int) -> Sequence[bytes] | None:
+        """Copies of `count` of the blocks that an ended request left, from number `first` of them on.
 
-        `take` is called once, on the engine's thread, and must not block. One such reading is done per step.
+        None: some are not held any more. Takes its time, perhaps a step's; on any thread, one call at a time on each.
         """
 
     def release_held(self, key: int) -> None:

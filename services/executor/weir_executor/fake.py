@@ -55,6 +55,7 @@ class FakeEngineConfig:
     kv_ttl_seconds: float | None = None
     emit_full_blocks: bool = False
     transfers_blocks: bool = True
+    reads_anywhere: bool = True
     max_adapters: int = 2
     max_adapter_rank: int = 64
     itl_target_seconds: float | None = None
@@ -169,6 +170,10 @@ class _FakeWorker:
     def count_usable(self, stored_blocks: Sequence[bytes | memoryview]) -> int:
         wrong = (i for i, block in enumerate(stored_blocks) if len(block) != self._config.block_bytes)
         return next(wrong, len(stored_blocks))
+
+    @property
+    def reads_anywhere(self) -> bool:
+        return self._config.reads_anywhere
 
     def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
         """Some bytes of the right length that tell blocks apart."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 
 from xxhash import xxh3_64_intdigest
 
@@ -12,7 +12,7 @@ from weir_executor.engine import Engine
 from weir_executor.handoff.table import HandoffTable, HeldHandoff
 
 _PIECE_BYTES = 2 << 20  # ReadHandoffResponse's own limit
-# Copied out of the pool between two steps: at some GB/s about a millisecond of the step loop's time.
+# Copied out of the pool at once, between two steps where it must be so: at some GB/s about a millisecond.
 _BATCH_BYTES = 4 << 20
 # At once; others wait for their turn. Together they hold two batches each: one that is sent, one on its way to gRPC.
 _MAX_READERS = 8
@@ -31,42 +31,26 @@ class HandoffReader:
         async with self._turns:
             handoff = self._table.find(handoff_id)
             for first in range(first_block, len(handoff.block_hashes), self._batch_blocks):
-                payloads = await self._payloads(handoff, first)
-                if payloads is None:
-                    return
-                checksums = await asyncio.to_thread(_checksums, payloads)
-                for block_hash, payload, checksum in zip(
-                    handoff.block_hashes[first:], payloads, checksums, strict=False
-                ):
-                    for piece in _pieces(block_hash, payload, checksum):
-                        yield piece
-                        if handoff.lease.live:
-                            handoff.lease.renew(self._table.lease_seconds)
+                # In a thread, because the engine takes its time, and so do the checksums.
+                batch = await asyncio.to_thread(self._read, handoff, first) if handoff.lease.live else None
+                if batch is None:
+                    return  # released since, or dropped by an engine that needed the room
+                for piece in batch:
+                    yield piece
+                    if handoff.lease.live:
+                        handoff.lease.renew(self._table.lease_seconds)
 
-    async def _payloads(self, handoff: HeldHandoff, first: int) -> Sequence[bytes] | None:
-        """The next batch, or None: released since, or dropped by an engine that needed the room."""
-        if not handoff.lease.live:
+    def _read(self, handoff: HeldHandoff, first: int) -> list[ReadHandoffResponse] | None:
+        """The next batch."""
+        hashes = handoff.block_hashes[first : first + self._batch_blocks]
+        payloads = self._engine.read_held(handoff.key, first, len(hashes))
+        if payloads is None:
             return None
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Sequence[bytes] | None] = loop.create_future()
-
-        def put(payloads: Sequence[bytes] | None) -> None:
-            if not answer.done():  # its reader may have gone
-                answer.set_result(payloads)
-
-        def take(payloads: Sequence[bytes] | None) -> None:
-            loop.call_soon_threadsafe(put, payloads)
-
-        count = min(self._batch_blocks, len(handoff.block_hashes) - first)
-        self._engine.read_held(handoff.key, first, count, take)
-        return await answer
+        return [piece for each in zip(hashes, payloads, strict=True) for piece in _pieces(*each)]
 
 
-def _checksums(payloads: Sequence[bytes]) -> list[int]:
-    return [xxh3_64_intdigest(payload) for payload in payloads]
-
-
-def _pieces(block_hash: bytes, payload: bytes, checksum: int) -> list[ReadHandoffResponse]:
+def _pieces(block_hash: bytes, payload: bytes) -> list[ReadHandoffResponse]:
+    checksum = xxh3_64_intdigest(payload)
     return [
         ReadHandoffResponse(
             block_hash=block_hash,

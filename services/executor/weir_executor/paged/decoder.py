@@ -57,6 +57,10 @@ class KvBlocks(Protocol):
     @property
     def block_bytes(self) -> int: ...
 
+    @property
+    def reads_anywhere(self) -> bool:
+        """Whether `read_blocks` may be called on any thread, beside a step that writes other blocks."""
+
     def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
         """The payloads of these blocks, copied out."""
 

@@ -30,6 +30,9 @@ class Gather:
 class KvCache:
     """All blocks start as zeros and hold finite numbers ever after: what a mask hides is still multiplied by zero."""
 
+    # Each thread on which PyTorch copies has OpenMP helpers of its own, and those slow the step thread down.
+    reads_anywhere = False
+
     def __init__(
         self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:

@@ -54,6 +54,10 @@ class ModelRunner:
                 return index
         return len(stored_blocks)
 
+    @property
+    def reads_anywhere(self) -> bool:
+        return self._blocks.reads_anywhere
+
     def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
         return self._blocks.read_blocks(block_ids)
 

@@ -33,7 +33,6 @@ from weir_executor.engine import (
     RequestState,
     StepOutput,
     StepStats,
-    TakePayloads,
     Wants,
 )
 from weir_executor.guided.guide import GuideState
@@ -112,8 +111,8 @@ class StepLoop:
         self._deliver: Deliver = _drop
         self._wants: Wants = _everything
         self._inbox: deque[LiveRequest | _Abort | _Release] = deque()
-        self._held_reads = HeldReads(self._scheduler.held, worker)
-        self._wake = threading.Condition()  # guards the inbox, the reads, the keys, `_closing` and `_ended`
+        self._wake = threading.Condition()  # guards the inbox, the keys, `_closing` and `_ended`
+        self._held_reads = HeldReads(self._scheduler.held, worker, self._ring)
         self._live: dict[int, LiveRequest] = {}  # from submit to RequestEnd, for `submit` and the very end
         self._arrivals = 0
         self._queued = 0  # requests in the inbox
@@ -173,14 +172,8 @@ class StepLoop:
     def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
         return len(self._pool.match(block_hashes))
 
-    def read_held(self, key: int, first: int, count: int, take: TakePayloads) -> None:
-        with self._wake:
-            is_open = not self._ended
-            if is_open:
-                self._held_reads.ask(key, first, count, take)
-                self._wake.notify()
-        if not is_open:
-            take(None)
+    def read_held(self, key: int, first: int, count: int) -> Sequence[bytes] | None:
+        return self._held_reads.read(key, first, count)
 
     def release_held(self, key: int) -> None:
         with self._wake:
@@ -221,6 +214,10 @@ class StepLoop:
         if self._thread.is_alive():
             self._thread.join(_JOIN_SECONDS)
         self._end_all(WorkerLost("the engine stopped"))
+
+    def _ring(self) -> None:
+        with self._wake:
+            self._wake.notify()
 
     def _check_open(self) -> None:
         if self._error is not None:
@@ -308,7 +305,7 @@ class StepLoop:
         if batch.scheduled:
             self._note_step(stats)
         self._say(report)
-        self._held_reads.do_one()
+        self._held_reads.do_asked()
         self._watched.prove(self._closes_within)
 
     def _note_step(self, stats: StepStats) -> None:
@@ -430,7 +427,7 @@ class StepLoop:
             self._inbox.clear()
             self._queued = 0
         try:
-            self._held_reads.refuse_all()
+            self._held_reads.close()
             if ends:
                 self._deliver(StepOutput(ended=ends))
         except Exception:

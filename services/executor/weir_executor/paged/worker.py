@@ -50,6 +50,10 @@ class Worker(Protocol):
     def count_usable(self, stored_blocks: Sequence[bytes | memoryview]) -> int:
         """How many leading blocks of a stored prefix are sound. The rest is a miss."""
 
+    @property
+    def reads_anywhere(self) -> bool:
+        """Whether `read_blocks` may be called on any thread, beside a step that writes other blocks."""
+
     def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
         """Copy the blocks' payloads out."""
 

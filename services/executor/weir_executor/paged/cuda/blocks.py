@@ -22,6 +22,8 @@ _MOST_AT_ONCE = 64
 class CudaBlocks:
     """See `KvBlocks`: those of `cache`. Used by the step thread only."""
 
+    reads_anywhere = False
+
     def __init__(self, cache: KvCache) -> None:
         self._cache = cache
         self._on_cuda = cache.device.type == "cuda"

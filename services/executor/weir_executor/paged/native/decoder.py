@@ -129,6 +129,8 @@ class NativeDecoder:
 
     # ── blocks ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    reads_anywhere = True  # a copy by one thread, without the interpreter's lock
+
     def read_blocks(self, block_ids: Sequence[int]) -> list[bytes]:
         payloads = []
         for block_id in block_ids:

@@ -16,6 +16,8 @@ from weir_executor.paged.parallel.layout import Layout
 class ParallelBlocks:
     """See `KvBlocks`. `own` is rank 0's part."""
 
+    reads_anywhere = False  # the ranks are asked between two steps
+
     def __init__(self, own: KvCache, crew: Crew, layout: Layout, config: ModelConfig) -> None:
         self._own, self._crew, self._layout, self._config = own, crew, layout, config
         self.block_bytes = block_bytes(config, own.block_size, own.dtype)
