@@ -39,7 +39,7 @@ def _always_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def executor(store: LyingStore) -> AsyncIterator[Caller]:
+async def executor(store: LyingStore, deadline_seconds: float = _DEADLINE_SECONDS) -> AsyncIterator[Caller]:
     """The paged engine with a small model, its service, and one stream to it. Nothing is held at the end."""
     chassis, model_dir = new_chassis("executor"), tiny_model("llama3")
     settings = ExecutorSettings(
@@ -47,7 +47,7 @@ async def executor(store: LyingStore) -> AsyncIterator[Caller]:
         model="tiny",
         kvstore_address="store",
         kvstore_min_blocks=1,
-        kvstore_deadline_seconds=_DEADLINE_SECONDS,
+        kvstore_deadline_seconds=deadline_seconds,
     )
     engine = load_engine(PagedEngineConfig(model_dir, num_blocks=2048, emit_full_blocks=True, check_integrity=True))
     async with serve_store(store) as channel:
