@@ -119,6 +119,10 @@ bench-gpu: ## the engine on a CUDA device beside transformers and the device's l
 test-gpu: ## the CUDA path's tests on a CUDA device, with no more than its image holds
 	$(ON_GPU) -m pytest -c tests/unit/executor/cuda/bare_image.ini --confcutdir tests/unit/executor/cuda -m cuda tests/unit/executor/cuda
 
+.PHONY: bench-kvstore
+bench-kvstore: $(SETUP) ## what the KV store moves and finds, beside what the machine can do (two minutes)
+	PYTHONPATH=tests $(BIN)/python -m bench kvstore
+
 .PHONY: bench-latency
 bench-latency: $(SETUP) ## how soon a cancellation is seen, and what a long prompt does to others' tokens (a minute)
 	PYTHONPATH=tests $(BIN)/python -m bench latency
@@ -136,7 +140,7 @@ bench-prefix: $(SETUP) ## 32 requests that share 1,024 tokens, by where the pref
 	PYTHONPATH=tests $(BIN)/python -m bench prefix
 
 .PHONY: bench
-bench: bench-engine bench-services bench-latency bench-speculation bench-prefix ## all that need no GPU
+bench: bench-engine bench-kvstore bench-services bench-latency bench-speculation bench-prefix ## all that need no GPU
 
 .PHONY: chaos
 chaos: $(SETUP) ## random submits, cancels, preemptions and failures, the books checked after every step (a minute)

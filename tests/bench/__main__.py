@@ -1,6 +1,7 @@
-"""Measured runs: `make bench-engine`, `-latency`, `-services`, `-speculation`, `-prefix`. The last line is JSON.
+"""Measured runs: `make bench-engine`, `-kvstore`, `-latency`, `-services`, `-speculation`, `-prefix`. The last line is JSON.
 
 python -m bench engine --peers vllm openvino --rows decode mixed --rounds 2
+python -m bench kvstore
 python -m bench latency
 python -m bench services
 python -m bench speculation
@@ -15,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from bench import accuracy, engine, latency, prefix, services, speculation
+from bench.kvstore import run as kvstore
 from bench.model import make_model
 from bench.peers import PEERS, ROUNDED, SUITE, WEIR, chosen
 from bench.report import Figures
@@ -36,6 +38,10 @@ def _engine(arguments: argparse.Namespace, scratch: Path) -> Figures:
     figures = engine.measure(model_dir, scratch, contenders, rows, arguments.rounds)
     figures.update(accuracy.measure({"random": model_dir, "demo": find_model(None)}))
     return figures
+
+
+def _kvstore(_: argparse.Namespace, scratch: Path) -> Figures:
+    return kvstore.measure(scratch)
 
 
 def _latency(arguments: argparse.Namespace, _: Path) -> Figures:
@@ -66,6 +72,8 @@ def _parse() -> argparse.Namespace:
     of_engine.add_argument("--rounds", type=int, default=2, help="times each row is measured; the best counts")
     place = Path(".weir/bench-model")  # git ignores it; peers keep their converted copies beside it
     of_engine.add_argument("--model-dir", type=Path, default=place, help="where the measured model is, or is written")
+    of_kvstore = benches.add_parser("kvstore", help="what the store moves and finds, beside what the machine can do")
+    of_kvstore.set_defaults(measure=_kvstore)
     of_latency = benches.add_parser("latency", help="cancellation, and inter-token latency beside a long prompt")
     of_latency.set_defaults(measure=_latency)
     of_latency.add_argument("--model-dir", type=Path, default=place, help="as above")

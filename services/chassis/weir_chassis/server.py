@@ -24,6 +24,7 @@ from weir_chassis.health import Health
 from weir_chassis.interceptors import CallInterceptor
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.limits import server_options
+from weir_chassis.malloc import keep_freed_memory
 from weir_chassis.metrics import Metrics, metrics_server, watch_event_loop
 from weir_chassis.settings import ServiceSettings, SettingsError, load_settings, variable_names
 from weir_chassis.stopping import Stop, stop_on_signals, stop_with_parent
@@ -105,6 +106,7 @@ def run(service: ServiceDefinition[Any]) -> int:
     except SettingsError as error:
         return _refuse(service, error)
     configure_logging(service.name, settings.log_level)
+    keep_freed_memory()
     try:
         return _run_loop(serve(service, settings))
     except SettingsError as error:  # found while the service was built: a model that is not there, a port that is taken

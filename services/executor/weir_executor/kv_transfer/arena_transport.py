@@ -7,6 +7,7 @@ put    ReserveBlocks ─▶ places ─▶ copied in on a thread ─▶ CommitBlo
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -23,7 +24,7 @@ from weir_chassis.clock import Clock
 from weir_chassis.errors import DataCorrupt
 from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.assembler import BlockAssembler
-from weir_executor.kv_transfer.attached_arena import AttachedArena, Place
+from weir_executor.kv_transfer.attached_arena import AttachedArena, Copied, Place
 from weir_executor.kv_transfer.attaching import Attaching
 from weir_executor.kv_transfer.grpc_transport import LEASE_SECONDS, GrpcTransport, begin_of
 from weir_executor.kv_transfer.private_buffers import PrivateBuffers
@@ -35,9 +36,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Copied in one go, in some 4 ms: much less, and going to a thread would count; much more, and a load that is given up
+# Copied in one go, in some 2 ms: much less, and going to a thread would count; much more, and a load that is given up
 # would go on for nothing.
-_BATCH_BYTES: Final = 64 * 1024 * 1024
+_BATCH_BYTES: Final = 32 * 1024 * 1024
+# Two threads: what one of them waits for memory, the other hashes.
+_COPIES_AT_ONCE: Final = 2
+# Less is not worth a second thread.
+_SPLIT_BYTES: Final = 4 * 1024 * 1024
 # Telling the store what it would find out by itself: a reservation lapses, a corrupt block is found by the next reader.
 _COURTESY_SECONDS: Final = 5.0
 _CLOSE_SECONDS: Final = 1.0
@@ -143,15 +148,32 @@ class ArenaTransport:
         self, arena: AttachedArena, lease_id: str, places: Sequence[Place], block_bytes: int
     ) -> AsyncGenerator[Sequence[Payload], None]:
         """Ends early when the lease may have lapsed: from then on the store may have put something else there."""
-        for batch in _batches(places, max(1, _BATCH_BYTES // block_bytes)):
-            copied = await asyncio.to_thread(arena.copy_out, batch, block_bytes, self._buffers)
-            if self._lapsed(lease_id):
-                return
-            if copied.payloads:
-                yield copied.payloads
-            if copied.corrupt is not None:
-                self._soon(self._report(lease_id, copied.corrupt.block_hash))
-                raise DataCorrupt("the kvstore's arena holds a block that does not match its checksum")
+        async with aclosing(self._copies(arena, places, block_bytes)) as copies:
+            async for copied in copies:
+                if self._lapsed(lease_id):
+                    return
+                if copied.payloads:
+                    yield copied.payloads
+                if copied.corrupt is not None:
+                    self._soon(self._report(lease_id, copied.corrupt.block_hash))
+                    raise DataCorrupt("the kvstore's arena holds a block that does not match its checksum")
+
+    async def _copies(
+        self, arena: AttachedArena, places: Sequence[Place], block_bytes: int
+    ) -> AsyncGenerator[Copied, None]:
+        """In order, some at once."""
+        copying: deque[asyncio.Task[Copied]] = deque()
+        try:
+            for batch in _batches(places, _batch_blocks(len(places), block_bytes)):
+                copy = asyncio.to_thread(arena.copy_out, batch, block_bytes, self._buffers)
+                copying.append(asyncio.create_task(copy, name="copy-blocks"))
+                if len(copying) == _COPIES_AT_ONCE:
+                    yield await copying.popleft()
+            while copying:
+                yield await copying.popleft()
+        finally:
+            for each in copying:
+                each.cancel()
 
     def _lapsed(self, lease_id: str) -> bool:
         return self._lapses.get(lease_id, 0.0) <= self._clock.monotonic()
@@ -243,6 +265,12 @@ def _reservation(arena_id: str, put: Put) -> kv.ReserveBlocksRequest:
         payload_bytes=[len(block.payload) for block in blocks],
         checksums=[xxh3_64_intdigest(block.payload) for block in blocks],
     )
+
+
+def _batch_blocks(blocks: int, block_bytes: int) -> int:
+    """How many blocks one thread copies in one go."""
+    shared = -(-blocks // _COPIES_AT_ONCE) if blocks * block_bytes > _SPLIT_BYTES else blocks
+    return max(1, min(shared, _BATCH_BYTES // block_bytes))
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
