@@ -1,4 +1,4 @@
-"""Measured runs: `make bench-engine`, `-kvstore`, `-latency`, `-services`, `-speculation`, `-prefix`. The last line is JSON.
+"""Measured runs: `make bench-engine`, `-kvstore`, `-latency`, `-services`, `-speculation`, `-prefix`; JSON last.
 
 python -m bench engine --peers vllm openvino --rows decode mixed --rounds 2
 python -m bench kvstore
