@@ -59,6 +59,7 @@ class LocalTier:
         self._clock = ledger.clock
         self._rules = rules
         self._counters = Counters()
+        self._evicted_by_policy: dict[str, int] = {}
         self._reading = Health("reading", Breaker(self._clock, random))
         # A disk that is full stays so for a while, so one failure is enough.
         self._writing = Health("writing", Breaker(self._clock, random, max_failures=1))
@@ -113,6 +114,7 @@ class LocalTier:
             ttl_seconds=self._rules.ttl_seconds,
             fault="; ".join(dict.fromkeys(fault for fault in faults if fault)),
             tenant_bytes=dict(self.index.tenant_bytes),
+            evicted_by_policy=dict(self._evicted_by_policy),
         )
 
     # --- in one turn of the event loop
@@ -328,6 +330,8 @@ class LocalTier:
             watcher.evicting(self._name, victims)
         self.hide(victims, State.REMOVED)
         self._counters.evicted += len(victims)
+        policy = self._rules.policy
+        self._evicted_by_policy[policy] = self._evicted_by_policy.get(policy, 0) + len(victims)
         for block in victims:
             self._rules.admission.evicted(block.record)
 

@@ -13,7 +13,7 @@ from weir_kvstore.tier import Counters, TierReport
 
 
 class StoreCollector(Collector):
-    """`weir_kvstore_…{tier}`. Scraped on another thread: it only reads numbers."""
+    """`weir_kvstore_…{tier}`, evictions by policy too. Scraped on another thread: it only reads numbers."""
 
     def __init__(self, store: BlockStore) -> None:
         self._store = store
@@ -27,7 +27,9 @@ class StoreCollector(Collector):
             yield gauge
         yield self._faults(reports)
         for counter in fields(Counters):
-            yield self._counted(counter.name, reports)
+            if counter.name != "evicted":
+                yield self._counted(counter.name, reports)
+        yield self._evicted(reports)
         yield CounterMetricFamily(
             "weir_kvstore_saved_seconds", "Of prefill, by what was read", value=self._store.saved_seconds
         )
@@ -37,6 +39,14 @@ class StoreCollector(Collector):
         for report in reports:
             gauge.add_metric([report.tier], bool(report.fault))
         return gauge
+
+    def _evicted(self, reports: Sequence[TierReport]) -> Metric:
+        counter = CounterMetricFamily("weir_kvstore_evicted_blocks", "Since start", labels=["tier", "policy"])
+        for report in reports:
+            by_policy = {report.policy: 0, **(report.evicted_by_policy or {report.policy: report.counters.evicted})}
+            for policy, blocks in by_policy.items():
+                counter.add_metric([report.tier, policy], blocks)
+        return counter
 
     def _counted(self, name: str, reports: Sequence[TierReport]) -> Metric:
         unit = "" if name.endswith("_bytes") else "_blocks"

@@ -47,6 +47,7 @@ class TierReport:
     ttl_seconds: float | None = None
     fault: str = ""  # why it serves nothing now
     tenant_bytes: dict[str, int] = field(default_factory=dict)
+    evicted_by_policy: dict[str, int] = field(default_factory=dict)  # `counters.evicted`, where the policy may change
 
 
 class Tier(Protocol):
