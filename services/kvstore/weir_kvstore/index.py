@@ -230,13 +230,13 @@ class Index:
             tell(blocks)
 
     def use_policy(self, new_policy: Callable[[], EvictionPolicy]) -> None:
-        """From now on this kind decides. It learns of all blocks by their age."""
+        """From now on this kind decides. It learns of all blocks in the order in which they would have gone."""
         self.settle()
-        self._new_policy = new_policy
-        self._policies = {tenant: new_policy() for tenant in self._policies}
-        for block in self._ages.values():
-            if not block.references:
-                self._may_go(block)
+        before, self._new_policy = self._policies, new_policy
+        self._policies = {tenant: new_policy() for tenant in before}
+        for policy in before.values():
+            for block_id in policy.victims(size_bytes=policy.size_bytes, blocks=len(policy)) or ():
+                self._may_go(self._blocks[block_id])
 
     def check_integrity(self) -> None:
         """Every block is in exactly one state, and everything derived agrees with it."""

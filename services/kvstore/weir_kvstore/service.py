@@ -20,6 +20,7 @@ from weir_kvstore.events import TierEvents
 from weir_kvstore.hop import Arrivals
 from weir_kvstore.metrics import StoreCollector
 from weir_kvstore.put import Puts
+from weir_kvstore.replay.recorder import TraceRecorder
 from weir_kvstore.servicer import KvStoreServicer
 from weir_kvstore.settings import KvStoreSettings
 from weir_kvstore.store import BlockStore
@@ -43,6 +44,7 @@ async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Se
     kv_events = new_log(new_epoch(chassis.random), settings.kv_event_log)
     store.watch(TierEvents(kv_events))
     await store.open()
+    recorder = _recorder(settings, chassis)
     servicer = KvStoreServicer(
         store,
         puts,
@@ -51,6 +53,7 @@ async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Se
         arena_puts=ArenaPuts(store, puts, new_id=new_id),
         in_force=assembly.in_force,
         sources=join_bus(settings, chassis, kv_events),
+        record=None if recorder is None else recorder.record,
         default_lease_seconds=settings.default_lease_seconds,
     )
     collector = StoreCollector(store)
@@ -66,6 +69,16 @@ async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Se
     finally:
         chassis.metrics.registry.unregister(collector)
         await store.close()
+        if recorder is not None:
+            await recorder.flush()
+
+
+def _recorder(settings: KvStoreSettings, chassis: Chassis) -> TraceRecorder | None:
+    if settings.trace_file is None:
+        return None
+    recorder = TraceRecorder(settings.trace_file, settings.trace_max_bytes, chassis.clock)
+    chassis.background.start(recorder.run(), name="record_trace")
+    return recorder
 
 
 @contextmanager

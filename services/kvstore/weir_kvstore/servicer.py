@@ -41,9 +41,10 @@ class KvStoreServicer(KvStoreServiceServicer):
         arena_puts: ArenaPuts,
         in_force: Callable[[], InForce],
         sources: Callable[[], Sequence[SourceReport]],
+        record: Callable[[pb.MatchPrefixRequest], None] | None,
         default_lease_seconds: float,
     ) -> None:
-        """`arrivals` learns what other stores put."""
+        """`arrivals` learns what other stores put, `record` what is looked up here."""
         self._store = store
         self._in_force = in_force
         self._puts = puts
@@ -51,6 +52,7 @@ class KvStoreServicer(KvStoreServiceServicer):
         self._kv_events = kv_events
         self._arrivals = arrivals
         self._sources = sources
+        self._record = record
         self._default_lease_seconds = default_lease_seconds
 
     async def MatchPrefix(self, request: pb.MatchPrefixRequest, context: Any) -> pb.MatchPrefixResponse:
@@ -64,6 +66,8 @@ class KvStoreServicer(KvStoreServiceServicer):
             block_size=request.block_size,
             local_only=hop.is_marked(context),
         )
+        if self._record is not None:
+            self._record(request)
         if request.with_records and match.lease_id is not None:
             return mapping.match_response(match, self._store.leases.blocks(match.lease_id))
         return mapping.match_response(match)

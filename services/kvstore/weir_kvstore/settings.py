@@ -55,6 +55,12 @@ class KvStoreSettings(NatsSettings):
         description="TOML of tiers, quotas and rules, followed while it runs; unset: as said below",
     )
     tiers_poll_seconds: float = Field(default=1.0, gt=0, le=3600, description="how often that file is looked at")
+    trace_file: Path | None = Field(
+        default=None, description="what is looked up is written down here, for `weir kv trace`; unset: nowhere"
+    )
+    trace_max_bytes: int = Field(
+        default=64 * 1024**2, ge=4096, le=1 << 40, description="of that file, and of the one before it, `.1`"
+    )
     disk_path: Path | None = Field(default=None, description="directory of the disk tier, where no file names one")
     disk_bytes: int = Field(default=16 * 1024**3, ge=1, description="payload bytes held there")
     redis_url: str | None = Field(default=None, description="of the tier that hosts share, where no file names one")

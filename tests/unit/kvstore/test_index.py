@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from unit.kvstore.making import NAMESPACE, address, name, record
 from weir_kvstore.index import Block, Index, State
+from weir_kvstore.policies.make import POLICIES, PolicyName
 from weir_kvstore.record import Address
 from weir_kvstore.tenants import Take
 
@@ -191,3 +192,20 @@ def test_our_own_mistakes_are_asserted() -> None:
         index.hide(block, State.VISIBLE)
     with pytest.raises(AssertionError):
         index.hide(reserved(index, 2), State.REMOVED)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_another_policy_goes_on_in_the_same_order(name: PolicyName) -> None:
+    index = Index()
+    first = visible(index, 1, 2, 3)
+    visible(index, 11, 12)
+    leased = visible(index, 21)
+    index.refer(leased)
+    index.touch(first[:1])
+    before = order(index)
+    assert before == [3, 2, 12, 11, 1]
+    index.use_policy(POLICIES[name])
+    assert order(index) == before
+    index.check_integrity()
+    index.release(leased)
+    assert order(index) == [*before, 21]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -33,6 +34,7 @@ from weir.kvstore.v1 import kvstore_pb2 as pb
 from weir_chassis.errors import RemoteError, from_rpc_error
 from weir_chassis.server import Chassis, new_chassis
 from weir_chassis.testing import VirtualClock, assert_no_leases, serve_in_memory, settle
+from weir_kvstore.replay.trace import read_trace
 from weir_kvstore.service import SERVICE, build
 from weir_kvstore.settings import KvStoreSettings
 
@@ -207,3 +209,48 @@ async def test_a_drain_ends_the_watches() -> None:
         assert servicers.drain is not None
         await servicers.drain()
         await fails(mirror.call.read(), "DRAINING")
+
+
+async def test_the_file_of_tiers_holds_as_it_changes(tmp_path: Path) -> None:
+    path, chassis = tmp_path / "tiers.toml", new_chassis("kvstore")
+    path.write_text('[[tier]]\nkind = "ram"\nmax_bytes = "8MiB"\npolicy = "lru"\nttl = "never"')
+    async with serve(chassis, capacity_bytes=1024 * MIB, tiers_file=path, tiers_poll_seconds=0.01) as stub:
+        await put(stub, chain(10))
+        told = await stats(stub)
+        assert (told.tiers[0].policy, told.tiers[0].HasField("ttl"), told.tiers[0].blocks) == ("lru", False, 10)
+        assert 'max_bytes = "8MiB"' in told.config
+
+        path.write_text(
+            '[[tier]]\nkind = "ram"\nmax_bytes = "5000"\npolicy = "s3fifo"\nttl = "1h"\n[tenants."*"]\nmax_bytes = 3000'
+        )
+        await eventually(lambda: _policy_is(stub, "s3fifo"))
+        told = await stats(stub)
+        assert (told.tiers[0].blocks, told.tiers[0].evicted, told.tiers[0].ttl.seconds) == (3, 7, 3600)
+        assert (told.tiers[0].capacity_bytes, told.tenants[0].max_bytes, told.config_error) == (5000, 3000, "")
+        assert (await match(stub, chain(10))).matched_blocks == 3, "a chain goes from its end"
+
+        path.write_text('[[tier]]\nkind = "ram"\nmax_bytes = "5000"\npolicy = "mru"')
+        await eventually(lambda: _is_refused(stub, "tier[0].policy='mru'"))
+        assert (await stats(stub)).tiers[0].policy == "s3fifo"
+        path.write_text(f'[[tier]]\nkind = "ram"\n[[tier]]\nkind = "disk"\npath = "{tmp_path}"')
+        await eventually(lambda: _is_refused(stub, "ram are in force; ram, disk take a restart"))
+        path.write_text('[[tier]]\nkind = "ram"\nmax_bytes = "16MiB"\npolicy = "lfu"')
+        await eventually(lambda: _is_refused(stub, "tier[0].max_bytes"))
+        assert [(tier.policy, tier.capacity_bytes) for tier in (await stats(stub)).tiers] == [("lfu", 8 * MIB)]
+
+
+async def test_what_is_looked_up_is_written_down(tmp_path: Path) -> None:
+    path, chassis = tmp_path / "trace.jsonl", new_chassis("kvstore")
+    async with serve(chassis, trace_file=path) as stub:
+        await put(stub, chain(2))
+        await match(stub, chain(3))
+    (lookup,) = read_trace(path)
+    assert (lookup.namespace, lookup.chain) == (NAMESPACE, [block.block_hash for block in chain(3)])
+
+
+async def _policy_is(stub: Stub, policy: str) -> bool:
+    return (await stats(stub)).tiers[0].policy == policy
+
+
+async def _is_refused(stub: Stub, reason: str) -> bool:
+    return reason in (await stats(stub)).config_error

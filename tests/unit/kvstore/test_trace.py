@@ -4,10 +4,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.kvstore.making import NAMESPACE, name
+from weir.kvstore.v1.kvstore_pb2 import MatchPrefixRequest
 from weir_chassis.testing import VirtualClock
 from weir_kvstore.replay.recorder import TraceRecorder
 from weir_kvstore.replay.trace import Lookup, TraceError, from_line, read_trace, to_line, write_trace
@@ -51,6 +53,11 @@ def test_what_is_no_trace_is_told_with_its_line(line: str, problem: str, tmp_pat
         list(read_trace(path))
 
 
+def asked(hashes: bytes, block_size: int = 16, *, leases: bool = True) -> MatchPrefixRequest:
+    duration = None if leases else Duration()
+    return MatchPrefixRequest(namespace=NAMESPACE, block_hashes=hashes, block_size=block_size, lease_duration=duration)
+
+
 def recorder(path: Path, max_bytes: int = 10_000) -> TraceRecorder:
     return TraceRecorder(path, max_bytes, VirtualClock())
 
@@ -58,9 +65,10 @@ def recorder(path: Path, max_bytes: int = 10_000) -> TraceRecorder:
 async def test_what_was_asked_is_written_down(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     taken = recorder(path)
-    taken.record(NAMESPACE, name(1) + name(2), 32)
+    taken.record(asked(name(1) + name(2)))
     await taken.flush()
-    taken.record(NAMESPACE, name(3), 16)
+    taken.record(asked(name(3)))
+    taken.record(asked(name(4), leases=False))
     await taken.flush()
     await taken.flush()
     first, second = read_trace(path)
@@ -72,7 +80,7 @@ async def test_two_files_are_kept_and_no_more_bytes(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     taken = recorder(path, max_bytes=1000)
     for number in range(100):
-        taken.record(NAMESPACE, name(number), 16)
+        taken.record(asked(name(number)))
         if number % 7 == 0:
             await taken.flush()
     await taken.flush()
@@ -87,11 +95,11 @@ async def test_two_files_are_kept_and_no_more_bytes(tmp_path: Path) -> None:
 async def test_a_disk_that_fails_is_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "later" / "trace.jsonl"
     taken = recorder(path)
-    taken.record(NAMESPACE, name(1), 16)
+    taken.record(asked(name(1)))
     await taken.flush()
     assert taken.dropped == 1
     path.parent.mkdir()
-    taken.record(NAMESPACE, name(2), 16)
+    taken.record(asked(name(2)))
     await taken.flush()
     assert [lookup.chain for lookup in read_trace(path)] == [[name(2)]]
 
@@ -99,10 +107,10 @@ async def test_a_disk_that_fails_is_tried_again(tmp_path: Path) -> None:
 async def test_what_waits_is_bounded(tmp_path: Path) -> None:
     taken = recorder(tmp_path / "trace.jsonl", max_bytes=1 << 30)
     for _ in range(5):
-        taken.record(NAMESPACE, bytes(1 << 20), 0)
+        taken.record(asked(bytes(1 << 20)))
     assert taken.dropped == 3
     await taken.flush()
-    taken.record(NAMESPACE, bytes(1 << 20), 0)
+    taken.record(asked(bytes(1 << 20)))
     assert taken.dropped == 3
 
 
@@ -110,7 +118,7 @@ async def test_it_writes_every_second(tmp_path: Path) -> None:
     clock, path = VirtualClock(), tmp_path / "trace.jsonl"
     taken = TraceRecorder(path, 1000, clock)
     running = asyncio.create_task(taken.run())
-    taken.record(NAMESPACE, name(1), 16)
+    taken.record(asked(name(1)))
     while not path.exists():
         await clock.advance(1)
         await asyncio.sleep(0.001)

@@ -7,8 +7,10 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
+from weir.kvstore.v1.kvstore_pb2 import MatchPrefixRequest
 from weir_chassis.clock import Clock
 from weir_chassis.telemetry import get_logger
+from weir_kvstore.bounds import HASH_BYTES
 from weir_kvstore.replay.trace import Lookup, to_line
 
 _SECONDS: Final = 1.0
@@ -25,13 +27,17 @@ class TraceRecorder:
         self._waiting_bytes = 0
         self.dropped = 0  # lookups that were not written
 
-    def record(self, namespace: bytes, block_hashes: bytes, tokens: int) -> None:
-        """Notes it; dropped where the disk does not keep up."""
-        if self._waiting_bytes + len(block_hashes) > _MAX_WAITING_BYTES:
+    def record(self, request: MatchPrefixRequest) -> None:
+        """Notes it, unless it leases nothing: that only looked. Dropped where the disk does not keep up."""
+        hashes = request.block_hashes
+        if request.HasField("lease_duration") and not request.lease_duration.ByteSize():
+            return
+        if self._waiting_bytes + len(hashes) > _MAX_WAITING_BYTES:
             self.dropped += 1
             return
-        self._waiting.append(Lookup(self._clock.time(), block_hashes, tokens, namespace=namespace))
-        self._waiting_bytes += len(block_hashes)
+        tokens = len(hashes) // HASH_BYTES * request.block_size
+        self._waiting.append(Lookup(self._clock.time(), hashes, tokens, namespace=request.namespace))
+        self._waiting_bytes += len(hashes)
 
     async def run(self) -> None:
         """For ever writes what was noted, every second. A disk that fails is logged, and tried again."""
