@@ -53,8 +53,8 @@ async def build(settings: KvStoreSettings, chassis: Chassis) -> AsyncIterator[Se
         arena_puts=ArenaPuts(store, puts, new_id=new_id),
         in_force=assembly.in_force,
         sources=join_bus(settings, chassis, kv_events),
-        record=None if recorder is None else recorder.record,
         default_lease_seconds=settings.default_lease_seconds,
+        record=None if recorder is None else recorder.record,
     )
     collector = StoreCollector(store)
     chassis.metrics.registry.register(collector)

@@ -41,8 +41,8 @@ class KvStoreServicer(KvStoreServiceServicer):
         arena_puts: ArenaPuts,
         in_force: Callable[[], InForce],
         sources: Callable[[], Sequence[SourceReport]],
-        record: Callable[[pb.MatchPrefixRequest], None] | None,
         default_lease_seconds: float,
+        record: Callable[[pb.MatchPrefixRequest], None] | None = None,
     ) -> None:
         """`arrivals` learns what other stores put, `record` what is looked up here."""
         self._store = store
