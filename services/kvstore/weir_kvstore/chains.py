@@ -32,12 +32,18 @@ class Chain:
     ranges: list[Range] = field(default_factory=list)
 
     def add(self, blocks: Sequence[Leased], tier: str) -> None:
+        """The next blocks; `tier` if all are in one, which is the rule, and then nothing is done for each of them."""
         self.blocks += blocks
+        if tier and blocks:
+            self._add_range(len(blocks), tier)
+            return
+        for name, group in groupby(blocks, _TIER):
+            self._add_range(len(list(group)), name)
+
+    def _add_range(self, blocks: int, tier: str) -> None:
         if self.ranges and self.ranges[-1].tier == tier:
-            blocks_before = self.ranges.pop().blocks
-            self.ranges.append(Range(blocks_before + len(blocks), tier))
-        elif blocks:
-            self.ranges.append(Range(len(blocks), tier))
+            blocks += self.ranges.pop().blocks
+        self.ranges.append(Range(blocks, tier))
 
 
 def look_up(
@@ -48,20 +54,21 @@ def look_up(
 ) -> Chain:
     """What these tiers, fastest first, hold of the chain, filled up by what shared tiers have by its position."""
     chain = Chain()
-    fastest, *slower = local
     for start in range(0, len(block_hashes), _WINDOW):
         hashes = block_hashes[start : start + _WINDOW]
-        found: list[Leased | None] = [*fastest.lookup(namespace, hashes)]
-        if all(found):  # the rule, and nothing is done for each block
-            chain.add(_leading(found), fastest.name)
-            continue
-        for tier in slower:
-            found = _filled(found, tier.lookup(namespace, hashes))
+        found: Sequence[Leased | None] = ()
+        for tier in local:
+            here = tier.lookup(namespace, hashes)
+            if not any(found):
+                found, only = here, tier.name
+            elif any(here):
+                found, only = _filled(found, here), ""
+            if all(found):
+                break
         if elsewhere:
-            found = _filled(found, [elsewhere.get(position) for position in range(start, start + len(hashes))])
+            found, only = _filled(found, [elsewhere.get(start + place) for place in range(len(hashes))]), ""
         leading = _leading(found)
-        for name, blocks in groupby(leading, _TIER):
-            chain.add(list(blocks), name)
+        chain.add(leading, only)
         if len(leading) < len(hashes):
             break
     return chain

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
-from typing import Final
+from typing import Final, TypeAlias
 
 from weir_kvstore.policies.lru import Lru
 from weir_kvstore.policies.policy import EvictionPolicy
@@ -28,6 +28,9 @@ from weir_kvstore.tenants import Take
 
 # Blocks whose uses are noted and not told yet: telling so many takes about 10 ms.
 _MAX_NOTED: Final = 32_768
+
+
+_Tell: TypeAlias = "Callable[[Iterable[Block]], None]"
 
 
 class State(Enum):
@@ -84,7 +87,8 @@ class Index:
         self._tenant_bytes: dict[str, int] = {}
         self._ages: OrderedDict[int, Block] = OrderedDict()  # the visible ones, the oldest first
         self._reserved_bytes = 0
-        self._noted: list[tuple[Callable[[Iterable[Block]], None], Sequence[Block]]] = []
+        # By identity: whom one caller has named at once. In the order in which it was noted.
+        self._noted: dict[int, tuple[_Tell, Sequence[Block]]] = {}
         self._num_noted = 0
 
     def __len__(self) -> int:
@@ -191,7 +195,13 @@ class Index:
         self._note(self._refer, blocks)
 
     def release(self, blocks: Sequence[Block]) -> list[Block]:
-        """One reference fewer to each, a chain's end first. Returns those that are gone by it."""
+        """One reference fewer to each, a chain's end first. Returns those that are gone by it.
+
+        The very object that was given to `refer` not long ago has only been used: nobody was told that it stays.
+        """
+        if self._forget_reference(blocks):
+            self.touch(blocks[::-1])
+            return []
         self.settle()
         gone: list[Block] = []
         for block in reversed(blocks):
@@ -225,8 +235,8 @@ class Index:
 
     def settle(self) -> None:
         """Tells the blocks and the policies what was noted."""
-        noted, self._noted, self._num_noted = self._noted, [], 0
-        for tell, blocks in noted:
+        noted, self._noted, self._num_noted = self._noted, {}, 0
+        for tell, blocks in noted.values():
             tell(blocks)
 
     def use_policy(self, new_policy: Callable[[], EvictionPolicy]) -> None:
@@ -280,11 +290,22 @@ class Index:
         if not self._tenant_bytes[block.tenant]:  # no block is empty
             del self._tenant_bytes[block.tenant], self._policies[block.tenant]
 
-    def _note(self, tell: Callable[[Iterable[Block]], None], blocks: Sequence[Block]) -> None:
-        self._noted.append((tell, blocks))
+    def _note(self, tell: _Tell, blocks: Sequence[Block]) -> None:
+        if id(blocks) in self._noted:
+            self.settle()
+        self._noted[id(blocks)] = (tell, blocks)
         self._num_noted += 1 + len(blocks)
         if self._num_noted > _MAX_NOTED:
             self.settle()
+
+    def _forget_reference(self, blocks: Sequence[Block]) -> bool:
+        """Whether it was noted, and is not any more."""
+        noted = self._noted.get(id(blocks))
+        if noted is None or noted[0] != self._refer:
+            return False
+        del self._noted[id(blocks)]
+        self._num_noted -= 1 + len(blocks)
+        return True
 
     def _touch(self, blocks: Iterable[Block]) -> None:
         for block in blocks:

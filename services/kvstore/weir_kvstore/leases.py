@@ -139,7 +139,9 @@ class ReadLeases:
         grant = self._grants.pop(lease_id)
         if self._seconds_left(grant.lease) <= 0:
             self._remember(lease_id, grant)
-        self._give_back([*grant.blocks, *grant.kept.elements()])
+        self._give_back(grant.blocks)
+        if grant.kept:
+            self._give_back([*grant.kept.elements()])
 
     def _remember(self, lease_id: str, grant: _Grant) -> None:
         self.num_expired += 1

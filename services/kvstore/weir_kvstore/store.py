@@ -10,7 +10,7 @@ they are right or a miss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -139,10 +139,11 @@ class BlockStore:
         if not chain.blocks or seconds <= 0:
             self._touch(chain)
             return Match(matched)
-        for tier, blocks in self._by_tier(chain):
+        leased = tuple(chain.blocks)
+        for tier, blocks in self._by_tier(chain, leased):
             tier.refer(blocks)  # their time starts anew when they are released
-        lease_id = self.leases.grant(chain.blocks, owner=owner, seconds=seconds)
-        return Match(matched, lease_id, sum(map(_SIZE, chain.blocks)), chain.ranges)
+        lease_id = self.leases.grant(leased, owner=owner, seconds=seconds)
+        return Match(matched, lease_id, sum(map(_SIZE, leased)), chain.ranges)
 
     def find(self, address: Address) -> Block | None:
         """The block in the fastest local tier that has it."""
@@ -164,6 +165,9 @@ class BlockStore:
 
     def release(self, leased: Sequence[Leased]) -> None:
         """Gives back one reference to each that is in a local tier."""
+        if len(set(map(_TIER, leased))) == 1 and leased[0].tier in self.local:
+            self.local[leased[0].tier].release(leased)  # type: ignore[arg-type]  # as they were referred to
+            return
         for name, blocks in groupby(leased, _TIER):
             if name in self.local:
                 self.local[name].release([block for block in blocks if isinstance(block, Block)])
@@ -197,15 +201,16 @@ class BlockStore:
             tier.counters.misses += wanted_blocks
 
     def _touch(self, chain: Chain) -> None:
-        for tier, blocks in self._by_tier(chain):
+        for tier, blocks in self._by_tier(chain, chain.blocks):
             tier.index.touch(blocks[::-1])
 
-    def _by_tier(self, chain: Chain) -> Iterable[tuple[LocalTier, list[Block]]]:
+    def _by_tier(self, chain: Chain, leased: Sequence[Leased]) -> Iterator[tuple[LocalTier, Sequence[Block]]]:
         """The chain's blocks that are in local tiers, range by range."""
         start = 0
         for each in chain.ranges:
             if each.tier in self.local:
-                yield self.local[each.tier], chain.blocks[start : start + each.blocks]  # type: ignore[misc]
+                # All of it is the very same object, which is cheaper to give back.
+                yield self.local[each.tier], leased[start : start + each.blocks]  # type: ignore[misc]
             start += each.blocks
 
     async def _moved(self, concern: Callable[[Address], bool]) -> None:
