@@ -132,6 +132,30 @@ async def test_after_a_restart_blocks_come_by_value_once_and_then_through_the_ne
         assert store.used == len(HASHES) * SIZE
 
 
+async def test_a_store_that_comes_back_without_an_arena_gives_by_value(tmp_path: Path) -> None:
+    store = SharingDouble(tmp_path)
+    fill(store)
+
+    async def refuse(request: Any, context: Any) -> Any:
+        raise Unsupported("this store shares no arena")
+
+    async with connected(store) as transport:
+        assert await load(transport) == list(PAYLOADS.values())
+        get = store.GetBlocks
+
+        async def by_value(request: kv.GetBlocksRequest, context: Any) -> AsyncIterator[kv.GetBlocksResponse]:
+            if request.arena_id:
+                raise Unsupported("this store shares no arena")
+            async for answer in get(request, context):
+                yield answer
+
+        store.AttachArena = store.ReserveBlocks = refuse  # type: ignore[method-assign]
+        store.GetBlocks = by_value  # type: ignore[method-assign]
+        assert await transport.put(Put(NAMESPACE, full_blocks()), timeout=SECONDS) == PutResult(0, 7, 0, 0)
+        assert await load(transport) == list(PAYLOADS.values())
+        assert await load(transport) == list(PAYLOADS.values())
+
+
 async def test_those_who_come_at_the_same_time_attach_once(tmp_path: Path) -> None:
     store = SharingDouble(tmp_path)
     fill(store)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A store that shares no arena now may do so when it has been started anew, with other settings or on this host.
 _AGAIN_SECONDS: Final = 30.0
+# How a store refuses an arena that is not its own: it has another one, or none.
+_ANOTHER_ARENA: Final = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
 
 
 class Attaching:
@@ -45,7 +47,7 @@ class Attaching:
 
     def lost(self, arena: AttachedArena, error: grpc.RpcError) -> bool:
         """Whether the call may have failed because the store has another arena now. It is asked for at the next use."""
-        if error.code() is not grpc.StatusCode.NOT_FOUND:
+        if error.code() not in _ANOTHER_ARENA:
             return False
         if self._arena is arena:
             self._arena, self._asks_again_at = None, self._clock.monotonic()
