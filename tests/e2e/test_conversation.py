@@ -77,7 +77,8 @@ def test_ctrl_c_at_the_prompt_ends_a_conversation(stack: Stack) -> None:
 
 
 async def test_ctrl_c_in_mid_answer_ends_the_request_everywhere(stack: Stack) -> None:
-    arguments = ["generate", "Once upon a time", "--max-tokens", "1500", "--temperature", "3", "--json"]
+    # Eight outputs, so that none of them ending early, and no fast machine, ends the answer before the signal comes.
+    arguments = ["generate", "Once upon a time", "-n", "8", "--max-tokens", "1500", "--temperature", "3", "--json"]
     process = start(stack, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None

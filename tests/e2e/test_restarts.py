@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from e2e.conftest import Stack, start_stack, until_idle
-from weir.inference.v1.sampling_pb2 import StoppingConditions
+from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir_chassis.errors import WeirError, reason_name
 from weir_client.client import Client, collect, user
 
@@ -84,9 +84,11 @@ async def test_a_second_ctrl_c_does_not_wait_for_the_drain(tmp_path: Path, place
     running = start_stack(tmp_path, *placement)
     pids = [service.pid for service in running.services]
     async with Client(running.router) as client:
-        stopping = StoppingConditions(max_tokens=1500, ignore_eos=True)
-        answer = asyncio.create_task(collect(client.chat([user("Tell me a story.")], stopping=stopping, timeout=60)))
-        await asyncio.sleep(0.5)
+        # Eight outputs, so that no fast machine ends the answer before the second signal comes.
+        sampling, stopping = SamplingParameters(n=8), StoppingConditions(max_tokens=1500, ignore_eos=True)
+        events = client.chat([user("Tell me a story.")], sampling=sampling, stopping=stopping, timeout=60)
+        await anext(events)
+        answer = asyncio.create_task(collect(events))
         running.process.send_signal(signal.SIGINT)
         await asyncio.to_thread(_until_said, running.state / "up.log", "draining")
         running.process.send_signal(signal.SIGINT)
