@@ -254,3 +254,19 @@ async def _policy_is(stub: Stub, policy: str) -> bool:
 
 async def _is_refused(stub: Stub, reason: str) -> bool:
     return reason in (await stats(stub)).config_error
+
+
+async def test_each_tiers_blocks_are_told_also_those_found_after_a_restart(tmp_path: Path) -> None:
+    blocks = chain(3)
+    for incarnation in range(2):
+        chassis = new_chassis("kvstore")
+        async with serve(chassis, disk_path=tmp_path / "kv", disk_bytes=64 * MIB) as stub:
+            mirror = watch(stub)
+            if incarnation == 0:
+                await put(stub, blocks)
+            while {place.block_hash for place in mirror.held if place.tier == "disk"} != set(hashes_of(blocks)):
+                await mirror.read()
+            told = {place.block_hash: parent for place, parent in mirror.held.items() if place.tier == "disk"}
+            assert told == {block.block_hash: block.parent for block in blocks}
+            assert any(place.tier == "ram" for place in mirror.held) is (incarnation == 0)
+            mirror.call.cancel()
