@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from weir_kvstore.tiers.disk.files import sync_directory
 from weir_kvstore.tiers.disk.geometry import PAGE_BYTES
 
 VERSION: Final = 1
@@ -77,6 +78,7 @@ class Directory:
         if not text:
             os.pwrite(self._fd, _TEXT.encode(), 0)
             os.fsync(self._fd)
+            sync_directory(self.path)
         elif text != _TEXT.encode():
             raise DirectoryRefusedError(
                 errno.EINVAL,

@@ -22,7 +22,12 @@ class Files:
     """Calls that block. Faults are injected here by tests."""
 
     def open(self, path: Path) -> int:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """For reading and writing. A file that is made by this is there after a power loss, too."""
+        is_new = not path.exists()
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if is_new:
+            sync_directory(path.parent)
+        return fd
 
     def size_bytes(self, fd: int) -> int:
         return os.fstat(fd).st_size
@@ -67,16 +72,21 @@ class Files:
     def replace(self, new: Path, old: Path) -> None:
         """`new`, which is synced, under the other's name, for good."""
         new.rename(old)
-        directory = os.open(old.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(old.parent)
 
     def remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
 
     def close(self, fd: int) -> None:
+        os.close(fd)
+
+
+def sync_directory(path: Path) -> None:
+    """Which names it has is on disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
         os.close(fd)
 
 

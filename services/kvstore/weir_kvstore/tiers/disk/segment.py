@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from weir_chassis.telemetry import get_logger
@@ -59,10 +60,15 @@ class Segment:
         self._files.read(self._fd, into, position)
 
     def allocate(self, first: int, stop: int) -> None:
-        """Room for these slots and the tables among them."""
-        begins_group = first % GROUP_SLOTS == 0
-        start = (geometry.header_offset if begins_group else geometry.payload_offset)(self.slot_bytes, first)
-        self._files.allocate(self._fd, start, geometry.end_offset(self.slot_bytes, stop) - start)
+        """Room for these slots, in which nobody has written yet, and the tables among them: all of it or none."""
+        payloads, end = geometry.payload_offset(self.slot_bytes, first), geometry.end_offset(self.slot_bytes, stop)
+        start = geometry.header_offset(self.slot_bytes, first) if first % GROUP_SLOTS == 0 else payloads
+        try:
+            self._files.allocate(self._fd, start, end - start)
+        except OSError:
+            with suppress(OSError):  # what there was of it; a table before them may be in use, one among them is not
+                self._files.punch(self._fd, payloads, end - payloads)
+            raise
 
     def punch(self, slot: int) -> None:
         self._files.punch(self._fd, geometry.payload_offset(self.slot_bytes, slot), self.slot_bytes)
