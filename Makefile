@@ -146,6 +146,10 @@ bench: bench-engine bench-kvstore bench-services bench-latency bench-speculation
 chaos: $(SETUP) ## random submits, cancels, preemptions and failures, the books checked after every step (a minute)
 	PYTHONPATH=tests $(BIN)/python -m chaos.integrity
 
+.PHONY: chaos-kvstore
+chaos-kvstore: $(SETUP) ## a million operations on three tiers that flip, tear, reorder, fill up, fail, stall and lie (two minutes)
+	PYTHONPATH=tests $(BIN)/python -m chaos.kvstore_run
+
 .PHONY: train-demo
 train-demo: $(SETUP) ## train the shipped demo model and its draft again (about an hour and a half)
 	$(BIN)/python -m deploy.models.train.data --work .weir/train --conversations 100000

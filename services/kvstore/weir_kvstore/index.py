@@ -122,6 +122,10 @@ class Index:
     def find(self, address: Address) -> Block | None:
         return self._visible.get(address.namespace, {}).get(address.block_hash)
 
+    def holds(self, block: Block) -> bool:
+        """Whether it is not gone, whatever its state."""
+        return self._blocks.get(block.block_id) is block
+
     def lookup(self, namespace: bytes, block_hashes: Iterable[bytes]) -> list[Block | None]:
         """The visible block at each address, or None."""
         return list(map(self._visible.get(namespace, {}).get, block_hashes))
@@ -315,6 +319,7 @@ class Index:
 
     def _refer(self, blocks: Iterable[Block]) -> None:
         for block in blocks:
+            assert self.holds(block), block
             if block.state is State.VISIBLE and not block.references:
                 self._policies[block.tenant].remove(block.block_id)
             block.references += 1

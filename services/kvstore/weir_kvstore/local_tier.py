@@ -220,7 +220,8 @@ class LocalTier:
 
     async def load(self, block: Block) -> tuple[Record, bytes] | None:
         """A block's own bytes, a copy, verified; None as with `get`."""
-        if block.state is State.QUARANTINED or not self._reading.allows():
+        # Gone: whoever had leased it did not wait.
+        if block.state is State.QUARANTINED or not self.index.holds(block) or not self._reading.allows():
             self._counters.misses += 1
             return None
         copying = self._copy(block, self.pin(block, self._name))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from weir_kvstore.checksum import matches
 from weir_kvstore.index import Block, State
 from weir_kvstore.leases import Leased
 from weir_kvstore.local_tier import LocalTier
@@ -57,6 +58,9 @@ class Promotions:
             if got is None:
                 continue
             record, payload = got[0], bytes(got[1])
+            if not isinstance(tier, LocalTier) and not await _is_it(leased.address, record, payload):
+                tier.counters.corrupt += 1
+                continue
             block = await self._place(leased, record, payload)
             if block is not None:
                 block.copied |= 1 << position  # from there: it need not be copied back
@@ -74,3 +78,9 @@ class Promotions:
         if self._ram.find(record.address) is None and await self._ram.put(record, payload):
             self._ram.counters.promoted += 1
         return self._ram.find(record.address)
+
+
+async def _is_it(address: Address, record: Record, payload: bytes) -> bool:
+    """Whether what another host gave is what was asked for, whatever it has verified itself."""
+    right = record.address == address and len(payload) == record.size_bytes
+    return right and await matches(payload, record.checksum)

@@ -1,7 +1,7 @@
 """Reading leased blocks back, piece by piece, nothing before it is verified.
 
-A block that is not in RAM is brought up there, and is sent from there; where there is no room, from a buffer. While one
-is sent, the next ones are on their way.
+A block that is not in RAM is brought up there, where there is room, and is sent from the buffer in which it was
+verified. While one is sent, the next ones are on their way.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A leased block that has been verified: where it lies in RAM, or its bytes where RAM had no room."""
+    """A verified block: where it lies in RAM, if it does, and its bytes, if it had to be brought up."""
 
     record: Record
     block: Block | None = None
@@ -52,15 +52,16 @@ async def read_lease(
     """
     leased = store.leases.blocks(lease_id)[: max_blocks or None]
     for position, each in enumerate(leased):
+        store.leases.blocks(lease_id)  # still ours: it may have ended while the caller was away
         read_ahead(store, leased[position : position + AHEAD_BLOCKS])
         found = await find_leased(store, each, owner=owner)
         if found is None:
             return
-        with kept(store, lease_id, each, found):
+        with _kept(store, lease_id, each, found):
             for offset in range(0, found.record.size_bytes, MAX_CHUNK_BYTES):
-                store.leases.blocks(lease_id)  # still ours: it may have ended while the caller was away
-                if found.block is not None and found.block.state is State.QUARANTINED:  # another reader found it wrong
-                    return
+                store.leases.blocks(lease_id)
+                if not found.payload and found.block is not None and found.block.state is State.QUARANTINED:
+                    return  # another reader found it wrong
                 yield Piece(found.record, offset, await _chunk(store, found, offset))
         store.saved_seconds += found.record.prefill_seconds
 
@@ -68,7 +69,7 @@ async def read_lease(
 async def find_leased(store: BlockStore, leased: Leased, *, owner: str) -> Found | None:
     """The block, from RAM if it is there or can be brought there; None: it is a miss.
 
-    The caller takes its own reference to `block` before it next waits: `kept`.
+    The caller takes its own reference to `block` before it next waits.
     """
     if isinstance(leased, Block) and leased.tier == store.ram.name:
         block: Block | None = leased
@@ -86,10 +87,10 @@ async def find_leased(store: BlockStore, leased: Leased, *, owner: str) -> Found
 
 
 @contextmanager
-def kept(store: BlockStore, lease_id: str, leased: Leased, found: Found) -> Iterator[None]:
-    """What was brought up stays in RAM until this is left, or the lease ends. Raises NotFound, LeaseExpired."""
+def _kept(store: BlockStore, lease_id: str, leased: Leased, found: Found) -> Iterator[None]:
+    """What is read from RAM stays there until this is left, or the lease ends. Raises NotFound, LeaseExpired."""
     store.leases.blocks(lease_id)
-    if found.block is None or found.block is leased:
+    if found.block is None or found.block is leased or found.payload:
         yield
         return
     keep(store, lease_id, found.block)
@@ -119,7 +120,7 @@ def read_ahead(store: BlockStore, leased: Sequence[Leased]) -> None:
 
 async def _chunk(store: BlockStore, found: Found, offset: int) -> Bytes:
     size_bytes = min(MAX_CHUNK_BYTES, found.record.size_bytes - offset)
-    if found.block is None:
+    if found.block is None or found.payload:
         return memoryview(found.payload)[offset : offset + size_bytes]
     store.ram.counters.read_bytes += size_bytes
     return await store.ram.slots.read(found.block.block_id, offset, size_bytes)
@@ -127,7 +128,7 @@ async def _chunk(store: BlockStore, found: Found, offset: int) -> Bytes:
 
 async def verified(store: BlockStore, block: Block, owner: str) -> bool:
     """Whether the block's bytes in RAM are right. If they are not, nobody will see it again."""
-    if block.state is State.QUARANTINED:
+    if block.state is State.QUARANTINED or not store.ram.index.holds(block):  # gone: its lease has ended
         store.ram.counters.misses += 1
         return False
     with store.ram.pin(block, owner):

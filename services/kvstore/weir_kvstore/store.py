@@ -139,6 +139,7 @@ class BlockStore:
         if not chain.blocks or seconds <= 0:
             self._touch(chain)
             return Match(matched)
+        self.leases.require_place()  # others may have taken it meanwhile
         leased = tuple(chain.blocks)
         for tier, blocks in self._by_tier(chain, leased):
             tier.refer(blocks)  # their time starts anew when they are released
@@ -184,12 +185,12 @@ class BlockStore:
             if start == len(wanted):
                 break
             tier, count = await self._shared.match(namespace, wanted[start:])
-            if not count:
-                break
             for position in range(start, start + count):
                 elsewhere[position] = Elsewhere(Address(namespace, wanted[position]), tier)
             # All of it again: time has passed, and local blocks may have come and gone.
             chain = look_up(self.local.values(), namespace, wanted, elsewhere)
+            if not count:
+                break
         return chain
 
     def _count(self, chain: Chain, wanted_blocks: int) -> None:
