@@ -32,7 +32,7 @@ from weir_kvstore.checksum import checksum
 from weir_kvstore.index import Block
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.mover import Lane
-from weir_kvstore.policies.admission import make_admission
+from weir_kvstore.policies.admission import AdmitAll, SecondUse
 from weir_kvstore.policies.make import POLICIES
 from weir_kvstore.put import Put, PutPiece, Puts
 from weir_kvstore.reads import read_lease
@@ -41,6 +41,7 @@ from weir_kvstore.rules import Rules
 from weir_kvstore.staging import PutBegin
 from weir_kvstore.store import BlockStore, Bounds
 from weir_kvstore.tenants import Quota, Quotas
+from weir_kvstore.tier import Tier
 from weir_kvstore.tiers.arena import ArenaSlots
 
 _CALLERS: Final = 12
@@ -109,10 +110,11 @@ class Run:
         ram = self._tier("ram", ledger, blocks=120, ttl_seconds=40)
         disk = self._tier("disk", ledger, blocks=300, ttl_seconds=150)
         behind = self._tier("redis", ledger, blocks=400, ttl_seconds=200)
-        slower = [disk, ChaoticTier(behind, self.faults["redis"])]
+        slower: list[Tier] = [disk, ChaoticTier(behind, self.faults["redis"])]
+        admissions = (AdmitAll(), SecondUse())
         lanes = [
-            Lane(ram, tier, 1 << position, make_admission(name), Bandwidth(self.clock, None))
-            for position, (tier, name) in enumerate(zip(slower, ("all", "second_use"), strict=True))
+            Lane(ram, tier, 1 << position, admission, Bandwidth(self.clock, None))
+            for position, (tier, admission) in enumerate(zip(slower, admissions, strict=True))
         ]
         arena = ram.slots
         assert isinstance(arena, ChaoticSlots)
