@@ -32,7 +32,7 @@ from weir_kvstore.checksum import checksum
 from weir_kvstore.index import Block
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.mover import Lane
-from weir_kvstore.policies.admission import AdmitAll, SecondUse
+from weir_kvstore.policies.admission import Admission, AdmitAll, SecondUse
 from weir_kvstore.policies.make import POLICIES
 from weir_kvstore.put import Put, PutPiece, Puts
 from weir_kvstore.reads import read_lease
@@ -111,7 +111,7 @@ class Run:
         disk = self._tier("disk", ledger, blocks=300, ttl_seconds=150)
         behind = self._tier("redis", ledger, blocks=400, ttl_seconds=200)
         slower: list[Tier] = [disk, ChaoticTier(behind, self.faults["redis"])]
-        admissions = (AdmitAll(), SecondUse())
+        admissions: tuple[Admission, ...] = (AdmitAll(), SecondUse())
         lanes = [
             Lane(ram, tier, 1 << position, admission, Bandwidth(self.clock, None))
             for position, (tier, admission) in enumerate(zip(slower, admissions, strict=True))

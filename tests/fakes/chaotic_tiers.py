@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -92,7 +92,7 @@ class ChaoticTier(AskedTier):
         self._given = got
         return lie
 
-    async def match(self, namespace: bytes, block_hashes: list[bytes]) -> int:  # type: ignore[override]
+    async def match(self, namespace: bytes, block_hashes: Sequence[bytes]) -> int:
         matched = await super().match(namespace, block_hashes)
         return len(block_hashes) if self._dice("promised too much") else matched
 
