@@ -93,3 +93,22 @@ async def test_removed_is_removed_though_it_was_being_read_when_all_ended(tmp_pa
             assert await tier.load(block) == (record_of(1, payload_of(1)), payload_of(1))
     async with disk(tmp_path / "left", clock) as tier:
         assert await held(tier, 1, 2) == [2]
+
+
+async def test_a_directory_in_use_is_said_and_taken_when_it_is_free(tmp_path: Path) -> None:
+    clock = VirtualClock()
+    async with disk(tmp_path, clock) as first:
+        await put(first, 1)
+        second = LocalTier(
+            "disk", SegmentSlots(tmp_path, MIB, clock), LeaseLedger(clock), Random(0), Rules(max_blocks=9)
+        )
+        await second.open()
+        assert "in use by another process: give each kvstore a directory of its own" in second.report().fault
+        assert await held(second, 1) == []
+        assert not await second.put(record_of(2, payload_of(2)), payload_of(2))
+        assert await held(first, 1) == [1]
+    await clock.advance(60)
+    await second.open()
+    assert second.report().fault == ""
+    assert await held(second, 1) == [1]
+    await second.close()
