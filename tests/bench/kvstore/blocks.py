@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from itertools import count
 
+import grpc
+
+from weir.kvstore.v1 import kvstore_pb2 as pb
+from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.transport import BlockTransport, Put
 
@@ -64,3 +68,8 @@ async def load(transport: BlockTransport, blocks: Sequence[FullBlock]) -> float:
     await transport.release(match.lease_id, timeout=_SECONDS)
     assert came == len(blocks)
     return seconds
+
+
+async def clear(channel: grpc.aio.Channel) -> None:
+    """Whom the store's policy would rather keep is not what is measured."""
+    await KvStoreServiceStub(channel).RemoveBlocks(pb.RemoveBlocksRequest(namespace=NAMESPACE))

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.kvstore import processes
-from bench.kvstore.blocks import BLOCK_BYTES, KIB, MIB, load, make_blocks, put, size_of
+from bench.kvstore.blocks import BLOCK_BYTES, KIB, MIB, clear, load, make_blocks, put, size_of
 from bench.report import Figures
 from weir_chassis.channel import open_channel
 from weir_chassis.clock import SystemClock
@@ -42,6 +42,7 @@ async def _measure(scratch: Path, block_bytes: int) -> Figures:
             puts.append(size_of(blocks) / await put(transport, blocks))
             copies.append(_copy(source, target, size_of(blocks)))
             loads.append(size_of(blocks) / await load(transport, blocks))
+            await clear(channel)
         await transport.close()
     return _figures(f"blocks of {block_bytes // KIB} KiB", loads[2:], puts[2:], copies[2:])
 

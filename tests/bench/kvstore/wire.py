@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.kvstore import processes
-from bench.kvstore.blocks import BLOCK_BYTES, KIB, MIB, load, make_blocks, put, size_of
+from bench.kvstore.blocks import BLOCK_BYTES, KIB, MIB, clear, load, make_blocks, put, size_of
 from bench.kvstore.raw import receive_bytes, receive_messages
 from bench.report import Figures
 from weir_chassis.channel import open_channel
@@ -47,6 +47,7 @@ async def _measure(scratch: Path, block_bytes: int, messages_port: int, bytes_po
             messages.append(await receive_messages(messages_port))
             bare.append(await asyncio.to_thread(receive_bytes, bytes_port, _CHUNK_BYTES))
             loads.append(size_of(blocks) / await load(transport, blocks))
+            await clear(channel)
     return _figures(f"blocks of {block_bytes // KIB} KiB", loads[1:], puts[1:], messages[1:], bare[1:])
 
 
