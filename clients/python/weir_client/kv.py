@@ -157,7 +157,10 @@ def _rules(tier: TierStats) -> Sequence[str]:
 
 
 def _ttl(tier: TierStats) -> str:
-    return f"{_seconds(tier.ttl):.0f} s" if tier.HasField("ttl") else "never"
+    seconds = _seconds(tier.ttl)
+    if not tier.HasField("ttl"):
+        return "never"
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.0f} s"
 
 
 def _seconds(duration: Duration) -> float:

@@ -59,7 +59,7 @@ def test_stats_are_tables() -> None:
     done = run("stats", "--kvstore", "10.0.0.7:7703")
     assert done.exit_code == 0
     held, served = cells(done.output, "ram")
-    assert held == ["ram", "12", "3.0", "MiB", "4.0", "MiB", "75%", "lfu", "21600", "s"]
+    assert held == ["ram", "12", "3.0", "MiB", "4.0", "MiB", "75%", "lfu", "6.0", "h"]
     assert served[:5] == ["ram", "90", "10", "90.0%", "20"]
     assert cells(done.output, "acme") == [["acme", "ram", "1.0", "MiB", "2.0", "MiB"]]
     assert cells(done.output, "executor-1") == [["executor-1", "77", "3", "s", "ago"]]
