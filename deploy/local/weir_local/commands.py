@@ -58,6 +58,18 @@ _PLACEMENT = [
     ),
     click.option("--kv-store-mib", type=click.IntRange(1), default=512, show_default=True, help="Of the kvstore."),
     click.option("--kv-redis", "kv_redis_url", help="redis://host:port to share prefixes with other machines by."),
+    click.option(
+        "--kv-tiers",
+        "kv_tiers_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="TOML of the kvstore's tiers, in place of --kv-store-mib and --kv-redis; it may change while they run.",
+    ),
+    click.option(
+        "--kv-trace",
+        "kv_trace_file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write down there what the kvstore is asked, for 'weir kv trace'.",
+    ),
 ]
 
 

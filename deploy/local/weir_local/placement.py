@@ -41,6 +41,8 @@ class Placement:
     kv_cache_mib: int = 512
     kv_store_mib: int = 512
     kv_redis_url: str | None = None  # None: its prefixes are this machine's own
+    kv_tiers_file: Path | None = None  # of the kvstore's tiers; None: RAM of `kv_store_mib`, and Redis if there is one
+    kv_trace_file: Path | None = None  # None: what the kvstore is asked is written down nowhere
     adapter_dir: Path | None = None  # None: no adapters
     nats_url: str | None = None  # None: KV events are published nowhere, and no prompt waits in a queue
     port: int = 7700  # of the router; 0: any free one
@@ -122,11 +124,20 @@ def find_model(model_dir: Path | None) -> Path:
 
 
 def _kvstore_settings(placement: Placement) -> dict[str, str]:
+    settings = _tier_settings(placement)
+    if placement.kv_trace_file:
+        settings["trace_file"] = str(placement.kv_trace_file.resolve())
+    return settings | _nats_settings(placement)
+
+
+def _tier_settings(placement: Placement) -> dict[str, str]:
+    if placement.kv_tiers_file and placement.kv_redis_url:
+        raise PlacementError("--kv-tiers says which tiers there are: name the Redis there, and not with --kv-redis")
+    if placement.kv_tiers_file:
+        return {"tiers_file": str(placement.kv_tiers_file.resolve())}
     capacity = placement.kv_store_mib * MIB
     settings = {"capacity_bytes": str(capacity), "max_staged_bytes": str(capacity // 4)}
-    if placement.kv_redis_url:
-        settings["redis_url"] = placement.kv_redis_url
-    return settings | _nats_settings(placement)
+    return settings | ({"redis_url": placement.kv_redis_url} if placement.kv_redis_url else {})
 
 
 def _nats_settings(placement: Placement) -> dict[str, str]:

@@ -67,10 +67,6 @@ class KvStoreSettings(NatsSettings):
     redis_bytes: int = Field(default=4 * 1024**3, ge=1, description="payload bytes held there, of all hosts together")
     peer_address: str | None = Field(default=None, description="host:port of a kvstore that is asked after all tiers")
 
-    @property
-    def staged_bytes(self) -> int:
-        return self.max_staged_bytes or max(1, self.capacity_bytes // 4)
-
     def tiers(self) -> TiersConfig:
         """As the file says, else as these settings do. Raises TiersConfigError."""
         if self.tiers_file is not None:
@@ -101,6 +97,7 @@ class KvStoreSettings(NatsSettings):
 
     @model_validator(mode="after")
     def _staging_fits(self) -> Self:
-        if self.staged_bytes > self.capacity_bytes:
-            raise ValueError("MAX_STAGED_BYTES must not exceed CAPACITY_BYTES")
+        ram = self.tiers().tier[0]
+        if isinstance(ram, RamTier) and (self.max_staged_bytes or 0) > ram.max_bytes:
+            raise ValueError(f"MAX_STAGED_BYTES must not exceed CAPACITY_BYTES, which is {ram.max_bytes}")
         return self

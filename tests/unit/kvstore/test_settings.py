@@ -11,7 +11,7 @@ from weir_kvstore.tiers_config import RamTier
 
 def test_the_defaults_are_sound() -> None:
     settings = load_settings(KvStoreSettings)
-    assert settings.staged_bytes * 4 == settings.capacity_bytes == 1024**3
+    assert (settings.capacity_bytes, settings.max_staged_bytes) == (1024**3, None)
     assert settings.default_lease_seconds == 10  # what the contract says
 
 
@@ -20,7 +20,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEIR_KVSTORE_MAX_STAGED_BYTES", "1000")
     monkeypatch.setenv("WEIR_KVSTORE_PUT_IDLE_SECONDS", "0.5")
     settings = load_settings(KvStoreSettings)
-    assert (settings.capacity_bytes, settings.staged_bytes, settings.put_idle_seconds) == (1000, 1000, 0.5)
+    assert (settings.capacity_bytes, settings.max_staged_bytes, settings.put_idle_seconds) == (1000, 1000, 0.5)
 
 
 @pytest.mark.parametrize(

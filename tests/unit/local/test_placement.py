@@ -112,3 +112,13 @@ def test_a_directory_without_config_is_named(tmp_path: Path) -> None:
 
 def test_the_default_is_the_demo_that_the_repository_ships() -> None:
     assert find_model(None).name == "demo"
+
+
+def test_a_file_of_tiers_says_all_of_the_kvstores_tiers(model_dir: Path, tmp_path: Path) -> None:
+    tiers, trace = tmp_path / "tiers.toml", tmp_path / "trace.jsonl"
+    tiers.write_text('[[tier]]\nkind = "ram"\nmax_bytes = "2MiB"\n')
+    plans = plan(Placement(model_dir, kv_tiers_file=tiers, kv_trace_file=trace), ports())
+    settings = KvStoreSettings.model_validate(dict(of("kvstore", plans)[0].settings))
+    assert (settings.tiers_file, settings.trace_file) == (tiers, trace)
+    with pytest.raises(PlacementError, match="name the Redis there"):
+        plan(Placement(model_dir, kv_tiers_file=tiers, kv_redis_url="redis://127.0.0.1"), ports())
