@@ -15,7 +15,7 @@ def table(results: Sequence[Result]) -> str:
     lines = ["policy  " + "".join(f"{capacity:>12}" for capacity in capacities)]
     for policy in dict.fromkeys(result.policy for result in results):
         cells = (_cell(rates[policy, capacity], best[capacity]) for capacity in capacities)
-        lines.append(f"{policy:<8}" + "".join(cells))
+        lines.append((f"{policy:<8}" + "".join(cells)).rstrip())
     return "\n".join(lines)
 
 
