@@ -18,7 +18,7 @@ from weir_kvstore.health import Health, TimedIo
 from weir_kvstore.index import Block, Index, State
 from weir_kvstore.record import Address, Bytes, Record
 from weir_kvstore.rules import Rules
-from weir_kvstore.tenants import Books, Need, Take, make_room
+from weir_kvstore.tenants import Books, Need, make_room
 from weir_kvstore.tier import Counters, Recovered, Slots, TierReport
 
 PIN: Final = "pin"
@@ -98,9 +98,7 @@ class LocalTier:
         if rules.new_policy is not self._rules.new_policy:
             self.index.use_policy(rules.new_policy)
         self._rules = rules
-        victims = self.index.victims(self._within_reach(rules.quotas.over(self.index.tenant_bytes)))
-        self._evict(victims or [])
-        self._evict(self._give_way(Need("", 0, self.slots.used_bytes - self.capacity_bytes)) or [])
+        self._shrink()
 
     def report(self) -> TierReport:
         faults = (self._opening.fault, self._reading.fault, self._writing.fault)
@@ -194,6 +192,8 @@ class LocalTier:
         """What is due whether anybody calls or not."""
         self.index.settle()
         self._expire()
+        if self.slots.used_bytes > self.capacity_bytes:
+            self._shrink()
 
     # --- as a tier
 
@@ -319,10 +319,15 @@ class LocalTier:
         takes = make_room(self._rules.quotas, books, need)
         return None if takes is None else self.index.victims(takes)
 
-    def _within_reach(self, takes: Sequence[Take]) -> list[Take]:
+    def _shrink(self) -> None:
+        """What does not fit the rules goes, as far as nobody refers to it; the rest with a later sweep."""
         evictable = self.index.evictable_bytes()
-        reach = (take._replace(size_bytes=min(take.size_bytes, evictable.get(take.tenant, 0))) for take in takes)
-        return [take for take in reach if take.size_bytes > 0]
+        over = self._rules.quotas.over(self.index.tenant_bytes)
+        reach = (take._replace(size_bytes=min(take.size_bytes, evictable.get(take.tenant, 0))) for take in over)
+        self._evict(self.index.victims([take for take in reach if take.size_bytes > 0]) or [])
+        lacking = min(self.slots.used_bytes - self.capacity_bytes, sum(self.index.evictable_bytes().values()))
+        if lacking > 0:
+            self._evict(self._give_way(Need("", 0, lacking)) or [])
 
     def _evict(self, victims: Sequence[Block]) -> None:
         if not victims:
