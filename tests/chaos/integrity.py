@@ -29,7 +29,15 @@ from weir_executor.paged.worker import Result
 
 _BLOCK = 4
 # What an operation is, and how often among a hundred.
-_SHARES = {"submit": 45, "cancel": 22, "cancel output": 8, "preempt": 20, "fail request": 3, "fail step": 2}
+_SHARES = {
+    "submit": 43,
+    "cancel": 20,
+    "cancel output": 8,
+    "preempt": 18,
+    "fail request": 3,
+    "fail step": 2,
+    "take over": 6,  # what was handed off, or what was and has gone
+}
 
 
 @dataclass
@@ -75,8 +83,13 @@ class Run:
             kind = self.dice.choices(kinds, shares)[0]
             self.counts[kind] += self._do(kind, number)
             self._step()
+        for key in self.submitted:
+            self.engine.release_held(key)
         while self.engine._scheduler.live or self.engine._inbox:
             self._step()
+        for key in self.submitted:  # those that have ended only now
+            self.engine.release_held(key)
+        self._step()
         self._close_books(operations)
         return self.counts
 
@@ -90,6 +103,8 @@ class Run:
             return True
         if kind == "preempt":
             return self._preempt()
+        if kind == "take over":
+            return self._take_over()
         if not live:
             return False
         key = self.dice.choice(live)
@@ -98,6 +113,16 @@ class Run:
         else:
             self._cancel(key, self.dice.randint(0, 2) if kind == "cancel output" else None)
         return True
+
+    def _take_over(self) -> bool:
+        left = [key for key, end in self.heard.ends.items() if end.held_blocks]
+        if not left:
+            return False
+        key = self.dice.choice(left[-8:])
+        blocks, wanted = self.engine.read_held(key, 0, 1), self.engine._scheduler.held.of(key)
+        assert (blocks is None) == (not wanted), "what is held can be read, and nothing else"
+        self.engine.release_held(key)
+        return blocks is not None
 
     def _cancel(self, key: int, output_index: int | None) -> None:
         self.engine.abort(key, output_index)
@@ -129,6 +154,7 @@ class Run:
                     tenant=dice.choice(("", "acme", "zoo", "guest")),
                     resumed=resumed,
                     ignore_eos=dice.random() < 0.5,
+                    hand_off=shared and dice.random() < 0.3,
                 )
             )
         except WeirError:
