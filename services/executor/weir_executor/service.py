@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from weir.executor.v1 import executor_pb2
-from weir.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
+from weir.executor.v1.handoff_grpc import add_servicer_to_server
 from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import Internal, WeirError
 from weir_chassis.event_log import new_epoch
@@ -151,7 +151,7 @@ async def serving(
                     clock=chassis.clock,
                 )
                 chassis.background.start(jobs.run(), name="take_prefill_jobs")
-        registration = Registration(add_ExecutorServiceServicer_to_server, servicer, SERVICE_NAME)
+        registration = Registration(add_servicer_to_server, servicer, SERVICE_NAME)
         yield Servicers([registration], models=[settings.model], drain=servicer.drain)
 
 

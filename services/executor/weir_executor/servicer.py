@@ -9,6 +9,7 @@ from typing import Any
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceServicer
+from weir.kvstore.v1.block_chunk import BlockChunk
 from weir_chassis.errors import Draining
 from weir_chassis.kv_events.blocks import KvEventLog, told
 from weir_chassis.leases import LeaseLedger
@@ -130,7 +131,9 @@ class ExecutorServicer(ExecutorServiceServicer):
     async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Any) -> pb.ListAdaptersResponse:
         return pb.ListAdaptersResponse(adapters=map(to_adapter, self._adapters))
 
-    async def ReadHandoff(self, request: pb.ReadHandoffRequest, _: Any) -> AsyncIterator[pb.ReadHandoffResponse]:
+    async def ReadHandoff(  # type: ignore[override]  # chunks that are not copied, see `handoff_grpc`
+        self, request: pb.ReadHandoffRequest, _: Any
+    ) -> AsyncIterator[BlockChunk]:
         async with aclosing(self._reader.read(request.handoff_id, request.first_block)) as pieces:
             async for piece in pieces:
                 yield piece

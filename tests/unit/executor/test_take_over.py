@@ -91,7 +91,7 @@ async def taking(
     monkeypatch: pytest.MonkeyPatch, prefill: _Prefill, limits: TakeOverLimits = _LIMITS
 ) -> AsyncIterator[tuple[TakeOvers, Metrics, dict[str, _Channel]]]:
     monkeypatch.setattr("weir_executor.handoff.take_over.ExecutorServiceStub", lambda _: prefill)
-    monkeypatch.setattr("weir_executor.handoff.take_over._read_handoff", lambda _: prefill.read)
+    monkeypatch.setattr("weir_executor.handoff.take_over.read_handoff", lambda _: prefill.read)
     metrics, channels = Metrics("executor"), dict[str, _Channel]()
 
     def connect(address: str) -> Any:

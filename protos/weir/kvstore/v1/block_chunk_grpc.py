@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
@@ -37,29 +37,33 @@ def put_blocks(channel: grpc.aio.Channel) -> PutBlocks:
 
 def add_servicer_to_server(servicer: KvStoreServiceServicer, server: Any) -> None:
     """As the generated function, but `GetBlocks` may yield chunks, and the chunks of `PutBlocks` come as such."""
-    rewired: Any = _Rewired(server)
+    rewired: Any = Rewired(server, {"GetBlocks": _yielding_chunks, "PutBlocks": _taking_chunks})
     add_KvStoreServiceServicer_to_server(servicer, rewired)
 
 
-class _Rewired:
-    """Stands before a server and exchanges how two methods are read and written."""
+class Rewired:
+    """Stands before a server and exchanges how some methods are read and written: their generated handlers, by name."""
 
-    def __init__(self, server: Any) -> None:
-        self._server = server
+    def __init__(self, server: Any, exchanges: Mapping[str, Callable[[Any], Any]]) -> None:
+        self._server, self._exchanges = server, exchanges
 
     def add_generic_rpc_handlers(self, _: object) -> None:
         """Those that are registered below are all."""
 
     def add_registered_method_handlers(self, service: str, generated: Mapping[str, Any]) -> None:
-        get, put = generated["GetBlocks"], generated["PutBlocks"]
-        handlers = {
-            **generated,
-            "GetBlocks": grpc.unary_stream_rpc_method_handler(
-                get.unary_stream, request_deserializer=get.request_deserializer, response_serializer=serialize_get
-            ),
-            "PutBlocks": grpc.stream_unary_rpc_method_handler(
-                put.stream_unary, request_deserializer=parse_put, response_serializer=put.response_serializer
-            ),
-        }
+        exchanged = {name: exchange(generated[name]) for name, exchange in self._exchanges.items()}
+        handlers = {**generated, **exchanged}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         self._server.add_registered_method_handlers(service, handlers)
+
+
+def _yielding_chunks(get: Any) -> Any:
+    return grpc.unary_stream_rpc_method_handler(
+        get.unary_stream, request_deserializer=get.request_deserializer, response_serializer=serialize_get
+    )
+
+
+def _taking_chunks(put: Any) -> Any:
+    return grpc.stream_unary_rpc_method_handler(
+        put.stream_unary, request_deserializer=parse_put, response_serializer=put.response_serializer
+    )

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 from xxhash import xxh3_64_intdigest
 
-from weir.executor.v1.executor_pb2 import ReadHandoffResponse
+from weir.kvstore.v1.block_chunk import BlockChunk
 from weir_executor.engine import Engine
 from weir_executor.handoff.table import HandoffTable, HeldHandoff
 
@@ -26,7 +26,7 @@ class HandoffReader:
         self._batch_blocks = max(1, _BATCH_BYTES // max(1, engine.info.block_bytes))
         self._turns = asyncio.Semaphore(_MAX_READERS)
 
-    async def read(self, handoff_id: str, first_block: int) -> AsyncGenerator[ReadHandoffResponse, None]:
+    async def read(self, handoff_id: str, first_block: int) -> AsyncGenerator[BlockChunk, None]:
         """From this block on. Ends early when the blocks have gone meanwhile. Raises NotFound."""
         async with self._turns:
             handoff = self._table.find(handoff_id)
@@ -40,7 +40,7 @@ class HandoffReader:
                     if handoff.lease.live:
                         handoff.lease.renew(self._table.lease_seconds)
 
-    def _read(self, handoff: HeldHandoff, first: int) -> list[ReadHandoffResponse] | None:
+    def _read(self, handoff: HeldHandoff, first: int) -> list[BlockChunk] | None:
         """The next batch."""
         hashes = handoff.block_hashes[first : first + self._batch_blocks]
         payloads = self._engine.read_held(handoff.key, first, len(hashes))
@@ -49,15 +49,10 @@ class HandoffReader:
         return [piece for each in zip(hashes, payloads, strict=True) for piece in _pieces(*each)]
 
 
-def _pieces(block_hash: bytes, payload: bytes) -> list[ReadHandoffResponse]:
+def _pieces(block_hash: bytes, payload: bytes) -> list[BlockChunk]:
     checksum = xxh3_64_intdigest(payload)
+    view = memoryview(payload)
     return [
-        ReadHandoffResponse(
-            block_hash=block_hash,
-            payload_bytes=len(payload),
-            offset=offset,
-            chunk=payload[offset : offset + _PIECE_BYTES],
-            checksum=checksum,
-        )
+        BlockChunk(block_hash, b"", len(payload), offset, view[offset : offset + _PIECE_BYTES], checksum)
         for offset in range(0, len(payload), _PIECE_BYTES)
     ]

@@ -7,13 +7,14 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import grpc
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
-from weir.kvstore.v1.block_chunk import BlockChunk, parse_get
+from weir.executor.v1.handoff_grpc import ReadHandoff, read_handoff
+from weir.kvstore.v1.block_chunk import BlockChunk
 from weir_chassis.channel import Connect
 from weir_chassis.clock import Clock
 from weir_chassis.errors import DataCorrupt
@@ -27,10 +28,7 @@ from weir_executor.metrics import ExecutorMetrics
 if TYPE_CHECKING:
     # The generated module has this name only for type checkers.
     from weir.executor.v1.executor_pb2_grpc import ExecutorServiceAsyncStub
-    from weir.kvstore.v1.kvstore_pb2 import GetBlocksResponse
 
-ReadHandoff: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[pb.ReadHandoffRequest, BlockChunk | GetBlocksResponse]"
-_SERVICE = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 # Giving a handoff back is owed even to an executor that is slow; it lapses by itself when this is too short.
 _RELEASE_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
@@ -182,7 +180,7 @@ class TakeOvers:
         peer = self._peers.get(address)
         if peer is None:
             channel = self._connect(address)
-            peer = self._peers[address] = _Peer(channel, ExecutorServiceStub(channel), _read_handoff(channel))
+            peer = self._peers[address] = _Peer(channel, ExecutorServiceStub(channel), read_handoff(channel))
         self._peers.move_to_end(address)
         peer.users += 1
         try:
@@ -195,15 +193,6 @@ class TakeOvers:
         idle = [address for address, peer in self._peers.items() if not peer.users]
         for address in idle[: max(0, len(self._peers) - _MAX_PEERS)]:
             await self._peers.pop(address).channel.close()
-
-
-def _read_handoff(channel: grpc.aio.Channel) -> ReadHandoff:
-    """As the stub's, but what comes are chunks that protobuf has not copied."""
-    return channel.unary_stream(
-        f"/{_SERVICE}/ReadHandoff",
-        request_serializer=pb.ReadHandoffRequest.SerializeToString,
-        response_deserializer=parse_get,
-    )
 
 
 def _outcome(error: Exception) -> str:
