@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from random import Random
 from typing import Final, TypeVar
 
@@ -25,6 +24,7 @@ from weir_kvstore.tier import Counters, TierReport
 from weir_kvstore.tiers.heap import keep_freed
 from weir_kvstore.tiers.link import Link, Refused
 from weir_kvstore.tiers.peer.calls import PeerCalls
+from weir_kvstore.tiers.removals import Removals
 from weir_kvstore.tiers.together import Together
 
 T = TypeVar("T")
@@ -50,6 +50,7 @@ class PeerTier:
         self._counters = Counters()
         self._link = Link(self.name, (WeirError,), clock=clock, random=random)
         self._blocks = Together(self._fetch)
+        self._removals = Removals(self._remove)
         self._calls: PeerCalls | None = None
         self._watching: asyncio.Task[None] | None = None
         self._held_blocks = self._held_bytes = self._capacity_bytes = 0  # as the peer last said
@@ -69,14 +70,14 @@ class PeerTier:
         self._watching = asyncio.create_task(self._watch(), name="watch-peer")
 
     async def match(self, namespace: bytes, block_hashes: Sequence[bytes]) -> int:
-        wanted = block_hashes[:MAX_CHAIN_BLOCKS]
+        wanted = self._removals.before(namespace, block_hashes[:MAX_CHAIN_BLOCKS])
         matched = await self._look(partial(self._peer.look, namespace, wanted), otherwise=0)
         self._counters.hits += matched
         self._counters.misses += len(block_hashes) - matched
         return matched
 
     async def get(self, address: Address) -> tuple[Record, Bytes] | None:
-        block = await self._blocks.get(address)
+        block = None if address in self._removals else await self._blocks.get(address)
         if block is not None and not await matches(block[1], block[0].checksum):
             await self._quarantine(address)
             block = None
@@ -91,6 +92,9 @@ class PeerTier:
         if record.address in self._arrivals:
             self._counters.not_admitted += 1
             return False
+        if record.address in self._removals:
+            self._counters.refused += 1
+            return False
         stored, held = await self._move(partial(self._put, record, payload), otherwise=(0, False))
         self._counters.stored += stored
         self._counters.written_bytes += stored * record.size_bytes
@@ -98,13 +102,10 @@ class PeerTier:
         return held
 
     async def remove(self, addresses: Iterable[Address]) -> int:
-        by_namespace = groupby(sorted(set(addresses)), key=lambda address: address.namespace)
-        chains = {namespace: [address.block_hash for address in group] for namespace, group in by_namespace}
-        removing = (partial(self._peer.remove, namespace, hashes) for namespace, hashes in chains.items())
-        return sum([await self._look(remove, otherwise=0) for remove in removing])
+        return await self._removals.remove(addresses)
 
     async def remove_namespace(self, namespace: bytes) -> int:
-        return await self._look(partial(self._peer.remove, namespace, ()), otherwise=0)
+        return await self._removals.remove_namespace(namespace)
 
     def report(self) -> TierReport:
         """Blocks and bytes are the peer's own, whoever put them there."""
@@ -131,9 +132,10 @@ class PeerTier:
         return self._calls
 
     async def _watch(self) -> None:
-        """For ever asks what the peer holds; also what finds out that it is back when nobody else asks."""
+        """For ever asks what the peer holds, which also finds out that it is back, and pays what is owed to it."""
         while True:
             self._note(await self._look(self._peer.stats, otherwise=None))
+            await self._removals.pay()
             await self._clock.sleep(_STATS_SECONDS * (0.5 + self._random.random()))
 
     def _note(self, stats: GetStatsResponse | None) -> None:
@@ -142,6 +144,10 @@ class PeerTier:
             self._held_blocks = sum(tier.blocks for tier in tiers)
             self._held_bytes = sum(tier.bytes for tier in tiers)
             self._capacity_bytes = sum(tier.capacity_bytes for tier in tiers)
+
+    async def _remove(self, namespace: bytes, block_hashes: Sequence[bytes]) -> int | None:
+        """None: it was not confirmed."""
+        return await self._look(partial(self._peer.remove, namespace, block_hashes), otherwise=None)
 
     async def _look(self, work: Callable[[], Awaitable[T]], *, otherwise: T) -> T:
         asking = partial(_asked, work)

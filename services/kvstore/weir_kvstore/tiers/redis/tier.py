@@ -22,6 +22,7 @@ from weir_kvstore.tiers.redis.books import MAX_MEMBERS, Books, Rules
 from weir_kvstore.tiers.redis.client import close_client, open_client
 from weir_kvstore.tiers.redis.layout import Keys, decode, encode, member
 from weir_kvstore.tiers.redis.upkeep import Upkeep
+from weir_kvstore.tiers.removals import Removals
 from weir_kvstore.tiers.together import Together
 
 T = TypeVar("T")
@@ -53,11 +54,13 @@ class RedisTier:
         self._link = Link(self.name, (RedisError,), clock=clock, random=random)
         self._books = Books(self._redis, self._keys, rules, self._counters)
         self._values = Together(self._fetch)
+        self._removals = Removals(self._remove)
         self._upkeep = Upkeep(
             self._redis,
             self._link,
             self._books,
             self._keys,
+            self._removals,
             seconds=place.lookup_seconds,
             clock=clock,
             random=random,
@@ -83,14 +86,15 @@ class RedisTier:
         self._upkeep_task = asyncio.create_task(self._upkeep.run(), name="redis-upkeep")
 
     async def match(self, namespace: bytes, block_hashes: Sequence[bytes]) -> int:
-        matched = await self._look(partial(self._match, namespace, block_hashes), otherwise=0)
+        wanted = self._removals.before(namespace, block_hashes)
+        matched = await self._look(partial(self._match, namespace, wanted), otherwise=0)
         self._counters.hits += matched
         self._counters.misses += len(block_hashes) - matched
-        self._upkeep.touch([member(Address(namespace, block_hash)) for block_hash in block_hashes[:matched]])
+        self._upkeep.touch([member(Address(namespace, block_hash)) for block_hash in wanted[:matched]])
         return matched
 
     async def get(self, address: Address) -> tuple[Record, Bytes] | None:
-        value = await self._values.get(address)
+        value = None if address in self._removals else await self._values.get(address)
         if value is None:
             self._counters.misses += 1
             return None
@@ -104,7 +108,9 @@ class RedisTier:
     async def put(self, record: Record, payload: Bytes) -> bool:
         assert len(payload) == record.size_bytes, record
         putting = partial(self._put, record, payload)
-        outcome = await self._link.ask(putting, otherwise="lost", seconds=self._place.transfer_seconds)
+        outcome = "refused"
+        if record.address not in self._removals:
+            outcome = await self._link.ask(putting, otherwise="lost", seconds=self._place.transfer_seconds)
         if outcome == "stored":
             self._link.took()
             self._counters.stored += 1
@@ -114,18 +120,10 @@ class RedisTier:
         return outcome in ("stored", "present")
 
     async def remove(self, addresses: Iterable[Address]) -> int:
-        members = [member(address) for address in addresses]
-        batches = [members[start : start + MAX_MEMBERS] for start in range(0, len(members), MAX_MEMBERS)]
-        return sum([await self._look(partial(self._books.remove, batch), otherwise=0) for batch in batches])
+        return await self._removals.remove(addresses)
 
     async def remove_namespace(self, namespace: bytes) -> int:
-        """By going through all keys of the server, a bounded step per call."""
-        removed, cursor = 0, -1
-        while cursor:
-            found = partial(self._remove_found, namespace, max(0, cursor))
-            cursor, count = await self._look(found, otherwise=(0, 0))
-            removed += count
-        return removed
+        return await self._removals.remove_namespace(namespace)
 
     def report(self) -> TierReport:
         rules = self._books.rules
@@ -180,6 +178,30 @@ class RedisTier:
             return outcome
         return await self._books.stage_and_commit(token, record, encode(record, payload))
 
+    async def _remove(self, namespace: bytes, block_hashes: Sequence[bytes]) -> int | None:
+        """None: it was not confirmed."""
+        if not block_hashes:
+            return await self._remove_all(namespace)
+        members = [member(Address(namespace, block_hash)) for block_hash in block_hashes]
+        removed = 0
+        for start in range(0, len(members), MAX_MEMBERS):
+            count = await self._look(partial(self._books.remove, members[start : start + MAX_MEMBERS]), otherwise=None)
+            if count is None:
+                return None
+            removed += count
+        return removed
+
+    async def _remove_all(self, namespace: bytes) -> int | None:
+        """By going through all keys of the server, a bounded step per call."""
+        removed, cursor = 0, -1
+        while cursor:
+            found = await self._look(partial(self._remove_found, namespace, max(0, cursor)), otherwise=None)
+            if found is None:
+                return None
+            cursor, count = found
+            removed += count
+        return removed
+
     async def _remove_found(self, namespace: bytes, cursor: int) -> tuple[int, int]:
         """The next cursor, 0 at the end, and how many were removed."""
         pattern = self._keys.blocks_of(namespace)
@@ -193,7 +215,7 @@ class RedisTier:
         self._counters.misses += 1
         self._counters.corrupt += 1
         get_logger().error("block_quarantined", tier=self.name)
-        await self._look(partial(self._books.remove, [member(address)]), otherwise=0)
+        await self._removals.remove([address])
 
 
 def _string(value: bytes | ResponseError | None) -> bytes | None:

@@ -1,7 +1,8 @@
 """What a shared store needs done beside its calls, a bounded piece per turn.
 
 Blocks that were used move away from their end of the order; values that expired or that Redis let go are taken off the
-books; values that are in no books, for Redis let those go, come back into them. Every host does it: it is done sooner.
+books; values that are in no books, for Redis let those go, come back into them; removals that were owed are paid. Every
+host does it: it is done sooner.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from weir_chassis.clock import Clock
 from weir_kvstore.tiers.link import Link
 from weir_kvstore.tiers.redis.books import MAX_MEMBERS, Books
 from weir_kvstore.tiers.redis.layout import Keys, text
+from weir_kvstore.tiers.removals import Removals
 
 # A turn: two scripts of a millisecond or so each, and half a million blocks are gone through in a quarter of an hour.
 _TURN_SECONDS: Final = 1.0
@@ -26,10 +28,19 @@ _MAX_TOUCHED: Final = 4096
 
 class Upkeep:
     def __init__(
-        self, redis: Redis, link: Link, books: Books, keys: Keys, *, seconds: float, clock: Clock, random: Random
+        self,
+        redis: Redis,
+        link: Link,
+        books: Books,
+        keys: Keys,
+        removals: Removals,
+        *,
+        seconds: float,
+        clock: Clock,
+        random: Random,
     ) -> None:
         """`seconds` for each call."""
-        self._redis, self._link, self._books, self._keys = redis, link, books, keys
+        self._redis, self._link, self._books, self._keys, self._removals = redis, link, books, keys, removals
         self._seconds, self._clock, self._random = seconds, clock, random
         self._touched: dict[str, None] = {}  # in the order of their use
         self._values_cursor = self._books_cursor = 0
@@ -52,6 +63,7 @@ class Upkeep:
     async def turn(self) -> None:
         for work in (self._tell_touched, self._settle_values, self._settle_books, self._books.count_tenants):
             await self._link.ask(work, otherwise=None, seconds=self._seconds)
+        await self._removals.pay()
 
     async def _tell_touched(self) -> None:
         while self._touched:
