@@ -30,7 +30,7 @@ _MAX_TENANTS: Final = 256
 class Rules:
     """What all hosts that share a store should be told alike: each keeps to its own."""
 
-    capacity_bytes: int  # payloads, of all hosts together; each block takes some 600 bytes besides
+    capacity_bytes: int  # payloads, of all hosts together; each block takes some 800 bytes besides
     policy: str = "lru"  # lru, lfu or fifo
     ttl_seconds: float | None = None  # of what is put from now on
     quotas: Quotas = field(default_factory=Quotas)
