@@ -35,7 +35,7 @@ from weir_kvstore.tiers.disk import SegmentSlots
 from weir_kvstore.tiers.peer.tier import PeerPlace, PeerTier
 
 # So short that a check of a stopped server need not wait, and long enough for one that runs.
-_IMPATIENT_SECONDS = 0.2
+_IMPATIENT_SECONDS = 0.5
 
 
 @asynccontextmanager

@@ -64,3 +64,10 @@ def test_a_service_loads_nothing_of_another(service: str) -> None:
     others = {f"weir_{other}" for other in SERVICES if other != service}
     assert not loaded & others
     assert not loaded & HEAVY - distributions(service)
+
+
+def test_the_store_loads_a_redis_client_only_where_a_tier_is_in_one() -> None:
+    """Whoever has no Redis can do without its client."""
+    code = "import weir_kvstore.service, sys; print('redis' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

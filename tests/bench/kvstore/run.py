@@ -3,6 +3,7 @@
 One host       loads and puts by reference beside one memcpy of the same bytes between two buffers
 Disk           sequential reads of the tier beside O_DIRECT over the same file
 Across hosts   loads by value through TCP, two processes, beside raw gRPC chunks and a bare socket
+Redis          reads of the tier beside a bare socket that pipelines the same commands
 Lookups        a prefix of a thousand blocks, inside the service and through gRPC
 Eviction       every policy's hit rate on the same traces
 
@@ -16,16 +17,16 @@ from pathlib import Path
 
 import uvloop
 
-from bench import disk_tier
+from bench import disk_tier, redis_tier
 from bench.kvstore import eviction, lookup, one_host, wire
 from bench.report import Figures, print_table
 from weir_chassis.malloc import keep_freed_memory
 
 
 def measure(scratch: Path) -> Figures:
-    keep_freed_memory()  # as an executor does
+    keep_freed_memory()  # as every service does
     figures = Figures()
-    for part in (one_host.measure, wire.measure, lookup.measure):
+    for part in (one_host.measure, wire.measure, redis_tier.measure, lookup.measure):
         figures.update(uvloop.run(part(scratch)))
     figures.update(asyncio.run(asyncio.to_thread(disk_tier.measure, scratch)))
     _print(figures)

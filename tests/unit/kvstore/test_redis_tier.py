@@ -18,7 +18,7 @@ from weir_kvstore.record import Address
 from weir_kvstore.tiers.redis.tier import RedisTier
 
 # So short that a test of a stopped server need not wait, and long enough for one that runs.
-IMPATIENT = 0.2
+IMPATIENT = 0.5
 
 
 @pytest.fixture
@@ -126,12 +126,12 @@ async def test_a_server_that_hangs_costs_its_time_limit_and_then_nothing(server:
         server.signal(signal.SIGSTOP)
         for _ in range(3):
             assert await held(tier, [1]) == []
-        assert "no answer within 0.2 s" in tier.report().fault
+        assert "no answer within 0.5 s" in tier.report().fault
         begun = time.monotonic()
         for _ in range(100):
             assert await held(tier, [1]) == []
             assert not await tier.put(*block(2))
-        assert time.monotonic() - begun < 3, "two hundred time limits would be forty seconds"
+        assert time.monotonic() - begun < 3, "two hundred time limits would be a hundred seconds"
         server.signal(signal.SIGCONT)
         await works_again(tier, 3)
         assert await held(tier, [1]) == [1]

@@ -72,7 +72,7 @@ async def test_more_than_can_be_remembered_is_the_whole_namespace(monkeypatch: p
 
 async def test_blocks_that_were_removed_while_redis_hung_do_not_come_back_with_it() -> None:
     with redis_server() as server:
-        async with opened(server, seconds=0.2) as tier, opened(server, seed=2) as other:
+        async with opened(server, seconds=0.5) as tier, opened(server, seed=2) as other:
             for number in (1, 2, 3):
                 assert await tier.put(*block(number, number - 1))
             server.signal(signal.SIGSTOP)

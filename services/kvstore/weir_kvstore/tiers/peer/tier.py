@@ -21,7 +21,6 @@ from weir_kvstore.checksum import matches
 from weir_kvstore.hop import Arrivals
 from weir_kvstore.record import Address, Bytes, Record
 from weir_kvstore.tier import Counters, TierReport
-from weir_kvstore.tiers.heap import keep_freed
 from weir_kvstore.tiers.link import Link, Refused
 from weir_kvstore.tiers.peer.calls import PeerCalls
 from weir_kvstore.tiers.removals import Removals
@@ -65,7 +64,6 @@ class PeerTier:
 
     async def open(self) -> None:
         """Also when the peer is not there: it is asked again and again."""
-        keep_freed()
         self._calls = PeerCalls(self._connect(self._place.address), 2 * self._place.transfer_seconds)
         self._watching = asyncio.create_task(self._watch(), name="watch-peer")
 

@@ -16,7 +16,6 @@ from weir_chassis.telemetry import get_logger
 from weir_kvstore.checksum import matches
 from weir_kvstore.record import Address, Bytes, Record
 from weir_kvstore.tier import Counters, TierReport
-from weir_kvstore.tiers.heap import keep_freed
 from weir_kvstore.tiers.link import Link
 from weir_kvstore.tiers.redis.books import MAX_MEMBERS, Books, Rules
 from weir_kvstore.tiers.redis.client import close_client, open_client
@@ -81,7 +80,6 @@ class RedisTier:
 
     async def open(self) -> None:
         """Looks once what is there, and starts to look after it."""
-        keep_freed()
         await self._upkeep.turn()
         self._upkeep_task = asyncio.create_task(self._upkeep.run(), name="redis-upkeep")
 
