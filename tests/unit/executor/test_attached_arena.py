@@ -9,6 +9,7 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from weir_chassis.errors import DataCorrupt
+from weir_executor.kv_transfer import attached_arena as module
 from weir_executor.kv_transfer.attached_arena import AttachedArena, Place
 from weir_executor.kv_transfer.private_buffers import PrivateBuffers
 
@@ -35,6 +36,18 @@ def test_what_is_copied_in_can_be_copied_out(tmp_path: Path) -> None:
     copied = arena.copy_out([place(*pair) for pair in zip(offsets, payloads, strict=True)], 5000, buffers)
     assert [bytes(payload) for payload in copied.payloads] == payloads
     assert copied.corrupt is None
+
+
+def test_blocks_longer_than_a_strip_are_copied_and_verified_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STRIP_BYTES", 1000)
+    arena, payload = AttachedArena("a1", make(tmp_path), SIZE), bytes(range(256)) * 10
+    for size in (999, 1000, 1001, 2000, 2560):
+        arena.copy_in([70], [payload[:size]])
+        sound, wrong = place(70, payload[:size]), place(70, payload[: size - 1] + b"x")
+        copied = arena.copy_out([sound, wrong], size, PrivateBuffers())
+        assert ([bytes(each) for each in copied.payloads], copied.corrupt) == ([payload[:size]], wrong)
 
 
 def test_copies_do_not_change_with_the_arena(tmp_path: Path) -> None:

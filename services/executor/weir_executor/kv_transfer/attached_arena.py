@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from weir_chassis.errors import DataCorrupt
 from weir_chassis.mapped_memory import MappedMemory
-from weir_executor.kv_transfer.private_buffers import PrivateBuffers
+from weir_executor.kv_transfer.private_buffers import Buffer, PrivateBuffers
 
 # A store's word decides which file is written to, so it must be one that stores make.
 _PREFIX: Final = "weir-kvstore-"
+# What has been copied is still in the processor's second cache when it is hashed.
+_STRIP_BYTES: Final = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +56,14 @@ class AttachedArena:
             raise DataCorrupt(f"the kvstore named {size_bytes} bytes at {offset} in an arena of {len(self._memory)}")
 
     def copy_out(self, places: Sequence[Place], block_bytes: int, buffers: PrivateBuffers) -> Copied:
-        """Blocks in memory of our own. Each is verified when it is copied, while it is in the processor's cache."""
+        """Blocks in memory of our own, each verified as it is copied."""
         buffer = buffers.take(len(places) * block_bytes)
         payloads: list[memoryview] = []
         for index, place in enumerate(places):
             at = index * block_bytes
-            buffer.memory.copy_from(at, self._memory, place.offset, block_bytes)
-            payload = buffer.cut(at, block_bytes)
-            if xxh3_64_intdigest(payload) != place.checksum:
+            if self._copy_one(place.offset, block_bytes, buffer, at) != place.checksum:
                 return Copied(payloads, place)
-            payloads.append(payload)
+            payloads.append(buffer.cut(at, block_bytes))
         return Copied(payloads)
 
     def copy_in(self, offsets: Sequence[int], payloads: Sequence[bytes]) -> None:
@@ -71,6 +71,18 @@ class AttachedArena:
             # Mapped at once, and not page by page as they are written. Where that cannot be, writing does it.
             self._memory.populate(offset, len(payload))
             self._memory.copy_in(offset, payload)
+
+    def _copy_one(self, offset: int, size_bytes: int, buffer: Buffer, at: int) -> int:
+        """Copies a block, and returns the checksum of the copy."""
+        if size_bytes <= _STRIP_BYTES:
+            buffer.memory.copy_from(at, self._memory, offset, size_bytes)
+            return int(xxh3_64_intdigest(buffer.cut(at, size_bytes)))
+        digest = xxh3_64()
+        for start in range(0, size_bytes, _STRIP_BYTES):
+            strip_bytes = min(_STRIP_BYTES, size_bytes - start)
+            buffer.memory.copy_from(at + start, self._memory, offset + start, strip_bytes)
+            digest.update(buffer.cut(at + start, strip_bytes))
+        return int(digest.intdigest())
 
 
 def _map(path: Path, arena_id: str, size_bytes: int) -> mmap.mmap:
