@@ -31,6 +31,9 @@ _MAX_NOTED: Final = 32_768
 
 
 _Tell: TypeAlias = "Callable[[Iterable[Block]], None]"
+# Walked back for each block that is published, at most: a long chain that comes block by block is walked back once in a
+# while, and not for each of them.
+_STEPS_PER_BLOCK: Final = 16
 
 
 class State(Enum):
@@ -90,6 +93,8 @@ class Index:
         # By identity: whom one caller has named at once. In the order in which it was noted.
         self._noted: dict[int, tuple[_Tell, Sequence[Block]]] = {}
         self._num_noted = 0
+        self._grown: list[list[Block]] = []  # published, their ancestors not told of yet
+        self._num_grown = self._last_walk = 0
 
     def __len__(self) -> int:
         """Blocks in any state."""
@@ -174,8 +179,11 @@ class Index:
         for block in blocks:
             block.stored_at = stored_at
         published = self._publish(blocks)
-        for block in self._ancestors(published):
-            self._policies[block.tenant].renew(block.block_id)
+        if published:
+            self._grown.append(published)
+            self._num_grown += len(published)
+        if published and self._num_grown * _STEPS_PER_BLOCK >= self._last_walk:
+            self._renew_ancestors()
         return published
 
     def adopt(self, blocks: Iterable[Block]) -> list[Block]:
@@ -351,15 +359,27 @@ class Index:
         if not held:
             del self._visible[address.namespace]
 
-    def _ancestors(self, blocks: Sequence[Block]) -> list[Block]:
-        """The visible blocks before these in their chains, every one before its own parent."""
-        seen = {block.block_id for block in blocks}  # also ends a chain that bites its tail
+    def _renew_ancestors(self) -> None:
+        """Of all that was published since the last time."""
+        grown, self._grown, self._num_grown = self._grown, [], 0
+        if len(grown) == 1:  # its own order is right
+            ancestors = self._ancestors(grown[0], {block.block_id for block in grown[0]})
+        else:  # what came later may continue what came before
+            ancestors = self._ancestors(
+                [block for published in reversed(grown) for block in reversed(published)], set()
+            )
+        self._last_walk = len(ancestors)
+        for block in ancestors:
+            self._policies[block.tenant].renew(block.block_id)
+
+    def _ancestors(self, blocks: Sequence[Block], seen: set[int]) -> list[Block]:
+        """The visible blocks before these in their chains and not in `seen`, every one before its own parent."""
         lines: list[list[Block]] = []
         for block in blocks:
             held = self._visible.get(block.address.namespace, {})  # by hand: growing a long chain walks all of it
             line: list[Block] = []
             parent = held.get(block.parent_block_hash)
-            while parent is not None and parent.block_id not in seen:
+            while parent is not None and parent.block_id not in seen:  # also ends a chain that bites its tail
                 seen.add(parent.block_id)
                 line.append(parent)
                 parent = held.get(parent.parent_block_hash)

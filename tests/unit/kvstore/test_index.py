@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -209,3 +211,29 @@ def test_another_policy_goes_on_in_the_same_order(name: PolicyName) -> None:
     index.check_integrity()
     index.release(leased)
     assert order(index) == [*before, 21]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_long_chain_that_comes_block_by_block_is_not_walked_for_each(name: PolicyName) -> None:
+    index, walked = Index(POLICIES[name]), 0
+    ancestors = index._ancestors
+
+    def count(blocks: Sequence[Block], seen: set[int]) -> list[Block]:
+        nonlocal walked
+        found = ancestors(blocks, seen)
+        walked += len(found)
+        return found
+
+    index._ancestors = count  # type: ignore[method-assign]
+    for number in range(1, 1001):
+        index.publish([reserved(index, number, number - 1 if number > 1 else None)])
+    assert walked < 1000 * 40
+    for number in range(2000, 2100):  # others come, and it has its turn
+        index.publish([reserved(index, number)])
+    chain = [number for number in order(index) if number < 2000]
+    if name == "lfu":  # counts: neighbours of a chain that came in between two walks may have changed places
+        assert sum(abs(number - place) for place, number in enumerate(reversed(chain), start=1)) < 1000 * 64
+        assert (chain[0], chain[-1]) == (1000, 1)
+    else:
+        assert chain == list(range(1000, 0, -1))
+    index.check_integrity()
