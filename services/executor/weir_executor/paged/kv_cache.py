@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from weir_executor.paged.finite import all_finite
 from weir_executor.paged.model.config import ModelConfig
 
 KV_LAYOUT = "layer,kv,head,token,dim"
@@ -107,7 +108,7 @@ class KvCache:
 
     def is_sound(self, payload: bytes | memoryview) -> bool:
         """Whether a payload may be written: of the right length, and all finite."""
-        return len(payload) == self.block_bytes and bool(self.from_bytes(payload).isfinite().all())
+        return len(payload) == self.block_bytes and all_finite(payload, self.dtype)
 
     def clear_blocks(self, block_ids: Sequence[int]) -> None:
         for block_id in block_ids:

@@ -17,6 +17,7 @@ from itertools import accumulate, chain
 import torch
 
 from weir_executor.paged.decoder import Decoded
+from weir_executor.paged.finite import all_finite
 from weir_executor.paged.flat_batch import FlatBatch
 from weir_executor.paged.kv_cache import block_bytes
 from weir_executor.paged.model.config import LayerAttention, ModelConfig
@@ -144,10 +145,7 @@ class NativeDecoder:
         self._library.weir_write_block(self._handle, block_id, bytes(payload))
 
     def is_sound(self, payload: bytes | memoryview) -> bool:
-        if len(payload) != self.block_bytes:
-            return False
-        numbers = torch.frombuffer(bytearray(payload), dtype=self._dtype)
-        return bool(numbers.isfinite().all())
+        return len(payload) == self.block_bytes and all_finite(payload, self._dtype)
 
     def clear_blocks(self, block_ids: Sequence[int]) -> None:
         for block_id in block_ids:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from weir_executor.paged.finite import all_finite
 from weir_executor.paged.kv_cache import KvCache, block_bytes
 from weir_executor.paged.model.config import ModelConfig
 from weir_executor.paged.parallel.command import ClearBlocks, ReadBlocks, WriteBlock
@@ -34,7 +35,7 @@ class ParallelBlocks:
         self._own.write_block(block_id, _bytes(self._part(whole, 0)))
 
     def is_sound(self, payload: bytes | memoryview) -> bool:
-        return len(payload) == self.block_bytes and bool(self._tensor(payload, self._shape).isfinite().all())
+        return len(payload) == self.block_bytes and all_finite(payload, self._own.dtype)
 
     def clear_blocks(self, block_ids: Sequence[int]) -> None:
         self._crew.tell(ClearBlocks(list(block_ids)))
