@@ -116,7 +116,10 @@ LIES: dict[str, tuple[Callable[[Pieces], Any], int]] = {
     "a lease that lapsed midway": (lambda p: [*p[:3], LeaseExpired("lease")], 3),
     "a lease that it forgot": (lambda _: [NotFound("lease")], 0),
     "a death midway": (lambda p: [*p[:5], WorkerLost("gone")], 5),
-    "a stall before the first": (lambda p: [None, *p], 0),
-    "a stall midway": (lambda p: [*p[:4], None, *p[4:]], 4),
-    "a stall before the last": (lambda p: [*p[:5], None, p[5]], 5),
+}
+# Where it stops and says nothing more, and how many blocks are used.
+STALLS: dict[str, tuple[Callable[[Pieces], Any], int]] = {
+    "before the first": (lambda p: [None, *p], 0),
+    "midway": (lambda p: [*p[:4], None, *p[4:]], 4),
+    "before the last": (lambda p: [*p[:5], None, p[5]], 5),
 }

@@ -21,7 +21,7 @@ from weir_executor import service
 from weir_executor.guided.guide import Guide
 from weir_executor.guided.state import XgrammarGuide
 
-_PROMPT = prompt_of(6 * 16 + 5)
+_PROMPT = prompt_of(6 * 16 + 1)
 _GUIDED = SamplingParameters(seed=1, guide=ProtoGuide(regex="(yes|no)!"))
 
 

@@ -17,6 +17,6 @@ _EXPONENTS: Final[Mapping[torch.dtype, tuple[Any, int]]] = {
 
 
 def all_finite(payload: bytes | memoryview, dtype: torch.dtype) -> bool:
-    """`payload` holds whole numbers of `dtype`. They are looked at as integers: where they lie, and ten times as fast."""
+    """`payload` holds whole numbers of `dtype`. They are looked at as integers, where they lie: ten times as fast."""
     word, exponent = _EXPONENTS[dtype]
     return int((np.frombuffer(payload, word) & word(exponent)).max(initial=0)) != exponent
