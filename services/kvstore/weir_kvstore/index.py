@@ -26,8 +26,8 @@ from weir_kvstore.policies.policy import EvictionPolicy
 from weir_kvstore.record import Address, Record
 from weir_kvstore.tenants import Take
 
-# Blocks whose uses are noted and not told yet: telling so many takes about 10 ms.
-_MAX_NOTED: Final = 32_768
+# Blocks whose uses are noted and not told yet: two of the longest chains. They are told long before.
+_MAX_NOTED: Final = 131_072
 
 
 _Tell: TypeAlias = "Callable[[Iterable[Block]], None]"
@@ -114,6 +114,11 @@ class Index:
         """Of each tenant, what nobody refers to."""
         self.settle()
         return {tenant: policy.size_bytes for tenant, policy in self._policies.items() if policy.size_bytes}
+
+    @property
+    def num_noted(self) -> int:
+        """Blocks of which something is to be told."""
+        return self._num_noted
 
     def blocks(self) -> list[Block]:
         """All of them, in any state, with what is noted of them told."""

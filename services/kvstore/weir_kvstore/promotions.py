@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from weir_kvstore.checksum import matches
 from weir_kvstore.index import Block, State
@@ -23,18 +24,22 @@ class Fetched:
     block: Block | None
 
 
+# Shared by all who wait for it, so it is awaited through a shield.
+Fetching: TypeAlias = "asyncio.Task[Fetched | None]"
+
+
 class Promotions:
     """Fetches blocks from the slower tiers, and leaves them in RAM where there is room."""
 
     def __init__(self, ram: LocalTier, slower: Sequence[Tier]) -> None:
         self._ram = ram
         self._slower = slower
-        self._under_way: dict[Address, asyncio.Task[Fetched | None]] = {}
+        self._under_way: dict[Address, Fetching] = {}
 
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def start(self, leased: Leased) -> asyncio.Task[Fetched | None]:
+    def start(self, leased: Leased) -> Fetching:
         """The block, from its own tier or from any other that has it; None: it is a miss. To be shielded."""
         task = self._under_way.get(leased.address)
         if task is None:

@@ -7,7 +7,7 @@ verified. While one is sent, the next ones are on their way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +16,8 @@ from weir_kvstore.bounds import MAX_CHUNK_BYTES
 from weir_kvstore.checksum import matches
 from weir_kvstore.index import Block, State
 from weir_kvstore.leases import Leased
-from weir_kvstore.record import Bytes, Record
+from weir_kvstore.promotions import Fetching
+from weir_kvstore.record import Address, Bytes, Record
 from weir_kvstore.store import BlockStore
 
 # On their way up while one is sent: enough to hide a disk's latency, and what one reader may hold in buffers.
@@ -51,10 +52,11 @@ async def read_lease(
     stalls keeps no memory there past its lease.
     """
     leased = store.leases.blocks(lease_id)[: max_blocks or None]
+    ahead: dict[Address, Fetching] = {}
     for position, each in enumerate(leased):
         store.leases.blocks(lease_id)  # still ours: it may have ended while the caller was away
-        read_ahead(store, leased[position : position + AHEAD_BLOCKS])
-        found = await find_leased(store, each, owner=owner)
+        ahead |= read_ahead(store, leased[position : position + AHEAD_BLOCKS], ahead)
+        found = await find_leased(store, each, owner=owner, fetching=ahead.pop(each.address, None))
         if found is None:
             return
         with _kept(store, lease_id, each, found):
@@ -66,8 +68,10 @@ async def read_lease(
         store.saved_seconds += found.record.prefill_seconds
 
 
-async def find_leased(store: BlockStore, leased: Leased, *, owner: str) -> Found | None:
-    """The block, from RAM if it is there or can be brought there; None: it is a miss.
+async def find_leased(
+    store: BlockStore, leased: Leased, *, owner: str, fetching: Fetching | None = None
+) -> Found | None:
+    """The block, from RAM if it is there or can be brought there; None: it is a miss. `fetching`: as it was begun.
 
     The caller takes its own reference to `block` before it next waits.
     """
@@ -79,7 +83,7 @@ async def find_leased(store: BlockStore, leased: Leased, *, owner: str) -> Found
         return Found(block.record, block)
     if len(store.tiers) == 1:
         return None
-    fetched = await asyncio.shield(store.promotions.start(leased))
+    fetched = await asyncio.shield(fetching or store.promotions.start(leased))
     if fetched is None:
         return None
     block = fetched.block if fetched.block is not None and fetched.block.state is State.VISIBLE else None
@@ -106,16 +110,20 @@ def keep(store: BlockStore, lease_id: str, block: Block) -> None:
     store.leases.keep(lease_id, block)
 
 
-def read_ahead(store: BlockStore, leased: Sequence[Leased]) -> None:
-    """Starts to bring up those that are not in RAM, up to a bound; whoever reads them finds them under way."""
-    size_bytes = 0
+def read_ahead(
+    store: BlockStore, leased: Sequence[Leased], begun: Mapping[Address, Fetching] | None = None
+) -> dict[Address, Fetching]:
+    """Begins to bring up those that are not in RAM and not begun, up to a bound."""
+    size_bytes, fetching = 0, {}
     for each in leased:
         if each.tier == store.ram.name or store.ram.find(each.address) is not None:
             continue
         size_bytes += each.size_bytes
         if size_bytes > _AHEAD_BYTES:
-            return
-        store.promotions.start(each)
+            break
+        if not begun or each.address not in begun:
+            fetching[each.address] = store.promotions.start(each)
+    return fetching
 
 
 async def _chunk(store: BlockStore, found: Found, offset: int) -> Bytes:

@@ -10,6 +10,7 @@ they are right or a miss.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -29,6 +30,9 @@ from weir_kvstore.tier import Tier, TierReport
 
 # A chain may lie by turns in local and shared tiers; each turn costs a round trip.
 _MAX_ASKED: Final = 4
+# Telling policies of so many uses takes some milliseconds; the sweep tells of fewer.
+_SETTLED_BLOCKS: Final = 4096
+_SETTLE_SECONDS: Final = 0.005
 _SIZE, _TIER = attrgetter("size_bytes"), attrgetter("tier")
 
 
@@ -80,6 +84,7 @@ class BlockStore:
         self.leases = ReadLeases(
             self.ledger, max_live=bounds.max_live_leases, new_id=new_lease_id, give_back=self.release
         )
+        self._settling: asyncio.TimerHandle | None = None
         self.saved_seconds = 0.0  # of prefill, by what was read
 
     async def open(self) -> None:
@@ -105,6 +110,8 @@ class BlockStore:
         self.mover.sweep()
 
     async def close(self) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
         await self.promotions.close()
         await self.mover.close()
         for tier in self.tiers:
@@ -144,6 +151,7 @@ class BlockStore:
         for tier, blocks in self._by_tier(chain, leased):
             tier.refer(blocks)  # their time starts anew when they are released
         lease_id = self.leases.grant(leased, owner=owner, seconds=seconds)
+        self._settle_soon()
         return Match(matched, lease_id, sum(map(_SIZE, leased)), chain.ranges)
 
     def find(self, address: Address) -> Block | None:
@@ -200,6 +208,17 @@ class BlockStore:
             wanted_blocks -= hits
             tier.counters.hits += hits
             tier.counters.misses += wanted_blocks
+
+    def _settle_soon(self) -> None:
+        """What was noted is told in a turn of its own, when whoever has looked up has got the answer."""
+        noted = sum(tier.index.num_noted for tier in self.local.values())
+        if noted > _SETTLED_BLOCKS and self._settling is None:
+            self._settling = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self._settle)
+
+    def _settle(self) -> None:
+        self._settling = None
+        for tier in self.local.values():
+            tier.index.settle()
 
     def _touch(self, chain: Chain) -> None:
         for tier, blocks in self._by_tier(chain, chain.blocks):

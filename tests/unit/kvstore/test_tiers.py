@@ -315,3 +315,16 @@ async def test_what_is_on_disk_need_not_be_put() -> None:
     one = await make()
     await keep(one.disk, 1)
     assert await put(one.store, whole(1, payload(1)), whole(2, payload(2), parent=1)) == PutResult(stored=1, present=1)
+
+
+async def test_what_was_read_ahead_is_read_once_also_without_room() -> None:
+    one = await make(capacity_bytes=10)
+    await keep(one.ram, 9)
+    holding = await lease(one.store, 9)
+    await keep(one.disk, 1, 2, 3, 4)
+    reading = read_lease(one.store, await lease(one.store, 1, 2, 3, 4), owner="me")
+    for number in (1, 2, 3, 4):
+        assert bytes((await anext(reading)).chunk) == payload(number)
+        await settle()
+    assert one.disk.counters.read_bytes == 40
+    one.store.leases.release(holding)
