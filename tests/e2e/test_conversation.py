@@ -85,8 +85,7 @@ async def test_ctrl_c_in_mid_answer_ends_the_request_everywhere(stack: Stack) ->
     while b'"delta"' not in process.stdout.readline():
         pass
     process.send_signal(signal.SIGINT)
-    assert ended(process) == 130
-    assert b"Traceback" not in process.stderr.read()
-    for pipe in (process.stdout, process.stderr):
-        pipe.close()
+    _, said = process.communicate(timeout=10)  # reads on: whoever writes to a full pipe hears no signal
+    assert process.returncode == 130
+    assert b"Traceback" not in said
     await until_idle(stack.addresses("executor"))
