@@ -71,7 +71,7 @@ class Run:
                 check_integrity=True,
             )
         )
-        self.engine._deliver = self.heard
+        self.engine._loop._deliver = self.heard
         self.submitted: list[int] = []
         self.cancelled: set[tuple[int, int | None]] = set()
         self._compute, self.engine._fake.run = self.engine._fake.run, self._run  # type: ignore[method-assign]
@@ -85,7 +85,7 @@ class Run:
             self._step()
         for key in self.submitted:
             self.engine.release_held(key)
-        while self.engine._scheduler.live or self.engine._inbox:
+        while self.engine._scheduler.live or self.engine._door._inbox:
             self._step()
         for key in self.submitted:  # those that have ended only now
             self.engine.release_held(key)
@@ -95,7 +95,7 @@ class Run:
 
     def _do(self, kind: str, number: int) -> bool:
         """Whether there was something to do it to."""
-        live = list(self.engine._live)
+        live = list(self.engine._door._live)
         if kind == "submit":
             return self._submit(number)
         if kind == "fail step":
@@ -171,7 +171,7 @@ class Run:
         return bool(running)
 
     def _step(self) -> None:
-        self.engine._step()
+        self.engine._loop._step()
         self.counts["steps"] += 1
         assert not self.heard.wrongs, self.heard.wrongs[:3]
 

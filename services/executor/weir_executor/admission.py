@@ -9,7 +9,8 @@ end of the stream
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -39,6 +40,9 @@ class _Wanted:
 
     def __bool__(self) -> bool:
         return not (self.guide is None and self.take_over is None and self.plan is None)
+
+
+_NOTHING = _Wanted()
 
 
 class Admission:
@@ -152,11 +156,10 @@ class Admission:
         return self._adapters.find(named) if named else None
 
     def _admit(
-        self, request: GenerationRequest, live: LiveRequest, owner: str, wanted: _Wanted | None = None
+        self, request: GenerationRequest, live: LiveRequest, owner: str, wanted: _Wanted = _NOTHING
     ) -> LiveRequest:
         # In line from now on: one that is being prepared is not passed by those who come after it and wait.
         request = replace(request, place=request.key)
-        wanted = wanted or _Wanted()
         known = None if wanted.guide is None or self._guides is None else self._guides.known(wanted.guide)
         if known is not None:
             request, wanted = replace(request, guide=known), replace(wanted, guide=None)
@@ -168,7 +171,11 @@ class Admission:
         if wanted:
             live.preparing = self._start_preparing(live, request, wanted)
         else:
-            self._enter(live, request)
+            try:
+                self._enter(request)
+            except BaseException:
+                self._forget(live)
+                raise
         return live
 
     def _check_room(self) -> None:
@@ -186,16 +193,18 @@ class Admission:
     def _overloaded(self, message: str) -> Overloaded:
         return Overloaded(message, retry_after=self._drain_rate.refuse())
 
-    def _enter(self, live: LiveRequest, request: GenerationRequest) -> None:
-        """Into the engine's queue; or, refused, out of here."""
+    @contextmanager
+    def _saying_when(self) -> Iterator[None]:
+        """Who is refused for want of room hears when to come again."""
         try:
-            self._engine.submit(request)
+            yield
         except Overloaded as error:
-            self._forget(live)
             raise self._overloaded(error.message) from error
-        except BaseException:
-            self._forget(live)
-            raise
+
+    def _enter(self, request: GenerationRequest) -> None:
+        """Into the engine's queue."""
+        with self._saying_when():
+            self._engine.submit(request)
 
     def _start_preparing(self, live: LiveRequest, request: GenerationRequest, wanted: _Wanted) -> asyncio.Task[None]:
         live.waits_for_guide = wanted.take_over is None and wanted.plan is None
@@ -214,7 +223,7 @@ class Admission:
             if compiling is not None:
                 request = replace(request, guide=await compiling)
             live.preparing = None
-            self._enter(live, request)
+            self._enter(request)
         except Exception as error:
             if not isinstance(error, WeirError):
                 get_logger().error("preparing_failed", exc_info=error)
@@ -231,10 +240,8 @@ class Admission:
     async def _compile(self, guide: Guide) -> CompiledGuide:
         """Beside the load, because both take their time."""
         assert self._guides is not None, "a guide was let in that nobody can compile"
-        try:
+        with self._saying_when():
             return await self._guides.compile(guide)
-        except Overloaded as error:
-            raise self._overloaded(error.message) from error
 
     async def _with_prefix(self, live: LiveRequest, request: GenerationRequest, wanted: _Wanted) -> GenerationRequest:
         """From the executor that has computed it, if there is one and it gives any; else from the kvstore."""

@@ -1,7 +1,8 @@
 """An engine without a model: arithmetic in place of a transformer, everything else as in the paged engine.
 
 The token at a place is a pure function of (prompt, seed, output index, place), so a resumed or preempted output goes
-on as if undisturbed. Blocks, preemption, prefix cache, queues and ends are those of `StepLoop`: leases can be checked.
+on as if undisturbed. Blocks, preemption, prefix cache, queues and ends are those of `SteppedEngine`: leases can be
+checked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from weir_executor.paged.scheduler import SchedulerLimits
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.speculation.drafter import Drafter, SpeculationOptions
 from weir_executor.paged.speculation.verify import accept
-from weir_executor.paged.step_loop import LoopOptions, StepLoop
+from weir_executor.paged.step_loop import LoopOptions
+from weir_executor.paged.stepped_engine import SteppedEngine
 from weir_executor.paged.tenants import Tenants
 from weir_executor.paged.worker import Draw, Result, Vector
 
@@ -69,7 +71,7 @@ class FakeDeviceError(Exception):
     """What `die` kills the step thread with."""
 
 
-class FakeEngine(StepLoop):
+class FakeEngine(SteppedEngine):
     """See `Engine`. Faults are injected by `fail_step`, `fail_request`, `die`, `hang` and `resume`, from any thread."""
 
     def __init__(self, config: FakeEngineConfig | None = None) -> None:

@@ -47,7 +47,7 @@ class _Guesser:
 def _engine(truth: float = 0.7, options: SpeculationOptions = _ALWAYS, **limits: Any) -> tuple[FakeEngine, _Guesser]:
     config = FakeEngineConfig(**{"check_integrity": True, "speculation": options, **limits})
     engine, guesser = FakeEngine(config), _Guesser(config, truth)
-    engine._drafter._proposers[_NGRAM] = guesser
+    engine._loop._drafter._proposers[_NGRAM] = guesser
     return engine, guesser
 
 
@@ -166,8 +166,8 @@ def test_under_load_it_is_off_by_itself_and_on_again_after(monkeypatch: pytest.M
     """Steps whose time is all in their tokens: drafts half of which fail would only delay the neighbours."""
     options = SpeculationOptions(mode=_NGRAM, max_draft_tokens=4)
     engine, guesser = _engine(0.5, options, num_blocks=2000, max_num_seqs=64)
-    observe = engine._drafter._meter.observe
-    monkeypatch.setattr(engine._drafter, "observe_step", lambda count, _: observe(count, 16e-3 + count * 1e-3))
+    observe = engine._loop._drafter._meter.observe
+    monkeypatch.setattr(engine._loop._drafter, "observe_step", lambda count, _: observe(count, 16e-3 + count * 1e-3))
     heard = Listener()
     engine.start(heard)
     engine.submit(request(0, prompt(10), 60))
@@ -202,8 +202,8 @@ def test_a_row_that_fails_with_drafts_is_tried_without(monkeypatch: pytest.Monke
     """It may have been a draft that was wrong. What is wrong without any is an error."""
     engine, _ = _engine()
     cleared: list[int] = []
-    monkeypatch.setattr(engine._worker, "clear_blocks", cleared.extend)
-    run = engine._worker.run
+    monkeypatch.setattr(engine._loop._worker, "clear_blocks", cleared.extend)
+    run = engine._loop._worker.run
 
     def poisoned(batch: Batch) -> Sequence[Any]:
         return [
@@ -211,7 +211,7 @@ def test_a_row_that_fails_with_drafts_is_tried_without(monkeypatch: pytest.Monke
             for row, result in zip(batch.scheduled, run(batch), strict=True)
         ]
 
-    monkeypatch.setattr(engine._worker, "run", poisoned)
+    monkeypatch.setattr(engine._loop._worker, "run", poisoned)
     heard, (end,) = _run(engine, [request(1, prompt(10), 20)])
     plain, _ = _run(FakeEngine(), [request(1, prompt(10), 20)])
     assert heard.tokens == plain.tokens

@@ -17,7 +17,7 @@ from weir_executor.paged.worker import Draw, Result
 
 
 def _run(engine: FakeEngine) -> None:
-    run_self_test(engine._pool, engine._limits, engine._worker, engine.info)
+    run_self_test(engine._scheduler.pool, engine._limits, engine._loop._worker, engine.info)
 
 
 @given(st.integers(1, 32), st.integers(1, 4), st.integers(2, 64), st.integers(1, 32))
@@ -30,15 +30,15 @@ def test_it_needs_one_block_of_any_size_and_gives_it_back(block: int, blocks: in
         max_batched_tokens=budget,
     )
     engine = FakeEngine(config)
-    before = list(engine._pool._empty)
+    before = list(engine._scheduler.pool._empty)
     _run(engine)
-    assert engine._pool._empty == before
-    assert not engine._pool.take_events()
+    assert engine._scheduler.pool._empty == before
+    assert not engine._scheduler.pool.take_events()
 
 
 def test_one_free_block_is_enough_and_a_cached_prefix_stays() -> None:
     engine = FakeEngine(FakeEngineConfig(num_blocks=3, block_size=4))
-    pool = engine._pool
+    pool = engine._scheduler.pool
     pool.allocate(1)
     (cached,) = pool.allocate(1)
     pool.store(cached, b"hash", b"")
@@ -54,12 +54,12 @@ def test_a_result_that_is_wrong_fails_it_and_its_block_is_cleared(
 ) -> None:
     engine = FakeEngine(FakeEngineConfig(vocab_size=1000))
     cleared: list[int] = []
-    monkeypatch.setattr(engine._worker, "run", lambda batch: [wrong] * len(batch.scheduled))
-    monkeypatch.setattr(engine._worker, "clear_blocks", cleared.extend)
+    monkeypatch.setattr(engine._loop._worker, "run", lambda batch: [wrong] * len(batch.scheduled))
+    monkeypatch.setattr(engine._loop._worker, "clear_blocks", cleared.extend)
     with pytest.raises(Internal):
         _run(engine)
     assert len(cleared) == 1
-    assert engine._pool.num_free == engine._pool.num_blocks
+    assert engine._scheduler.pool.num_free == engine._scheduler.pool.num_blocks
 
 
 def test_what_the_worker_raises_comes_through() -> None:
@@ -67,7 +67,7 @@ def test_what_the_worker_raises_comes_through() -> None:
     engine.fail_step(ValueError("a bad kernel"))
     with pytest.raises(ValueError, match="a bad kernel"):
         _run(engine)
-    assert engine._pool.num_free == engine._pool.num_blocks
+    assert engine._scheduler.pool.num_free == engine._scheduler.pool.num_blocks
 
 
 def test_it_prefills_and_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,5 +86,5 @@ def test_it_prefills_and_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pool_of_its_own_shares_no_state() -> None:
     pool = BlockPool(2)
     engine = FakeEngine()
-    run_self_test(pool, engine._limits, engine._worker, engine.info)
+    run_self_test(pool, engine._limits, engine._loop._worker, engine.info)
     assert pool.num_free == 2

@@ -249,7 +249,7 @@ async def test_a_bug_in_routing_ends_every_stream_and_the_process() -> None:
     """Swallowed by the event loop, it would leave requests that wait for ever."""
     async with house() as home, calling(home.stub) as caller:
         await caller.abort(1)
-        home.engine._deliver(StepOutput(ended=[RequestEnd(99, 0, 0, 0, 0)]))
+        home.engine._loop._deliver(StepOutput(ended=[RequestEnd(99, 0, 0, 0, 0)]))
         assert reason_name((await caller.error()).reason) == "INTERNAL"
         await asyncio.wait_for(home.chassis.background.failed.wait(), 5)
         assert isinstance(home.chassis.background.failure, AssertionError)

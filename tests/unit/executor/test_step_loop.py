@@ -82,7 +82,7 @@ def test_a_worker_that_fails_its_self_tests_is_given_up(fake: FakeEngine, monkey
     ends = heard.wait_for_ends(*range(5))
     assert [type(end.error) for end in ends] == [Internal] * 4 + [WorkerLost]
     assert len(steps) == 5
-    _until(lambda: not fake._thread.is_alive())
+    _until(lambda: not fake._loop._thread.is_alive())
     with pytest.raises(Internal, match="5 steps in a row"):
         fake.check_health()
     fake.close()
@@ -95,7 +95,7 @@ def test_steps_that_all_fail_give_the_worker_up_though_its_self_tests_succeed(fa
         fake.fail_step()
         fake.submit(request(key, prompt(4), 5))
         heard.wait_for_ends(key)
-    _until(lambda: not fake._thread.is_alive())
+    _until(lambda: not fake._loop._thread.is_alive())
     with pytest.raises(Internal, match="5 steps in a row"):
         fake.check_health()
     fake.close()
@@ -211,7 +211,7 @@ def test_chunks_shrink_until_decodes_come_at_the_rate_wanted(monkeypatch: pytest
     now, slowest = [0.0], list[float]()
     config = FakeEngineConfig(num_blocks=600, max_num_seqs=4, max_batched_tokens=128, itl_target_seconds=0.04)
     fake = FakeEngine(config)
-    monkeypatch.setattr(fake, "_options", replace(fake._options, clock=lambda: now[0]))
+    monkeypatch.setattr(fake._loop, "_options", replace(fake._loop._options, clock=lambda: now[0]))
     compute = fake._fake.run
 
     def run(batch: Batch) -> Items[Result]:
@@ -282,7 +282,7 @@ def test_close_does_not_wait_for_ever_for_a_hung_step(fake: FakeEngine, monkeypa
     (end,) = heard.wait_for_ends(1)
     assert isinstance(end.error, WorkerLost)
     stuck.set()
-    fake._thread.join()
+    fake._loop._thread.join()
     assert not heard.wrongs
     assert len(heard.ends) == 1
 
@@ -293,7 +293,7 @@ def test_a_listener_that_raises_stops_the_engine_and_shows(fake: FakeEngine) -> 
 
     fake.start(deaf)
     fake.submit(request(1, prompt(4), 5))
-    fake._thread.join(10)
+    fake._loop._thread.join(10)
     with pytest.raises(LookupError):
         fake.check_health()
     fake.close()

@@ -38,6 +38,14 @@ def test_sums_and_the_newest() -> None:
     assert (meter.prefill_tokens, meter.decode_tokens, meter.draft_tokens, meter.busy_seconds) == (10, 8, 4, 0.75)
 
 
+def test_a_step_that_computed_nothing_is_counted_and_no_news() -> None:
+    meter = StepMeter()
+    meter.note(StepStats(2, 10, 1, 0), 0.5)
+    meter.note(count(_batch()), 0.25)
+    assert (meter.steps, meter.last_seconds, meter.busy_seconds) == (2, 0.25, 0.5)
+    assert meter.last == StepStats(2, 10, 1, 0, seconds=0.5)
+
+
 def test_what_a_prompts_token_takes_is_learned_from_the_steps_that_prefill() -> None:
     meter = StepMeter()
     assert meter.prefill_token_seconds.estimate is None

@@ -43,9 +43,6 @@ class BlockPool:
     def num_cached(self) -> int:
         return len(self._reusable)
 
-    def is_reusable(self, block_id: int) -> bool:
-        return block_id in self._reusable
-
     def is_findable(self, block_id: int) -> bool:
         return block_id in self._hash_of
 

@@ -1,6 +1,7 @@
 """Our engine: a decoder in PyTorch, on CPU or CUDA, behind the step loop.
 
-A step reads: schedule → run → sample → emit. `step_loop.py` holds the loop, this file what it is made of.
+A step reads: schedule → run → sample → emit. `step_loop.py` holds the loop, `stepped_engine.py`
+the engine around it, this file what they are made of.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from weir_executor.paged.runner import ModelRunner, use_threads
 from weir_executor.paged.scheduler import SchedulerLimits
 from weir_executor.paged.speculation.draft_model import DraftLimits, DraftModel
 from weir_executor.paged.speculation.drafter import Drafter, SpeculationOptions
-from weir_executor.paged.step_loop import LoopOptions, StepLoop
+from weir_executor.paged.step_loop import LoopOptions
+from weir_executor.paged.stepped_engine import SteppedEngine
 from weir_executor.paged.tenants import Tenants
 from weir_executor.paged.workload import Workload
 
@@ -67,7 +69,7 @@ class PagedEngineConfig:
     check_integrity: bool = False  # after every step: for tests
 
 
-class PagedEngine(StepLoop):
+class PagedEngine(SteppedEngine):
     """See `Engine`. Made by `load_engine`, with all that it holds besides memory."""
 
     def __init__(

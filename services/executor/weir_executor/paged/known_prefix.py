@@ -20,10 +20,9 @@ def known_prefix(
 ) -> list[int]:
     """Full blocks that hold the beginning of its tokens: by hash, or owned by an output of the same prompt.
 
-    `loading` are blocks that this step writes before it computes anything. At least one token is always left to
-    compute, for its logits give the next one.
+    `loading` are blocks that this step writes before it computes anything.
     """
-    limit = (len(sequence.token_ids) - 1) // block_size
+    limit = sequence.most_known_blocks(block_size)
     best = pool.match(sequence.block_hashes[:limit])
     while len(best) < limit and len(best) < len(sequence.block_hashes):
         if (block_id := loading.get(sequence.block_hashes[len(best)])) is None:
@@ -37,7 +36,7 @@ def known_prefix(
 
 def stands_back(sequence: Sequence, num_known: int, running: Iterable[Sequence], block_size: int) -> bool:
     """Whether another sequence computes its next block in this step, so that waiting is the cheaper."""
-    if sequence.deferred_steps >= _MAX_DEFERRED_STEPS or num_known >= (len(sequence.token_ids) - 1) // block_size:
+    if sequence.deferred_steps >= _MAX_DEFERRED_STEPS or num_known >= sequence.most_known_blocks(block_size):
         return False
     end = (num_known + 1) * block_size
     if end <= sequence.num_prompt and any(s.num_computed < end for s in _running_siblings(sequence)):

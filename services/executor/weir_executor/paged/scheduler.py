@@ -17,24 +17,22 @@ that a preemption always frees one. Who had to go for a priority can make only l
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
 from weir_executor.engine import WaitingReason
 from weir_executor.paged.admissions import MAX_DEFERRED, Admissions
-from weir_executor.paged.batch import Batch, BlockLoad, NewBlock, Scheduled
+from weir_executor.paged.batch import Batch, NewBlock, Scheduled
 from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.held import HeldBlocks
 from weir_executor.paged.known_prefix import known_prefix, stands_back
+from weir_executor.paged.owned_blocks import OwnedBlocks
+from weir_executor.paged.prefix_loads import CountUsable, PrefixLoads
 from weir_executor.paged.room import OF_TENANT, Room, choose_victims
 from weir_executor.paged.sequence import LiveRequest, Sequence, Status, new_sequences
-from weir_executor.paged.tenants import FairShare, Tenants, TenantUse
+from weir_executor.paged.tenants import FairShare, Tenants
 from weir_executor.paged.waiting import WaitingQueue
-
-CountUsable = Callable[[Items[bytes | memoryview]], int]  # how many of a stored prefix's leading blocks are sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +53,16 @@ class Scheduler:
     """Decides what the next step computes, and owns every sequence and its blocks until it ends."""
 
     def __init__(self, pool: BlockPool, limits: SchedulerLimits, count_usable: CountUsable = len) -> None:
-        """`count_usable` looks at every byte of the blocks it is given, so it is given only those to be loaded."""
-        self._count_usable = count_usable
         self.pool, self.limits, self.held = pool, limits, HeldBlocks(pool)
         self.live: dict[int, LiveRequest] = {}
         self.preemptions = 0
         self.progress = 0  # grows with each token that is computed for the first time, and each output that ends
-        self._share, self._use = FairShare(limits.tenants), TenantUse()
+        self._share = FairShare(limits.tenants)
+        self._owned = OwnedBlocks(pool, limits.tenants, limits.block_size)
+        self._loads = PrefixLoads(count_usable, limits.block_size)
         self._waiting = WaitingQueue(self._share)
         self._running: list[Sequence] = []  # in order, as of the step's begin
         self._admissions = Admissions()  # of the newest step
-        self._loading: dict[bytes, int] = {}  # blocks that the newest step writes before it computes, by hash
 
     @property
     def num_running(self) -> int:
@@ -102,7 +99,7 @@ class Scheduler:
         `chunk_tokens`: of prompts, at most so many beside decodes. A step without decodes keeps nobody waiting.
         """
         batch, self._admissions = Batch(most_tokens=self.limits.max_batched_tokens), Admissions()
-        self._loading.clear()
+        self._loads.begin_step()
         self._running.sort(key=self._order)
         decoding = self._make_room_for_decodes()
         self._make_way()
@@ -129,34 +126,31 @@ class Scheduler:
         sequence.num_computed += scheduled.num_own + max(0, len(new_token_ids) - 1)
         self.progress += max(0, sequence.num_computed - sequence.num_reached)
         sequence.num_reached = max(sequence.num_reached, sequence.num_computed)
-        self._give_surplus_back(sequence)
-        return self._store_full_blocks(sequence, computed_from=scheduled.first)
+        self._owned.give_surplus_back(sequence)
+        return self._owned.store_full(sequence, computed_from=scheduled.first)
 
     def make_room_for_drafts(self, sequence: Sequence, most: int) -> int:
         """Blocks for up to `most` drafts after a sequence's tokens, of those that are free, and for how many there is.
 
         One block stays in hand for each running sequence: no draft causes a preemption. `advance` takes back the rest.
         """
-        missing = self._blocks_for(len(sequence.token_ids) + most) - len(sequence.blocks)
-        self._grow(sequence, max(0, min(missing, self._room().spare_blocks(sequence.tenant))))
+        missing = self._owned.num_for(len(sequence.token_ids) + most) - len(sequence.blocks)
+        self._owned.grow(sequence, max(0, min(missing, self._room().spare_blocks(sequence.tenant))))
         return max(0, min(most, len(sequence.blocks) * self.limits.block_size - len(sequence.token_ids)))
 
     def restart(self, sequence: Sequence) -> list[int]:
         """Compute its tokens anew, from what others hold of them. Returns the blocks that it alone held."""
-        held = [
-            block_id
-            for block_id in sequence.blocks
-            if self.pool.references(block_id) == 1 and not self.pool.is_findable(block_id)
-        ]
+        unshared = self._owned.unshared([sequence])
         self._preempt(sequence)
-        return held
+        return unshared
 
     def finish(self, sequence: Sequence) -> None:
         """This output is over; its blocks are free at once."""
         assert sequence.status is not Status.FINISHED, sequence
-        queue = self._running if sequence.status is Status.RUNNING else self._waiting
-        queue.remove(sequence)
-        self._release(sequence)
+        if sequence.status is Status.RUNNING:
+            self._stop(sequence)
+        else:
+            self._waiting.remove(sequence)
         sequence.status = Status.FINISHED
         self.progress += 1
         live = sequence.live
@@ -177,12 +171,7 @@ class Scheduler:
 
     def unshared_blocks(self, live: LiveRequest) -> list[int]:
         """Blocks that nobody but this request's sequences can read, now or later."""
-        owned = Counter(block_id for sequence in live.sequences for block_id in sequence.blocks)
-        return sorted(
-            block_id
-            for block_id, count in owned.items()
-            if self.pool.references(block_id) == count and not self.pool.is_findable(block_id)
-        )
+        return self._owned.unshared(live.sequences)
 
     def why_waiting(self, sequence: Sequence) -> WaitingReason:
         """As of the newest step. Safe to call from any thread."""
@@ -190,41 +179,16 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Every reference that the pool counts is a running sequence's or held; every sequence is in one queue."""
-        self.pool.check_integrity()
-        owners, use = self.held.references(), TenantUse()
-        for sequence in self._running:
-            assert sequence.status is Status.RUNNING, sequence
-            use.add(sequence.tenant, slots=1, blocks=len(sequence.blocks))
-            for block_id in sequence.blocks:
-                owners[block_id] += 1
-        assert owners == [self.pool.references(block_id) for block_id in range(self.pool.num_blocks)], owners
-        assert (use.slots, use.blocks) == (self._use.slots, self._use.blocks), (use.slots, use.blocks)
-        self._check_quotas()
+        self._owned.check_integrity(self._running, self.held.references())
+        assert all(sequence.status is Status.RUNNING for sequence in self._running), self._running
         assert all(sequence.status is Status.WAITING for sequence in self._waiting), self._waiting
         queued = [*self._waiting, *self._running]
         assert {id(s) for s in queued} == {id(s) for live in self.live.values() for s in live.sequences}, queued
         for sequence in queued:
             sequence.check_integrity(self.limits.block_size)
 
-    def _check_quotas(self) -> None:
-        for tenant, slots in self._use.slots.items():
-            limits, blocks = self.limits.tenants.of(tenant), self._use.blocks[tenant]
-            assert limits.max_num_seqs is None or slots <= limits.max_num_seqs, (tenant, slots)
-            assert limits.max_blocks is None or blocks <= limits.max_blocks, (tenant, blocks)
-
     def _order(self, sequence: Sequence) -> tuple[int, float, tuple[int, int, int]]:
         return (-sequence.priority, self._share.counter(sequence.tenant), sequence.arrival)
-
-    def _grow(self, sequence: Sequence, num_blocks: int) -> None:
-        sequence.blocks += self.pool.allocate(num_blocks)
-        self._use.add(sequence.tenant, blocks=num_blocks)
-
-    def _give_surplus_back(self, sequence: Sequence) -> None:
-        surplus = sequence.blocks[self._blocks_for(len(sequence.token_ids)) :]
-        if surplus:
-            self.pool.release(surplus)
-            del sequence.blocks[-len(surplus) :]
-            self._use.add(sequence.tenant, blocks=-len(surplus))
 
     # ── decodes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -247,7 +211,7 @@ class Scheduler:
             self._preempt(victim)
             if victim is sequence:
                 return
-        self._grow(sequence, 1)
+        self._owned.grow(sequence, 1)
 
     def _in_the_way(self, sequence: Sequence) -> Sequence | None:
         """Who must go before it may take one more block. The running are visited in order, so that the last of them,
@@ -255,7 +219,7 @@ class Scheduler:
         if not self.pool.num_free:
             return self._running[-1]
         most = self.limits.tenants.of(sequence.tenant).max_blocks
-        if most is not None and self._use.blocks[sequence.tenant] >= most:
+        if most is not None and self._owned.use.blocks[sequence.tenant] >= most:
             return next(other for other in reversed(self._running) if other.tenant == sequence.tenant)
         return None
 
@@ -292,7 +256,7 @@ class Scheduler:
             prefix = known_prefix(sequence, self.pool, self.limits.block_size)
             if stands_back(sequence, len(prefix), self._running, self.limits.block_size):
                 continue
-            room, num_blocks = self._room(), self._blocks_for(len(sequence.token_ids))
+            room, num_blocks = self._room(), self._owned.num_for(len(sequence.token_ids))
             victims = choose_victims(room, self._running, sequence, prefix, num_blocks)
             if victims is None and room.shortage(sequence, prefix, num_blocks) in OF_TENANT:
                 tenants.add(sequence.tenant)
@@ -302,18 +266,16 @@ class Scheduler:
             return
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
-        self._release(sequence)
+        self._stop(sequence)
         sequence.status, sequence.preempted = Status.WAITING, True
         self._waiting.add(sequence)
         sequence.live.preemptions += 1
         self.preemptions += 1
 
-    def _release(self, sequence: Sequence) -> None:
-        if sequence.status is Status.RUNNING:
-            self._use.add(sequence.tenant, slots=-1, blocks=-len(sequence.blocks))
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
+    def _stop(self, sequence: Sequence) -> None:
+        """It runs no more. What it had computed is in blocks that are not its own now."""
+        self._running.remove(sequence)
+        self._owned.end(sequence)
         sequence.num_computed = sequence.num_cached = sequence.num_stored = 0
         sequence.pooled = None
 
@@ -344,11 +306,11 @@ class Scheduler:
             return WaitingReason.NO_TOKENS
         if self.num_running == self.limits.max_num_seqs:
             return WaitingReason.NO_SLOT
-        prefix = known_prefix(sequence, self.pool, self.limits.block_size, self._loading)
+        prefix = known_prefix(sequence, self.pool, self.limits.block_size, self._loads.by_hash)
         if stands_back(sequence, len(prefix), self._running, self.limits.block_size):
             sequence.deferred_steps += 1
             return WaitingReason.SHARED_PREFIX
-        num_blocks = self._blocks_for(len(sequence.token_ids))
+        num_blocks = self._owned.num_for(len(sequence.token_ids))
         while self.held and not self._running and self._room().lacks_blocks(prefix, num_blocks):
             self.held.drop_oldest()  # nobody runs whose end would make room
         reason = self._room().shortage(sequence, prefix, num_blocks)
@@ -359,33 +321,19 @@ class Scheduler:
 
     def _room(self) -> Room:
         tenants, most = self.limits.tenants, self.limits.max_num_seqs
-        return Room(self.pool, tenants, self._use, max_num_seqs=most, num_running=self.num_running)
+        return Room(self.pool, tenants, self._owned.use, max_num_seqs=most, num_running=self.num_running)
 
     def _start(self, sequence: Sequence, prefix: list[int], batch: Batch) -> None:
-        self.pool.share(prefix)
-        private = self.pool.allocate(self._blocks_for(len(sequence.token_ids)) - len(prefix))
-        sequence.blocks = [*prefix, *private]
-        loads = list(self._loads(sequence, len(prefix)))
+        self._owned.begin(sequence, prefix)
+        loads = self._loads.add(sequence, len(prefix))
         batch.loads += loads
-        self._loading.update(zip(sequence.block_hashes[len(prefix) :], (load.block_id for load in loads), strict=False))
         sequence.num_computed = sequence.num_cached = (len(prefix) + len(loads)) * self.limits.block_size
         # One that another loads in this step has its hash only after it; whoever is first then makes it findable.
         sequence.num_stored = sum(1 for _ in takewhile(self.pool.is_findable, prefix))
         sequence.status, sequence.preempted = Status.RUNNING, False
         self._waiting.remove(sequence)
         self._running.append(sequence)
-        self._use.add(sequence.tenant, slots=1, blocks=len(sequence.blocks))
         self._note_first_start(sequence, len(prefix), len(loads))
-
-    def _loads(self, sequence: Sequence, num_known: int) -> Iterator[BlockLoad]:
-        """The stored blocks that go on where its known prefix ends."""
-        live, limit = sequence.live, (len(sequence.token_ids) - 1) // self.limits.block_size
-        first = live.first_stored_block
-        if not first <= num_known:
-            return
-        stored = live.stored_blocks[num_known - first : limit - first]
-        for index, payload in enumerate(stored[: self._count_usable(stored)], num_known):
-            yield BlockLoad(sequence.blocks[index], payload)
 
     def _note_first_start(self, sequence: Sequence, num_known: int, num_loaded: int) -> None:
         live = sequence.live
@@ -394,29 +342,3 @@ class Scheduler:
             live.started = True
             live.cached_prompt_tokens = min(num_known * self.limits.block_size, sequence.num_prompt)
             live.loaded_prompt_tokens = num_loaded * self.limits.block_size
-
-    # ── blocks ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _store_full_blocks(self, sequence: Sequence, computed_from: int) -> list[NewBlock]:
-        full = min(sequence.num_computed // self.limits.block_size, len(sequence.block_hashes))
-        new = []
-        for index in range(sequence.num_stored, full):
-            parent = sequence.parent_hash(index) if index else b""
-            is_new = self.pool.store(sequence.blocks[index], sequence.block_hashes[index], parent)
-            # A block that was loaded came from the store; only what was computed here is news to it.
-            if is_new and (index + 1) * self.limits.block_size > computed_from:
-                request = sequence.live.request
-                new.append(
-                    NewBlock(
-                        sequence.blocks[index],
-                        sequence.block_hashes[index],
-                        parent,
-                        request.cache_scope,
-                        request.tenant,
-                    )
-                )
-        sequence.num_stored = max(sequence.num_stored, full)
-        return new
-
-    def _blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.limits.block_size)

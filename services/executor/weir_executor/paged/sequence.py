@@ -77,6 +77,10 @@ class Sequence:
         """Tokens still to compute, plus still to generate at most."""
         return self.num_uncomputed + self.live.most_tokens - self.num_generated
 
+    def most_known_blocks(self, block_size: int) -> int:
+        """Leading full blocks that it may find computed: one token at least is left, for its logits give the next."""
+        return (len(self.token_ids) - 1) // block_size
+
     def forbidden_token_ids(self, ahead: int = 0) -> frozenset[int]:
         """Tokens that may not be drawn next: those that would end the output before `min_tokens`.
 

@@ -14,6 +14,7 @@ _MEMORY_TOKENS = 4096
 
 class StepMeter:
     def __init__(self) -> None:
+        self.steps, self.last_seconds = 0, 0.0
         self.last: StepStats | None = None  # of the newest step that computed anything
         self.prefill_tokens = self.decode_tokens = self.draft_tokens = 0
         self.busy_seconds = 0.0
@@ -22,6 +23,10 @@ class StepMeter:
         self.prefill_token_seconds = Average(_MEMORY_TOKENS)
 
     def note(self, stats: StepStats, seconds: float) -> None:
+        """A step is over. One that computed nothing counts, and is no more than that."""
+        self.steps, self.last_seconds = self.steps + 1, seconds
+        if not stats.sequences:
+            return
         self.last = replace(stats, seconds=seconds)
         self.prefill_tokens += stats.prefill_tokens
         self.decode_tokens += stats.decode_tokens
