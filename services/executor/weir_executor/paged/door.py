@@ -1,7 +1,7 @@
 """The door between the callers' threads and the step thread: what was asked, who is live, which load is shown.
 
-    enter, abort, release ──▶ inbox ──▶ take_in     a step begins
-    load, lives           ◀── shown ◀── forget, show     a step is over
+    enter, abort, release ──▶ inbox ──▶ take_in         a step begins
+    load, lives           ◀── shown ◀── forget, show    a step is over
 
 One lock guards all of it, and is held for a moment at a time.
 """
