@@ -140,6 +140,20 @@ class Index:
         """The visible block at each address, or None."""
         return list(map(self._visible.get(namespace, {}).get, block_hashes))
 
+    def line(self, address: Address, seen: set[int]) -> list[Block]:
+        """The visible block at the address and those before it in its chain, each before its own parent.
+
+        Up to one whose id is in `seen`, to which theirs are added.
+        """
+        held = self._visible.get(address.namespace, {})  # by hand: growing a long chain walks all of it
+        line: list[Block] = []
+        block = held.get(address.block_hash)
+        while block is not None and block.block_id not in seen:  # also ends a chain that bites its tail
+            seen.add(block.block_id)
+            line.append(block)
+            block = held.get(block.parent_block_hash)
+        return line
+
     def in_namespace(self, namespace: bytes) -> list[Block]:
         return list(self._visible.get(namespace, {}).values())
 
@@ -379,16 +393,7 @@ class Index:
 
     def _ancestors(self, blocks: Sequence[Block], seen: set[int]) -> list[Block]:
         """The visible blocks before these in their chains and not in `seen`, every one before its own parent."""
-        lines: list[list[Block]] = []
-        for block in blocks:
-            held = self._visible.get(block.address.namespace, {})  # by hand: growing a long chain walks all of it
-            line: list[Block] = []
-            parent = held.get(block.parent_block_hash)
-            while parent is not None and parent.block_id not in seen:  # also ends a chain that bites its tail
-                seen.add(parent.block_id)
-                line.append(parent)
-                parent = held.get(parent.parent_block_hash)
-            lines.append(line)
+        lines = [self.line(Address(block.address.namespace, block.parent_block_hash), seen) for block in blocks]
         # A later line ends where an earlier one passed by, so the earlier one's blocks are the parents.
         return [block for line in reversed(lines) for block in line]
 

@@ -14,6 +14,7 @@ from weir_chassis.breaker import Breaker
 from weir_chassis.leases import Lease, LeaseLedger
 from weir_chassis.telemetry import get_logger
 from weir_kvstore.checksum import matches
+from weir_kvstore.growing import Growing
 from weir_kvstore.health import Health, TimedIo
 from weir_kvstore.index import Block, Index, State
 from weir_kvstore.record import Address, Bytes, Record
@@ -55,6 +56,7 @@ class LocalTier:
         self.slots = slots
         self.ledger = ledger
         self.index = Index(rules.new_policy)
+        self._growing = Growing(self.index, ledger.clock, give_back=self.release)
         self._name = name
         self._clock = ledger.clock
         self._rules = rules
@@ -130,17 +132,22 @@ class LocalTier:
         return found if all_gone else [None if block is None or self._is_over(block) else block for block in found]
 
     def reserve(self, record: Record) -> Block | None:
-        """Room for a block that nobody sees yet, evicting others if need be. None when no room can be made."""
+        """Room for a block that nobody sees yet, evicting others if need be. None when no room can be made.
+
+        Those that it continues are not evicted for it.
+        """
         if not self._opened or not self._may_stage(record.size_bytes) or not self._make_room(record):
             return None
         block = self.index.reserve(record, self._name)
         if self._claim(block):
+            self._growing.reserved(block)
             return block
         self.index.discard(block)
         return None
 
     def discard(self, block: Block) -> None:
         """Ends a reservation."""
+        self._growing.discarded(block)
         self.index.discard(block)
         self.slots.free(block.block_id)
 
@@ -150,6 +157,7 @@ class LocalTier:
         for block in blocks:
             if block.state is State.RESERVED:
                 self.discard(block)
+        self._growing.published(published)
         self._counters.stored += len(published)
         self._counters.written_bytes += sum(block.size_bytes for block in published)
         self._tell_stored(published)
@@ -171,6 +179,7 @@ class LocalTier:
 
     def hide(self, blocks: Sequence[Block], state: State) -> None:
         """Nobody finds these from now on. To be hidden already is no harm."""
+        self._growing.forget(blocks)
         visible = [block for block in blocks if block.state is State.VISIBLE]
         for watcher in self._watchers:
             watcher.hidden(self._name, visible)
@@ -191,6 +200,7 @@ class LocalTier:
     def sweep(self) -> None:
         """What is due whether anybody calls or not."""
         self.index.settle()
+        self._growing.sweep()
         self._expire()
         if self.slots.used_bytes > self.capacity_bytes:
             self._shrink()
@@ -286,8 +296,9 @@ class LocalTier:
     def _make_room(self, record: Record) -> bool:
         victims = self._victims(record)
         if victims is None:
-            # Leases that lapsed since the last sweep hold blocks back for nobody.
+            # Leases that lapsed since the last sweep hold blocks back for nobody, and other chains may grow no more.
             self.ledger.expire()
+            self._growing.keep_only(record)
             victims = self._victims(record)
         if victims is None:
             return False
@@ -299,7 +310,12 @@ class LocalTier:
         for _ in range(_CLAIM_TRIES):
             if self.slots.claim(block.block_id, block.size_bytes):
                 return True
-            victims = self._give_way(Need(block.tenant, 0, block.size_bytes, 1))
+            need = Need(block.tenant, 0, block.size_bytes, 1)
+            self._growing.hold(block.record)
+            victims = self._give_way(need)
+            if victims is None:
+                self._growing.keep_only(block.record)
+                victims = self._give_way(need)
             if victims is None:
                 return False
             self._evict(victims)
@@ -312,6 +328,7 @@ class LocalTier:
         has_quota = self._rules.quotas.of(record.tenant).max_bytes is not None
         if lacking_bytes <= 0 and lacking_blocks <= 0 and not has_quota:
             return []
+        self._growing.hold(record)
         return self._give_way(Need(record.tenant, record.size_bytes, lacking_bytes, lacking_blocks))
 
     def _give_way(self, need: Need) -> list[Block] | None:
@@ -321,6 +338,7 @@ class LocalTier:
 
     def _shrink(self) -> None:
         """What does not fit the rules goes, as far as nobody refers to it; the rest with a later sweep."""
+        self._growing.let_go()
         evictable = self.index.evictable_bytes()
         over = self._rules.quotas.over(self.index.tenant_bytes)
         reach = (take._replace(size_bytes=min(take.size_bytes, evictable.get(take.tenant, 0))) for take in over)
