@@ -26,6 +26,7 @@ from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.assembler import BlockAssembler
 from weir_executor.kv_transfer.attached_arena import AttachedArena, Copied, Place
 from weir_executor.kv_transfer.attaching import Attaching
+from weir_executor.kv_transfer.copy_threads import CopyThreads
 from weir_executor.kv_transfer.grpc_transport import LEASE_SECONDS, GrpcTransport, begin_of
 from weir_executor.kv_transfer.private_buffers import PrivateBuffers
 from weir_executor.kv_transfer.transport import Match, Payload, Put, PutResult
@@ -58,6 +59,7 @@ class ArenaTransport:
         self._by_value = GrpcTransport(channel)
         self._attaching = Attaching(self._stub, clock)
         self._buffers = PrivateBuffers()
+        self._threads = CopyThreads()
         self._lapses: dict[str, float] = {}  # live leases, of which a loader has a bounded number
         self._courtesies: set[asyncio.Task[None]] = set()
 
@@ -116,6 +118,7 @@ class ArenaTransport:
         for courtesy in list(self._courtesies):
             courtesy.cancel()
         await asyncio.gather(*self._courtesies, return_exceptions=True)
+        self._threads.close()
         self._attaching.close()
         await self._by_value.close()
 
@@ -162,11 +165,10 @@ class ArenaTransport:
         self, arena: AttachedArena, places: Sequence[Place], block_bytes: int
     ) -> AsyncGenerator[Copied, None]:
         """In order, some at once."""
-        copying: deque[asyncio.Task[Copied]] = deque()
+        copying: deque[asyncio.Future[Copied]] = deque()
         try:
             for batch in _batches(places, _batch_blocks(len(places), block_bytes)):
-                copy = asyncio.to_thread(arena.copy_out, batch, block_bytes, self._buffers)
-                copying.append(asyncio.create_task(copy, name="copy-blocks"))
+                copying.append(self._threads.run(arena.copy_out, batch, block_bytes, self._buffers))
                 if len(copying) == _COPIES_AT_ONCE:
                     yield await copying.popleft()
             while copying:
@@ -244,10 +246,12 @@ def _places(placed: kv.PlacedBlocks, arena: AttachedArena, block_bytes: int) -> 
         count,
     ):
         raise DataCorrupt("the kvstore sent places whose columns are not of one length")
-    if any(size != block_bytes for size in placed.payload_bytes):
+    if not count:
+        return []
+    if set(placed.payload_bytes) != {block_bytes}:
         raise DataCorrupt("the kvstore sent a block of another size")
-    for offset in placed.offsets:
-        arena.require(offset, block_bytes)
+    arena.require(min(placed.offsets), block_bytes)
+    arena.require(max(placed.offsets), block_bytes)
     return [
         Place(*columns)
         for columns in zip(split_hashes(placed.block_hashes), placed.offsets, placed.checksums, strict=True)
