@@ -84,6 +84,13 @@ class RamTier(_Bounded):
     policy: PolicyName = "lfu"
     ttl: Lifetime = 6 * HOUR
 
+    @field_validator("bandwidth_bytes_per_second")
+    @classmethod
+    def _is_not_copied_into(cls, bytes_per_second: int | None) -> int | None:
+        if bytes_per_second is not None:
+            raise ValueError("nothing is copied into RAM in the background; leave it out here, and set it where it is")
+        return bytes_per_second
+
 
 class DiskTier(_Bounded):
     fixed: ClassVar = ("path", "fsync")

@@ -103,6 +103,10 @@ def test_tenants_are_charged_to_their_pool() -> None:
         ("tiers = []", "tiers: there is no such key here"),
         ("tier = []", r"tier\[0\].kind: the first is 'ram'"),
         ('[[tier]]\nkind = "disk"\npath = "/kv"', r"tier\[0\].kind: the first is 'ram'"),
+        (
+            '[[tier]]\nkind = "ram"\nbandwidth_bytes_per_second = "1MiB"',
+            r"^tier\[0\].bandwidth_bytes_per_second='1MiB': nothing is copied into RAM in the background; leave it out",
+        ),
         ("[[tier]]", r"tier\[0\]: kind is missing; one of 'ram', 'disk'"),
         ('[[tier]]\nkind = "floppy"', r"tier\[0\].*floppy.*'ram', 'disk', 'redis', 'peer'"),
         ('[[tier]]\nkind = "ram"\n[[tier]]\nkind = "ram"', "tier: more than one of kind ram; the limit is one"),
