@@ -36,6 +36,7 @@ from weir_kvstore.tiers.peer.tier import PeerPlace, PeerTier
 
 # So short that a check of a stopped server need not wait, and long enough for one that runs.
 _IMPATIENT_SECONDS = 0.5
+_PATIENT_SECONDS = 30.0
 
 
 @asynccontextmanager
@@ -103,7 +104,8 @@ async def peer(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | Non
     store = make_store(capacity_bytes=capacity_bytes, ttl_seconds=ttl_seconds)
     async with served(store) as other:
         await store.open()
-        place = PeerPlace("peer:0", _IMPATIENT_SECONDS, _IMPATIENT_SECONDS)
+        # One that fails says so at once, so that no check waits so long, and no busy machine is so slow.
+        place = PeerPlace("peer:0", _PATIENT_SECONDS, _PATIENT_SECONDS)
         tier = PeerTier(place, other.connect, Arrivals(), clock=SystemClock(), random=Random(0))
 
         async def corrupt(address: Address) -> None:
