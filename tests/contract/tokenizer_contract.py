@@ -273,7 +273,7 @@ async def check_a_prompt_longer_than_the_context(stub: Stub) -> None:
 
 async def check_a_deadline_that_has_passed(stub: Stub) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Tokenize(pb.TokenizeRequest(model=SERVED.chat, texts=["x"]), timeout=0.0)
+        await stub.Tokenize(pb.TokenizeRequest(model=SERVED.chat, texts=["x"]), timeout=-1.0)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
