@@ -360,13 +360,18 @@ async def check_abort_ends_a_request(stub: Stub) -> None:
 
 async def check_abort_ends_one_output(stub: Stub) -> None:
     async with calling(stub) as caller:
-        await caller.submit(1, sampling=SamplingParameters(temperature=1, seed=9, n=2), max_tokens=200)
-        await caller.until_tokens(1, 1, output_index=1)
-        await caller.abort(1, output_index=1)
-        await caller.until_told(1)
-        assert len(caller.tokens[1, 0]) == 200
-        assert len(caller.tokens[1, 1]) < 200
-        assert 200 <= caller.ended[1].usage.completion_tokens < 400
+        for handle in range(1, 21):
+            sampling = SamplingParameters(temperature=1, seed=9, n=2)
+            await caller.submit(handle, sampling=sampling, max_tokens=200)
+            await caller.until_tokens(handle, 1, output_index=1)
+            await caller.abort(handle, output_index=1)
+            await caller.until_told(handle)
+            assert len(caller.tokens[handle, 0]) == 200
+            if len(caller.tokens[handle, 1]) < 200:
+                break
+            # All was drawn before the abort came, which a busy machine may do: once more.
+        assert len(caller.tokens[handle, 1]) < 200
+        assert 200 <= caller.ended[handle].usage.completion_tokens < 400
 
 
 async def check_abort_of_the_unknown_is_no_error(stub: Stub) -> None:
