@@ -201,7 +201,7 @@ class _Stalling(Files):
         self._may_go_on.set()
 
     async def until_somebody_waits(self) -> None:
-        assert await asyncio.to_thread(self._waits.wait, 10)
+        assert await asyncio.to_thread(self._waits.wait, 60)
 
     def write(self, fd: int, data: Bytes, offset: int) -> None:
         if "segment" in os.readlink(f"/proc/self/fd/{fd}"):
@@ -215,7 +215,7 @@ class _Stalling(Files):
     def _wait(self) -> None:
         if not self._may_go_on.is_set():
             self._waits.set()
-            self._may_go_on.wait(10)
+            self._may_go_on.wait(60)  # longer than a busy machine lets a test wait
 
 
 async def test_a_slot_is_nobody_elses_while_a_thread_is_at_it(tmp_path: Path) -> None:
