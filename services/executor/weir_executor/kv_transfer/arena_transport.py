@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Copied in one go, in some 2 ms: much less, and going to a thread would count; much more, and a load that is given up
-# would go on for nothing.
+# About what is copied in one go, in some 2 ms: much less, and going to a thread would count; much more, and a load that
+# is given up would go on for nothing.
 _BATCH_BYTES: Final = 32 * 1024 * 1024
 # Two threads: what one of them waits for memory, the other hashes.
 _COPIES_AT_ONCE: Final = 2
@@ -167,7 +167,7 @@ class ArenaTransport:
         """In order, some at once."""
         copying: deque[asyncio.Future[Copied]] = deque()
         try:
-            for batch in _batches(places, _batch_blocks(len(places), block_bytes)):
+            for batch in _batches(places, _num_batches(len(places), block_bytes)):
                 copying.append(self._threads.run(arena.copy_out, batch, block_bytes, self._buffers))
                 if len(copying) == _COPIES_AT_ONCE:
                     yield await copying.popleft()
@@ -252,10 +252,8 @@ def _places(placed: kv.PlacedBlocks, arena: AttachedArena, block_bytes: int) -> 
         raise DataCorrupt("the kvstore sent a block of another size")
     arena.require(min(placed.offsets), block_bytes)
     arena.require(max(placed.offsets), block_bytes)
-    return [
-        Place(*columns)
-        for columns in zip(split_hashes(placed.block_hashes), placed.offsets, placed.checksums, strict=True)
-    ]
+    hashes = split_hashes(placed.block_hashes)
+    return list(map(Place, hashes, placed.offsets, placed.checksums))
 
 
 def _reservation(arena_id: str, put: Put) -> kv.ReserveBlocksRequest:
@@ -271,12 +269,16 @@ def _reservation(arena_id: str, put: Put) -> kv.ReserveBlocksRequest:
     )
 
 
-def _batch_blocks(blocks: int, block_bytes: int) -> int:
-    """How many blocks one thread copies in one go."""
-    shared = -(-blocks // _COPIES_AT_ONCE) if blocks * block_bytes > _SPLIT_BYTES else blocks
-    return max(1, min(shared, _BATCH_BYTES // block_bytes))
+def _num_batches(blocks: int, block_bytes: int) -> int:
+    """In how many goes some blocks are copied: as many on each thread."""
+    size_bytes = blocks * block_bytes
+    if size_bytes <= _SPLIT_BYTES:
+        return min(1, blocks)
+    rounds = -(-size_bytes // (_COPIES_AT_ONCE * _BATCH_BYTES))
+    return min(blocks, rounds * _COPIES_AT_ONCE)
 
 
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _batches(items: Sequence[T], count: int) -> Iterator[Sequence[T]]:
+    """So many, as even as can be: the threads are done at the same time."""
+    for index in range(count):
+        yield items[index * len(items) // count : (index + 1) * len(items) // count]

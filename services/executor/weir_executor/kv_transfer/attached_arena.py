@@ -11,7 +11,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
@@ -25,8 +25,7 @@ _PREFIX: Final = "weir-kvstore-"
 _STRIP_BYTES: Final = 512 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a block lies in the arena."""
 
     block_hash: bytes
