@@ -86,6 +86,8 @@ class StoreDouble(KvStoreServiceServicer):
             raise NotFound(request.lease_id)
         for i, (namespace, block_hash) in enumerate(self.leases[request.lease_id][: request.max_blocks or None]):
             if i == self.stop_after:
+                # gRPC may throw away what the caller has not read yet when an error follows at its heels.
+                await asyncio.sleep(0.05)
                 raise Internal("broken off")
             await self.sending.wait()
             payload = self.blocks[namespace, block_hash]
