@@ -99,6 +99,7 @@ class FakeExecutor(ExecutorServiceServicer):
         self.live_embeds = 0
         # Name → fingerprint.
         self.adapters: dict[str, str] = {}
+        self.adapters_told = 0  # how often
         self.detections: list[pb.DetectWatermarkRequest] = []
         self.steps = 0
         self.max_rows = 0
@@ -216,6 +217,7 @@ class FakeExecutor(ExecutorServiceServicer):
         yield
 
     async def ListAdapters(self, _: pb.ListAdaptersRequest, __: Any) -> pb.ListAdaptersResponse:
+        self.adapters_told += 1
         adapters = [pb.Adapter(name=name, fingerprint=found) for name, found in self.adapters.items()]
         return pb.ListAdaptersResponse(adapters=adapters)
 
