@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -43,20 +43,24 @@ class Asking(Protocol):
 
 
 class Encoder:
-    """`timeout_seconds` bounds one call to one tokenizer."""
+    """`timeout_seconds` bounds one call to one tokenizer. `cache_pools`: tenant → whose cached prefixes it shares."""
 
-    def __init__(self, fleet: Fleet, timeout_seconds: float):
-        self._fleet, self._timeout_seconds = fleet, timeout_seconds
+    def __init__(self, fleet: Fleet, timeout_seconds: float, cache_pools: Mapping[str, str]):
+        self._fleet, self._timeout_seconds, self._cache_pools = fleet, timeout_seconds, cache_pools
 
     async def encode(self, model: str, journey: Journey) -> EncodedPrompt:
         """Raises NoWorker, RevisionMismatch, NotFound, DeadlineExceeded, and whatever the tokenizer refuses with."""
         prompt, snapshot = journey.request.prompt, self._fleet.snapshot()
         adapter = snapshot.resolve_adapter(model, journey.request.adapter)
+        # No tenant finds a block that another one's prompt has left, unless both share a pool.
+        salt = self._cache_pools.get(journey.request.tenant, journey.request.tenant)
         if isinstance(prompt, TokenIdsPrompt):
             agreed = [executor.model for executor in snapshot.agreed(model, adapter) if executor.model]
             _check_length(prompt, max(model.max_model_len for model in agreed))
-            return await _hash(prompt, agreed[journey.turn % len(agreed)], adapter)
-        return await self._tokenize(partial(_encode_prompt, prompt, adapter), model, adapter, journey)
+            return await _hash(prompt, agreed[journey.turn % len(agreed)], adapter, salt)
+        return await self._tokenize(
+            partial(_encode_prompt, prompt, adapter=adapter, tenant_salt=salt), model, adapter, journey
+        )
 
     async def encode_inputs(
         self, model: str, inputs: Sequence[EmbedInput], adapter_name: str, asking: Asking
@@ -123,13 +127,15 @@ async def _encode_texts(
 
 async def _encode_prompt(
     prompt: TextPrompt | ChatPrompt,
-    adapter: str,
     stub: TokenizerServiceAsyncStub,
     model: ExecutorModel,
     timeout: float | None,
+    *,
+    adapter: str,
+    tenant_salt: str,
 ) -> EncodedPrompt:
     metadata, name = call_metadata(), model.version.model
-    scope = HashScope(block_size=model.block_size, adapter=adapter)
+    scope = HashScope(block_size=model.block_size, adapter=adapter, tenant_salt=tenant_salt)
     if isinstance(prompt, ChatPrompt):
         ask = ApplyChatTemplateRequest(model=name, prompt=prompt, hash_scope=scope)
         chat = await stub.ApplyChatTemplate(ask, timeout=timeout, metadata=metadata)
@@ -140,7 +146,9 @@ async def _encode_prompt(
             texts.add_special_tokens = prompt.add_special_tokens
         answer = await stub.Tokenize(texts, timeout=timeout, metadata=metadata)
         version, tokenized = answer.model_version, answer.prompts[0]
-    return EncodedPrompt(Version.of(version), tokenized.token_ids, tokenized.block_hashes, scope.block_size, adapter)
+    return EncodedPrompt(
+        Version.of(version), tokenized.token_ids, tokenized.block_hashes, scope.block_size, adapter, tenant_salt
+    )
 
 
 def _explain(error: WeirError, address: str, *, clients_clock: bool) -> WeirError:
@@ -159,16 +167,18 @@ def _check_length(prompt: TokenIdsPrompt, limit: int) -> None:
         raise PromptTooLong("prompt", len(prompt.token_ids), limit - 1)
 
 
-async def _hash(prompt: TokenIdsPrompt, model: ExecutorModel, adapter: str) -> EncodedPrompt:
+async def _hash(prompt: TokenIdsPrompt, model: ExecutorModel, adapter: str, tenant_salt: str) -> EncodedPrompt:
     """Ids need no tokenizer; their hashes are computed here by the contract's own code. Raises InvalidArgument."""
     check_vocabulary(prompt.token_ids, model.vocab_size)
-    hashes = await hash_blocks(model.version, prompt.token_ids, model.block_size, adapter)
-    return EncodedPrompt(model.version, prompt.token_ids, hashes, model.block_size, adapter)
+    hashes = await hash_blocks(model.version, prompt.token_ids, model.block_size, adapter, tenant_salt)
+    return EncodedPrompt(model.version, prompt.token_ids, hashes, model.block_size, adapter, tenant_salt)
 
 
-async def hash_blocks(version: Version, token_ids: Sequence[int], block_size: int, adapter: str) -> bytes:
+async def hash_blocks(
+    version: Version, token_ids: Sequence[int], block_size: int, adapter: str, tenant_salt: str
+) -> bytes:
     """16 bytes for each full block. Off the event loop: a long prompt has thousands of blocks."""
-    scope = block_hash.HashScope(version.model, version.revision, version.tokenizer_hash, adapter)
+    scope = block_hash.HashScope(version.model, version.revision, version.tokenizer_hash, adapter, tenant_salt)
     return await asyncio.to_thread(_hash_blocks, scope, token_ids, block_size)
 
 

@@ -175,7 +175,9 @@ class Pipeline:
     async def _execute(self, attempt: Attempt, journey: Journey, prompt: EncodedPrompt, choice: Choice) -> None:
         hashes, model = prompt.block_hashes, choice.model
         if model.block_size != prompt.block_size:
-            hashes = await hash_blocks(prompt.version, prompt.token_ids, model.block_size, prompt.adapter)
+            hashes = await hash_blocks(
+                prompt.version, prompt.token_ids, model.block_size, prompt.adapter, prompt.tenant_salt
+            )
         request, left = journey.request, journey.left_seconds()
         submit = Submit(
             handle=attempt.handle,
@@ -184,6 +186,7 @@ class Pipeline:
             token_ids=prompt.token_ids,
             block_hashes=hashes,
             adapter=prompt.adapter,
+            tenant_salt=prompt.tenant_salt,
             sampling=request.sampling,
             stopping=_without_strings(request.stopping),
             priority=request.priority,

@@ -51,7 +51,7 @@ class ClientRequest:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """`block_hashes`: 16 bytes for each full block of `block_size` tokens, of this very version and adapter."""
+    """`block_hashes`: 16 bytes for each full block of `block_size` tokens, of this very version, adapter and salt."""
 
     version: Version
     token_ids: Sequence[int]
@@ -59,6 +59,8 @@ class EncodedPrompt:
     block_size: int
     # A fingerprint; empty: none.
     adapter: str = ""
+    # Seeds the hashes: tenants with different ones share no blocks.
+    tenant_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
     admission = Admission(queue, chassis.clock, chassis.leases, metrics)
     limits = Limits(settings.max_pending_tokens, settings.end_wait_seconds, settings.disaggregate_tokens)
     async with open_fleet(settings, chassis, metrics) as fleet:
-        encoder = Encoder(fleet, settings.tokenizer_timeout_seconds)
+        encoder = Encoder(fleet, settings.tokenizer_timeout_seconds, settings.cache_pools)
         pipeline = Pipeline(
             fleet=fleet,
             prefill_queue=_join_prefill_queue(settings, chassis, metrics),

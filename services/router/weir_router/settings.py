@@ -50,6 +50,10 @@ class RouterSettings(NatsSettings):
         le=1_000_000,
         description="tokens held for one slow client before its request ends with SLOW_CONSUMER",
     )
+    cache_pools: dict[str, str] = Field(
+        default_factory=dict,
+        description='tenants that share cached prefixes, `{"acme": "team"}`; a tenant that is not named has its own',
+    )
     tokenizer_timeout_seconds: float = Field(default=30.0, gt=0.0, le=600.0, description="one call to one tokenizer")
     no_progress_seconds: float = Field(
         default=60.0,

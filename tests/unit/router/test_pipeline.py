@@ -187,6 +187,22 @@ async def test_an_executor_that_has_just_unloaded_an_adapter_is_replaced_by_one_
         assert {answer.receipt.worker for answer in answers} == {"memory:executor-1"}
 
 
+async def test_tenants_find_each_others_blocks_only_in_a_pool_that_they_share() -> None:
+    chat = chat_with("")
+    chat.prompt.messages[0].content[0].text = "a prompt of some blocks " * 20
+    generate = pb.GenerateRequest(token_ids=pb.TokenPrompt(token_ids=[1] * 100))
+    async with suite(cache_pools={"acme": "team", "zoo": "team"}) as running:
+        for tenant in ("", "acme", "zoo", "mill"):
+            metadata = [("weir-tenant", tenant)] if tenant else None
+            (await collect(running.router.Chat(chat, metadata=metadata))).check_complete()
+            (await collect(running.router.Generate(generate, metadata=metadata))).check_complete()
+        submits = running.executor.submits
+    assert [submit.tenant_salt for submit in submits[::2]] == ["", "team", "team", "mill"]
+    for alone, first, second, other in (submits[::2], submits[1::2]):
+        assert first.block_hashes == second.block_hashes
+        assert len({b"", alone.block_hashes, first.block_hashes, other.block_hashes}) == 4
+
+
 def chat_with(adapter: str) -> pb.ChatRequest:
     messages = [ChatMessage(role="user", content=[ContentPart(text="hello")])]
     return pb.ChatRequest(prompt=ChatPrompt(messages=messages), adapter=adapter)
@@ -415,7 +431,7 @@ async def test_a_tokenizer_that_runs_out_of_the_clients_time_is_not_blamed() -> 
 
 async def test_a_prompt_of_too_many_ids_is_refused_before_it_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
-    monkeypatch.setattr(encoder, "hash_blocks", lambda _version, ids, _size, _adapter: hashed.append(len(ids)))
+    monkeypatch.setattr(encoder, "hash_blocks", lambda _version, ids, _size, _adapter, _salt: hashed.append(len(ids)))
     async with suite() as running:
         message = pb.GenerateRequest(token_ids=pb.TokenPrompt(token_ids=[1] * bytes_model.MAX_MODEL_LEN))
         reason, _, error = await refusal(running.router.Generate(message))
