@@ -76,16 +76,22 @@ def test_ctrl_c_at_the_prompt_ends_a_conversation(stack: Stack) -> None:
         os.close(ours)
 
 
-async def test_ctrl_c_in_mid_answer_ends_the_request_everywhere(stack: Stack) -> None:
-    # Eight outputs, so that none of them ending early, and no fast machine, ends the answer before the signal comes.
+def interrupted(stack: Stack) -> tuple[int, bytes]:
+    """What a command ends with, and says, that gets a signal in the middle of an answer of eight outputs."""
     arguments = ["generate", "Once upon a time", "-n", "8", "--max-tokens", "1500", "--temperature", "3", "--json"]
     process = start(stack, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
-    assert process.stderr is not None
     while b'"delta"' not in process.stdout.readline():
         pass
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)  # reads on: whoever writes to a full pipe hears no signal
-    assert process.returncode == 130
+    _, said = process.communicate(timeout=30)  # reads on: whoever writes to a full pipe hears no signal
+    return process.returncode, said
+
+
+async def test_ctrl_c_in_mid_answer_ends_the_request_everywhere(stack: Stack) -> None:
+    # On a busy machine an answer may be over before the signal comes; it is not, five times in a row.
+    tries = (interrupted(stack) for _ in range(5))
+    status, said = next(((status, said) for status, said in tries if status), (0, b""))
+    assert status == 130
     assert b"Traceback" not in said
     await until_idle(stack.addresses("executor"))
