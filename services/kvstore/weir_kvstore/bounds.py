@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from weir.kvstore.v1 import block_chunk
+
 HASH_BYTES: Final = 16
 # A million tokens in blocks of 16: longer than any context that is served.
 MAX_CHAIN_BLOCKS: Final = 65_536
@@ -12,7 +14,7 @@ MAX_PUT_BLOCKS: Final = 4096
 # One block of the largest models, all layers together; what a hostile size can make us allocate.
 MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
 # Copied and checksummed on the event loop in under a millisecond, and far below gRPC's message limit.
-MAX_CHUNK_BYTES: Final = 2 * 1024 * 1024
+MAX_CHUNK_BYTES: Final = block_chunk.MAX_CHUNK_BYTES
 # The longest that a vanished reader keeps blocks from being evicted.
 MAX_LEASE_SECONDS: Final = 60.0
 # The name of a tenant, which is a key of the books.

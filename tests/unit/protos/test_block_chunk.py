@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.kvstore.v1 import kvstore_pb2 as pb
-from weir.kvstore.v1.block_chunk import BlockChunk, Bytes, parse_get, parse_put, serialize_get, serialize_put
+from weir.kvstore.v1.block_chunk import (
+    MAX_CHUNK_BYTES,
+    BlockChunk,
+    Bytes,
+    chunks,
+    parse_get,
+    parse_put,
+    serialize_get,
+    serialize_put,
+)
 
 U64 = st.one_of(st.integers(0, 300), st.integers(0, 2**64 - 1))
 NAMES = st.binary(max_size=40)
@@ -140,3 +149,17 @@ def test_a_number_that_is_longer_than_need_be_is_read_as_protobuf_reads_it() -> 
     for varint in (b"\x81\x00", b"\x81\x80\x80\x80\x80\x80\x80\x80\x80\x01", b"\xff" * 9 + b"\x7f", b"\xff" * 11):
         data = b"\x10" + varint + b"\x22\x01x"
         _same(_told(parse_get, data), _told(_get_by_protobuf, data))
+
+
+def test_a_payload_is_cut_into_pieces_that_fit_a_message() -> None:
+    payload = bytes(range(256)) * (MAX_CHUNK_BYTES // 256) + b"end"
+    first, last = chunks(payload, b"h" * 16, b"p" * 16, checksum=7)
+    assert (first.offset, len(first.chunk), last.offset, bytes(last.chunk)) == (
+        0,
+        MAX_CHUNK_BYTES,
+        MAX_CHUNK_BYTES,
+        b"end",
+    )
+    assert bytes(first.chunk) + bytes(last.chunk) == payload
+    headers = {(each.block_hash, each.parent_block_hash, each.payload_bytes, each.checksum) for each in (first, last)}
+    assert headers == {(b"h" * 16, b"p" * 16, len(payload), 7)}

@@ -8,8 +8,8 @@ import grpc
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceServicer, add_ExecutorServiceServicer_to_server
-from weir.kvstore.v1.block_chunk import BlockChunk, parse_get, serialize_get
-from weir.kvstore.v1.block_chunk_grpc import Rewired
+from weir.kvstore.v1.block_chunk import BlockChunk, parse_get
+from weir.kvstore.v1.block_chunk_grpc import Rewired, yielding_chunks
 from weir.kvstore.v1.kvstore_pb2 import GetBlocksResponse
 
 ReadHandoff: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[pb.ReadHandoffRequest, BlockChunk | GetBlocksResponse]"
@@ -27,13 +27,6 @@ def read_handoff(channel: grpc.aio.Channel) -> ReadHandoff:
 
 
 def add_servicer_to_server(servicer: ExecutorServiceServicer, server: Any) -> None:
-    """As the generated function, but `ReadHandoff` yields chunks."""
-    rewired: Any = Rewired(server, {"ReadHandoff": _yielding_chunks})
+    """As the generated function, but `ReadHandoff` yields chunks: it has the fields of GetBlocksResponse for them."""
+    rewired: Any = Rewired(server, {"ReadHandoff": yielding_chunks})
     add_ExecutorServiceServicer_to_server(servicer, rewired)
-
-
-def _yielding_chunks(read: Any) -> Any:
-    """Of a chunk GetBlocksResponse and ReadHandoffResponse have the same fields."""
-    return grpc.unary_stream_rpc_method_handler(
-        read.unary_stream, request_deserializer=read.request_deserializer, response_serializer=serialize_get
-    )

@@ -8,6 +8,7 @@ serialisers write it (fields in order, each at most once), is left to protobuf.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any, TypeAlias
@@ -15,6 +16,9 @@ from typing import Any, TypeAlias
 from weir.kvstore.v1 import kvstore_pb2 as pb
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
+
+# Of a payload in one message, as the contract says.
+MAX_CHUNK_BYTES = 2 * 1024 * 1024
 
 _VARINT, _FIXED64, _LENGTH = 0, 1, 2  # wire types
 _CHECKSUM = Struct("<Q")
@@ -32,6 +36,14 @@ class BlockChunk:
     offset: int
     chunk: Bytes
     checksum: int  # XXH3-64 of the whole payload
+
+
+def chunks(payload: Bytes, block_hash: bytes, parent_block_hash: bytes = b"", *, checksum: int) -> Iterator[BlockChunk]:
+    """A whole payload, in pieces that fit a message."""
+    view = memoryview(payload)
+    for offset in range(0, len(view), MAX_CHUNK_BYTES):
+        chunk = view[offset : offset + MAX_CHUNK_BYTES]
+        yield BlockChunk(block_hash, parent_block_hash, len(view), offset, chunk, checksum)
 
 
 # Field numbers of (block_hash, parent_block_hash, payload_bytes, offset, chunk, checksum); 0: there is none.

@@ -37,7 +37,7 @@ def put_blocks(channel: grpc.aio.Channel) -> PutBlocks:
 
 def add_servicer_to_server(servicer: KvStoreServiceServicer, server: Any) -> None:
     """As the generated function, but `GetBlocks` may yield chunks, and the chunks of `PutBlocks` come as such."""
-    rewired: Any = Rewired(server, {"GetBlocks": _yielding_chunks, "PutBlocks": _taking_chunks})
+    rewired: Any = Rewired(server, {"GetBlocks": yielding_chunks, "PutBlocks": _taking_chunks})
     add_KvStoreServiceServicer_to_server(servicer, rewired)
 
 
@@ -57,7 +57,8 @@ class Rewired:
         self._server.add_registered_method_handlers(service, handlers)
 
 
-def _yielding_chunks(get: Any) -> Any:
+def yielding_chunks(get: Any) -> Any:
+    """The generated handler of a stream of blocks → one whose messages may be chunks."""
     return grpc.unary_stream_rpc_method_handler(
         get.unary_stream, request_deserializer=get.request_deserializer, response_serializer=serialize_get
     )

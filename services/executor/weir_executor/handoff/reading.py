@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator
 
 from xxhash import xxh3_64_intdigest
 
-from weir.kvstore.v1.block_chunk import BlockChunk
+from weir.kvstore.v1.block_chunk import BlockChunk, chunks
 from weir_executor.engine import Engine
 from weir_executor.handoff.table import HandoffTable, HeldHandoff
 
-_PIECE_BYTES = 2 << 20  # ReadHandoffResponse's own limit
 # Copied out of the pool at once, between two steps where it must be so: at some GB/s about a millisecond.
 _BATCH_BYTES = 4 << 20
 # At once; others wait for their turn. Together they hold two batches each: one that is sent, one on its way to gRPC.
@@ -46,13 +45,8 @@ class HandoffReader:
         payloads = self._engine.read_held(handoff.key, first, len(hashes))
         if payloads is None:
             return None
-        return [piece for each in zip(hashes, payloads, strict=True) for piece in _pieces(*each)]
-
-
-def _pieces(block_hash: bytes, payload: bytes) -> list[BlockChunk]:
-    checksum = xxh3_64_intdigest(payload)
-    view = memoryview(payload)
-    return [
-        BlockChunk(block_hash, b"", len(payload), offset, view[offset : offset + _PIECE_BYTES], checksum)
-        for offset in range(0, len(payload), _PIECE_BYTES)
-    ]
+        return [
+            piece
+            for block_hash, payload in zip(hashes, payloads, strict=True)
+            for piece in chunks(payload, block_hash, checksum=xxh3_64_intdigest(payload))
+        ]

@@ -18,6 +18,7 @@ from weir.kvstore.v1.block_chunk import BlockChunk
 from weir_chassis.channel import Connect
 from weir_chassis.clock import Clock
 from weir_chassis.errors import DataCorrupt
+from weir_chassis.owed import Owed
 from weir_chassis.telemetry import get_logger
 from weir_executor.engine import Engine, GenerationRequest, StoredPrefix
 from weir_executor.kv_transfer import HeldPrefix
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 # Giving a handoff back is owed even to an executor that is slow; it lapses by itself when this is too short.
 _RELEASE_SECONDS = 5.0
-_CLOSE_SECONDS = 1.0
 # Executors whose channels are kept open: more prefill workers than one decode worker is fed by.
 _MAX_PEERS = 64
 
@@ -72,7 +72,7 @@ class TakeOvers:
         self._metrics, self._clock, self._namespaces = metrics, clock, Namespaces(engine.info)
         self._turns = asyncio.Semaphore(limits.max_reads)
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
-        self._releases: set[asyncio.Task[None]] = set()
+        self._releases = Owed("release-handoff")
         self._held_bytes = 0
 
     @property
@@ -94,18 +94,15 @@ class TakeOvers:
                 get_logger().error("take_over_failed", exc_info=error)
             return None
         finally:
-            self._release_soon(offered)
+            if offered.handoff_id:
+                self._releases.start(self._release(offered))
         self._metrics.take_overs.labels("taken" if blocks else "nothing_to_take").inc()
         self._metrics.take_over_seconds.observe(self._clock.monotonic() - start)
         return self._hold(blocks, first) if blocks else None
 
     async def close(self) -> None:
         """Handoffs are given back as far as that goes within a moment; then they lapse."""
-        if self._releases:
-            await asyncio.wait(self._releases, timeout=_CLOSE_SECONDS)
-        for release in list(self._releases):
-            release.cancel()
-        await asyncio.gather(*self._releases, return_exceptions=True)
+        await self._releases.close()
         for peer in self._peers.values():
             await peer.channel.close()
         self._peers.clear()
@@ -159,14 +156,6 @@ class TakeOvers:
             self._held_bytes -= size
 
         return HeldPrefix(StoredPrefix(first, blocks), release)
-
-    def _release_soon(self, offered: Offered) -> None:
-        # A task of its own, because a reading that is cancelled owes the handoff just the same.
-        if not offered.handoff_id:
-            return
-        task = asyncio.create_task(self._release(offered), name="release-handoff")
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
 
     async def _release(self, offered: Offered) -> None:
         with suppress(grpc.RpcError):  # an executor that is gone holds nothing

@@ -22,6 +22,7 @@ from weir.kvstore.v1.block_hash import DIGEST_BYTES, join_hashes, split_hashes
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir_chassis.clock import Clock
 from weir_chassis.errors import DataCorrupt
+from weir_chassis.owed import Owed
 from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.assembler import BlockAssembler
 from weir_executor.kv_transfer.attached_arena import AttachedArena, Copied, Place
@@ -46,7 +47,6 @@ _COPIES_AT_ONCE: Final = 2
 _SPLIT_BYTES: Final = 4 * 1024 * 1024
 # Telling the store what it would find out by itself: a reservation lapses, a corrupt block is found by the next reader.
 _COURTESY_SECONDS: Final = 5.0
-_CLOSE_SECONDS: Final = 1.0
 
 
 class ArenaTransport:
@@ -61,7 +61,7 @@ class ArenaTransport:
         self._buffers = PrivateBuffers()
         self._threads = CopyThreads()
         self._lapses: dict[str, float] = {}  # live leases, of which a loader has a bounded number
-        self._courtesies: set[asyncio.Task[None]] = set()
+        self._courtesies = Owed("tell-kvstore")
 
     async def match(
         self, namespace: bytes, block_hashes: Sequence[bytes], *, skip_blocks: int, block_size: int, timeout: float
@@ -113,11 +113,7 @@ class ArenaTransport:
         await self._by_value.release(lease_id, timeout=timeout)
 
     async def close(self) -> None:
-        if self._courtesies:
-            await asyncio.wait(self._courtesies, timeout=_CLOSE_SECONDS)
-        for courtesy in list(self._courtesies):
-            courtesy.cancel()
-        await asyncio.gather(*self._courtesies, return_exceptions=True)
+        await self._courtesies.close()
         self._threads.close()
         self._attaching.close()
         await self._by_value.close()
@@ -158,7 +154,7 @@ class ArenaTransport:
                 if copied.payloads:
                     yield copied.payloads
                 if copied.corrupt is not None:
-                    self._soon(self._report(lease_id, copied.corrupt.block_hash))
+                    self._courtesies.start(_whether_or_not(self._report(lease_id, copied.corrupt.block_hash)))
                     raise DataCorrupt("the kvstore's arena holds a block that does not match its checksum")
 
     async def _copies(
@@ -200,7 +196,7 @@ class ArenaTransport:
             request = kv.CommitBlocksRequest(reservation_id=reserved.reservation_id)
             done = await self._stub.CommitBlocks(request, timeout=self._left(ends_at))
         except BaseException:
-            self._soon(self._give_back(reserved.reservation_id, writing))
+            self._courtesies.start(_whether_or_not(self._give_back(reserved.reservation_id, writing)))
             raise
         told = done.stored_blocks + done.present_blocks + done.corrupt_blocks
         return PutResult(done.stored_blocks, done.present_blocks, done.corrupt_blocks, len(blocks) - told)
@@ -224,12 +220,6 @@ class ArenaTransport:
 
     def _left(self, ends_at: float) -> float:
         return max(0.0, ends_at - self._clock.monotonic())
-
-    def _soon(self, courtesy: Coroutine[Any, Any, None]) -> None:
-        """As a task of its own, because a call that is cancelled owes it just the same."""
-        task = asyncio.create_task(_whether_or_not(courtesy), name="tell-kvstore")
-        self._courtesies.add(task)
-        task.add_done_callback(self._courtesies.discard)
 
 
 async def _whether_or_not(courtesy: Coroutine[Any, Any, None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
@@ -11,6 +11,7 @@ import grpc
 
 from weir_chassis.clock import Clock
 from weir_chassis.errors import DataCorrupt
+from weir_chassis.owed import Owed
 from weir_executor.engine import Engine
 from weir_executor.kv_transfer.budget import Budget
 from weir_executor.kv_transfer.hashes import RecentHashes
@@ -23,7 +24,6 @@ from weir_executor.metrics import ExecutorMetrics
 
 # Giving a lease back is owed even to a store that is slow; it lapses by itself when this is too short.
 _RELEASE_SECONDS = 5.0
-_CLOSE_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Fetcher:
         self._budget, self._known, self._metrics, self._clock = budget, known, metrics, clock
         self._predictor = LoadPredictor(limits.bytes_per_second)
         self._race = Race(self._predictor, self._block_bytes, limits.min_blocks)
-        self._releases: set[asyncio.Task[None]] = set()
+        self._owed = Owed("release-lease")
 
     def worth_asking(self, blocks: int) -> bool:
         return self._race.worth_asking(blocks, self._computing())
@@ -74,16 +74,12 @@ class Fetcher:
             patience = Patience(decision, computing.ahead, asked_at=asked_at, begins_at=now, most_seconds=most)
             return await self._get(match.lease_id, plan.block_hashes, decision, patience)
         finally:
-            self._owe(self._release(match.lease_id))
+            self._owed.start(self._release(match.lease_id))
 
     async def close(self) -> None:
         """Leases are given back as far as that goes within a moment; then they lapse."""
         await asyncio.sleep(0)  # loads that were just cancelled give theirs back
-        if self._releases:
-            await asyncio.wait(self._releases, timeout=_CLOSE_SECONDS)
-        for release in list(self._releases):
-            release.cancel()
-        await asyncio.gather(*self._releases, return_exceptions=True)
+        await self._owed.close()
 
     def _computing(self) -> Computing:
         return computing(self._engine.load(), self._engine.info)
@@ -108,7 +104,7 @@ class Fetcher:
             return await outrun(asyncio.shield(asking), lambda: answers_by - self._clock.monotonic(), self._clock)
         except BaseException:
             # The answer that nobody waits for any more may bring a lease.
-            self._owe(self._release_unheard(asking))
+            self._owed.start(self._release_unheard(asking))
             raise
         finally:
             self._predictor.note_match(self._clock.monotonic() - asked_at)
@@ -171,12 +167,6 @@ class Fetcher:
             self._metrics.saved_seconds.inc(decision.compute.mean * len(fetched.blocks) / decision.blocks)
 
     # ── leases ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _owe(self, release: Coroutine[None, None, None]) -> None:
-        # A task of its own, because a load that is cancelled owes the lease just the same. It ends by its call's clock.
-        task = asyncio.create_task(release, name="release-lease")
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
 
     async def _release_unheard(self, asking: asyncio.Task[Match]) -> None:
         with suppress(grpc.RpcError):

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from xxhash import xxh3_64_intdigest
 
 from weir.kvstore.v1 import kvstore_pb2 as kv
-from weir.kvstore.v1.block_chunk import BlockChunk
+from weir.kvstore.v1.block_chunk import BlockChunk, chunks
 from weir.kvstore.v1.block_chunk_grpc import get_blocks, put_blocks
 from weir.kvstore.v1.block_hash import join_hashes
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     # The generated module has this name only for type checkers.
     from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceAsyncStub
 
-_CHUNK_BYTES = 2 * 1024 * 1024  # PutChunk's own limit
 # Longer than a load takes. It is given back as soon as the load is over.
 LEASE_SECONDS = 10.0
 _LEASE = Duration(seconds=int(LEASE_SECONDS))
@@ -101,14 +100,6 @@ def _checksums(blocks: Sequence[FullBlock]) -> list[int]:
 async def _parts(put: Put, checksums: Sequence[int]) -> AsyncIterator[BlockChunk | kv.PutBlocksRequest]:
     yield kv.PutBlocksRequest(begin=begin_of(put))
     for block, checksum in zip(put.blocks, checksums, strict=True):
-        payload = memoryview(block.payload)
-        for offset in range(0, len(payload), _CHUNK_BYTES):
-            yield BlockChunk(
-                block_hash=block.block_hash,
-                parent_block_hash=block.parent_block_hash,
-                payload_bytes=len(payload),
-                offset=offset,
-                chunk=payload[offset : offset + _CHUNK_BYTES],
-                checksum=checksum,
-            )
+        for chunk in chunks(block.payload, block.block_hash, block.parent_block_hash, checksum=checksum):
+            yield chunk
     yield kv.PutBlocksRequest(commit=kv.PutCommit())

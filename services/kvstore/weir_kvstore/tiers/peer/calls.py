@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -11,14 +10,15 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from weir.kvstore.v1 import kvstore_pb2 as pb
-from weir.kvstore.v1.block_chunk import BlockChunk
+from weir.kvstore.v1.block_chunk import BlockChunk, chunks
 from weir.kvstore.v1.block_chunk_grpc import get_blocks, put_blocks
 from weir.kvstore.v1.block_hash import join_hashes
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir_chassis.channel import call_metadata, cancelling
 from weir_chassis.errors import DataCorrupt
+from weir_chassis.owed import Owed
 from weir_kvstore import hop
-from weir_kvstore.bounds import HASH_BYTES, MAX_CHUNK_BYTES, MAX_PAYLOAD_BYTES
+from weir_kvstore.bounds import HASH_BYTES, MAX_PAYLOAD_BYTES
 from weir_kvstore.record import Address, Bytes, Record
 from weir_kvstore.tiers.peer.pieces import Pieces
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # Giving a lease back is owed even to a store that is slow; it lapses by itself when this is too short.
 _RELEASE_SECONDS: Final = 5.0
-_CLOSE_SECONDS: Final = 1.0
 # What is asked for together is mostly one chain, and then once is enough; after a hole the rest is asked for again.
 _MAX_MATCHES: Final = 4
 
@@ -43,7 +42,7 @@ class PeerCalls:
         self._lease.FromTimedelta(timedelta(seconds=lease_seconds))
         self._stub: KvStoreServiceAsyncStub = KvStoreServiceStub(channel)
         self._get_blocks, self._put_blocks = get_blocks(channel), put_blocks(channel)
-        self._releases: set[asyncio.Task[None]] = set()
+        self._releases = Owed("release-peer-lease")
 
     async def look(self, namespace: bytes, block_hashes: Sequence[bytes]) -> int:
         """How many leading blocks the peer has. Leases none."""
@@ -78,11 +77,7 @@ class PeerCalls:
 
     async def close(self) -> None:
         """Leases are given back as far as that goes within a moment; then they lapse."""
-        if self._releases:
-            await asyncio.wait(self._releases, timeout=_CLOSE_SECONDS)
-        for release in list(self._releases):
-            release.cancel()
-        await asyncio.gather(*self._releases, return_exceptions=True)
+        await self._releases.close()
         await self._channel.close()
 
     async def _fetch_leading(
@@ -100,10 +95,7 @@ class PeerCalls:
             records = [_record(*pair) for pair in zip(addresses, match.records, strict=False)]
             return len(addresses), await self._read(match.lease_id, records)
         finally:
-            # A task of its own, because a read that is cancelled owes the lease just the same.
-            release = asyncio.create_task(self._release(match.lease_id), name="release-peer-lease")
-            self._releases.add(release)
-            release.add_done_callback(self._releases.discard)
+            self._releases.start(self._release(match.lease_id))
 
     async def _read(self, lease_id: str, records: Sequence[Record]) -> list[tuple[Record, Bytes]]:
         pieces = Pieces(records)
@@ -141,14 +133,6 @@ async def _parts(record: Record, payload: Bytes) -> AsyncIterator[BlockChunk | p
         namespace=record.address.namespace, tenant=record.tenant, prefill_seconds_per_block=record.prefill_seconds
     )
     yield pb.PutBlocksRequest(begin=begin)
-    view = memoryview(payload)
-    for offset in range(0, len(view), MAX_CHUNK_BYTES):
-        yield BlockChunk(
-            block_hash=record.address.block_hash,
-            parent_block_hash=record.parent_block_hash,
-            payload_bytes=record.size_bytes,
-            offset=offset,
-            chunk=view[offset : offset + MAX_CHUNK_BYTES],
-            checksum=record.checksum,
-        )
+    for chunk in chunks(payload, record.address.block_hash, record.parent_block_hash, checksum=record.checksum):
+        yield chunk
     yield pb.PutBlocksRequest(commit=pb.PutCommit())
