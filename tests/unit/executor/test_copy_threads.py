@@ -49,6 +49,7 @@ async def test_a_copy_that_nobody_waits_for_any_more_does_not_start() -> None:
         running = [threads.run(go_on.wait, 10) for _ in range(8)]
         given_up = threads.run(started.append, "given up")
         given_up.cancel()
+        await asyncio.sleep(0)  # the executor hears of it one turn of the loop later
         go_on.set()
         await asyncio.gather(*running)
         await threads.run(started.append, "last")
