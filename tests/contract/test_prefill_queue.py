@@ -27,8 +27,8 @@ from weir_executor.handoff import jobs
 from weir_executor.handoff.jobs import PrefillJobs
 from weir_executor.metrics import ExecutorMetrics
 from weir_executor.settings import ExecutorSettings
+from weir_router.fleet.model_version import Version
 from weir_router.metrics import RouterMetrics
-from weir_router.model_version import Version
 from weir_router.prefill_queue import PrefillQueue
 
 _NUMBERS = count()

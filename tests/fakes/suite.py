@@ -22,11 +22,11 @@ from weir.tokenizer.v1.tokenizer_pb2_grpc import add_TokenizerServiceServicer_to
 from weir_chassis.inmemory import connector
 from weir_chassis.server import Chassis, Registration, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
-from weir_router.fleet import Fleet
+from weir_router.fleet.fleet import Fleet
+from weir_router.fleet.snapshot import WorkerState
 from weir_router.service import build
 from weir_router.servicer import RouterServicer
 from weir_router.settings import RouterSettings
-from weir_router.snapshot import WorkerState
 
 if TYPE_CHECKING:
     from weir.router.v1.router_pb2_grpc import RouterServiceAsyncStub

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from weir_chassis.followed_file import FollowedFile
 from weir_chassis.server import Chassis
 from weir_kvstore.bandwidth import Bandwidth
-from weir_kvstore.config_file import ConfigFile
 from weir_kvstore.hop import Arrivals
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.mover import Lane
@@ -22,7 +22,7 @@ from weir_kvstore.tiers.arena import ArenaSlots
 from weir_kvstore.tiers.disk import SegmentSlots
 from weir_kvstore.tiers.memory import shared_memory
 from weir_kvstore.tiers.peer import made as peer
-from weir_kvstore.tiers_config import DiskTier, InForce, PeerTier, RamTier, RedisTier, TierConfig, TiersConfig
+from weir_kvstore.tiers_config import DiskTier, InForce, PeerTier, RamTier, RedisTier, TierConfig, TiersConfig, diff
 
 # A disk holds many times what memory does, in records of some 700 bytes.
 _DISK_BLOCKS: Final = 8
@@ -43,7 +43,7 @@ class Assembly:
     ) -> None:
         """`arena`: RAM's, as big as the configuration says; `arrivals`: what other stores put. Raises SettingsError."""
         self.config = config  # in force
-        self.file: ConfigFile | None = None  # that is followed
+        self.file: FollowedFile[TiersConfig] | None = None  # that is followed
         self._settings = settings
         self._chassis = chassis
         self._arrivals = arrivals
@@ -69,9 +69,16 @@ class Assembly:
     def in_force(self) -> InForce:
         return InForce(self.config, self.file.error if self.file is not None else "")
 
-    def apply(self, config: TiersConfig) -> Sequence[str]:
-        """The rules of these tiers, which are the same tiers, hold from now on. Returns what takes a restart."""
-        self.config = config
+    def apply(self, config: TiersConfig) -> tuple[TiersConfig, Sequence[str]]:
+        """The rules hold from now on where they can: what is in force then, and what takes a restart."""
+        changes = diff(self.config, config)
+        if changes.config == self.config:
+            return self.config, changes.refused
+        self.config = changes.config
+        self._tell_all(self.config)
+        return self.config, [*changes.refused, *self._too_large(self.config)]
+
+    def _tell_all(self, config: TiersConfig) -> None:
         self.store.bounds = self._bounds(config)
         self.store.account = config.account
         for tier, tier_config in zip(self.store.tiers, config.tier, strict=True):
@@ -79,6 +86,8 @@ class Assembly:
         for lane, tier_config in zip(self.store.mover.lanes, config.tier[1:], strict=True):
             lane.admission = self._admission(tier_config)
             lane.bandwidth.bytes_per_second = tier_config.bandwidth_bytes_per_second
+
+    def _too_large(self, config: TiersConfig) -> list[str]:
         return [
             f"tier[{position}].max_bytes: {tier.slots.capacity_bytes} bytes are there; more take a restart"
             for position, (tier, tier_config) in enumerate(zip(self.store.tiers, config.tier, strict=True))

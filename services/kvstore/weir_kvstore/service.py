@@ -10,12 +10,12 @@ from weir.kvstore.v1 import kvstore_pb2
 from weir.kvstore.v1.block_chunk_grpc import add_servicer_to_server
 from weir_chassis.clock import Clock
 from weir_chassis.event_log import new_epoch
+from weir_chassis.followed_file import FollowedFile, reread_on_hangup
 from weir_chassis.kv_events.blocks import new_log
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_kvstore.arena_put import ArenaPuts
 from weir_kvstore.assembly import Assembly, make_arena
 from weir_kvstore.bus import join_bus
-from weir_kvstore.config_file import ConfigFile, reread_on_hangup
 from weir_kvstore.events import TierEvents
 from weir_kvstore.hop import Arrivals
 from weir_kvstore.metrics import StoreCollector
@@ -24,6 +24,7 @@ from weir_kvstore.replay.recorder import TraceRecorder
 from weir_kvstore.servicer import KvStoreServicer
 from weir_kvstore.settings import KvStoreSettings
 from weir_kvstore.store import BlockStore
+from weir_kvstore.tiers_config import parse
 
 _NAME: Final = kvstore_pb2.DESCRIPTOR.services_by_name["KvStoreService"].full_name
 
@@ -87,7 +88,7 @@ def _followed(settings: KvStoreSettings, assembly: Assembly, chassis: Chassis) -
     if settings.tiers_file is None:
         yield
         return
-    file = ConfigFile(settings.tiers_file, assembly.config, assembly.apply)
+    file = FollowedFile(settings.tiers_file, parse, assembly.config, assembly.apply)
     assembly.file = file
     chassis.background.start(file.follow(chassis.clock, poll_seconds=settings.tiers_poll_seconds), name="follow_tiers")
     with reread_on_hangup(file):

@@ -8,10 +8,10 @@ from typing import Final, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from weir_chassis.followed_file import read_config
 from weir_chassis.settings import NatsSettings
 from weir_kvstore.bounds import MAX_LEASE_SECONDS
-from weir_kvstore.config_file import read_config
-from weir_kvstore.tiers_config import DiskTier, PeerTier, RamTier, RedisTier, TierConfig, TiersConfig
+from weir_kvstore.tiers_config import DiskTier, PeerTier, RamTier, RedisTier, TierConfig, TiersConfig, parse
 
 # Those that a file of tiers says itself.
 _OF_TIERS: Final = ("capacity_bytes", "disk_path", "disk_bytes", "redis_url", "redis_bytes", "peer_address")
@@ -68,9 +68,9 @@ class KvStoreSettings(NatsSettings):
     peer_address: str | None = Field(default=None, description="host:port of a kvstore that is asked after all tiers")
 
     def tiers(self) -> TiersConfig:
-        """As the file says, else as these settings do. Raises TiersConfigError."""
+        """As the file says, else as these settings do. Raises ConfigError."""
         if self.tiers_file is not None:
-            return read_config(self.tiers_file)
+            return read_config(self.tiers_file, parse)
         tiers: list[TierConfig] = [RamTier(max_bytes=self.capacity_bytes)]
         if self.disk_path is not None:
             tiers.append(DiskTier(path=self.disk_path, max_bytes=self.disk_bytes))

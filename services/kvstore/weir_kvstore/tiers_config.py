@@ -23,17 +23,17 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
+from typing import Annotated, ClassVar, Final, Literal, Self, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from weir_chassis.quantities import Lifetime, Size, duration_text, size_text
+from weir_chassis.toml_config import Table, parse_toml
 from weir_kvstore.policies.admission import AdmissionName
 from weir_kvstore.policies.make import PolicyName
-from weir_kvstore.quantities import Lifetime, Size, duration_text, size_text
 from weir_kvstore.tenants import Quota, Quotas
 from weir_kvstore.tiers.disk.fsync import Fsync
 
@@ -43,24 +43,11 @@ OTHER_TENANTS: Final = "*"
 MAX_TENANT_BYTES: Final = 128  # of a name, as in the contract
 # One line of the file each; what a hostile or mistaken file may make us check.
 _MAX_TENANTS: Final = 10_000
-_MAX_SHOWN_CHARS: Final = 80
 # Where pydantic's own words name its insides.
-_MESSAGES: Final[Mapping[str, str]] = {
-    "missing": "is missing",
-    "extra_forbidden": "there is no such key here",
-    "union_tag_not_found": "kind is missing; one of 'ram', 'disk', 'redis' or 'peer'",
-}
+_MESSAGES: Final = {"union_tag_not_found": "kind is missing; one of 'ram', 'disk', 'redis' or 'peer'"}
 
 
-class TiersConfigError(ValueError):
-    """The file is wrong. One problem per line, each naming its key, and the limit that it breaks."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Tier(_Strict):
+class _Tier(Table):
     # What names the place itself: another one is another tier, which takes a restart.
     fixed: ClassVar[tuple[str, ...]] = ()
 
@@ -140,7 +127,7 @@ TierConfig: TypeAlias = Annotated[RamTier | DiskTier | RedisTier | PeerTier, Fie
 Kind: TypeAlias = Literal["ram", "disk", "redis", "peer"]
 
 
-class TenantConfig(_Strict):
+class TenantConfig(Table):
     max_bytes: Mapping[Literal["ram", "disk", "redis"], Size] = Field(
         default_factory=dict, description="by kind of tier, or one size for each; left out: as much as the tier has"
     )
@@ -163,7 +150,7 @@ class TenantConfig(_Strict):
         return Quota(limit, self.share)
 
 
-class TiersConfig(_Strict):
+class TiersConfig(Table):
     """From the fastest tier to the slowest."""
 
     min_prefix_tokens: int = Field(
@@ -211,13 +198,8 @@ class InForce:
 
 
 def parse(text: str) -> TiersConfig:
-    """Raises TiersConfigError."""
-    try:
-        return TiersConfig.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise TiersConfigError(f"not TOML: {error}") from error
-    except ValidationError as error:
-        raise TiersConfigError("\n".join(_describe(error))) from error
+    """Raises ConfigError."""
+    return parse_toml(TiersConfig, text, messages=_MESSAGES, tags=get_args(Kind))
 
 
 def render(config: TiersConfig) -> str:
@@ -271,28 +253,3 @@ def _kept_in_place(number: int, old: TierConfig, new: TierConfig, refused: list[
     moved = [key for key in old.fixed if getattr(old, key) != getattr(new, key)]
     refused += [f"tier[{number}].{key}: the old one stays in force; another takes a restart" for key in moved]
     return new.model_copy(update={key: getattr(old, key) for key in moved})
-
-
-def _describe(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors(include_url=False):
-        message = _MESSAGES.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-        yield f"{_key(problem['loc'])}{_shown(problem)}: {message}" if problem["loc"] else message
-
-
-def _key(path: Sequence[int | str]) -> str:
-    """`tier[0].max_bytes`. A tagged union puts its tag, a kind, between the number and the key; ours is left out."""
-    text = ""
-    for before, part in zip((None, *path), path, strict=False):
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif not isinstance(before, int) and part != "[key]":
-            text += f".{part}" if text else part
-    return text
-
-
-def _shown(problem: Any) -> str:
-    """The value, where it is a short one and holds no password."""
-    value = problem["input"]
-    if problem["type"] in _MESSAGES or isinstance(value, (dict, list)) or "url" in problem["loc"]:
-        return ""
-    return f"={repr(value)[:_MAX_SHOWN_CHARS]}"

@@ -20,10 +20,10 @@ from weir.postprocess.v1.postprocess_pb2 import Open, PostprocessOutputFinished
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Internal, WeirError
 from weir_router.delivery import Outbox
-from weir_router.executor_stream import ExecutorSink, ExecutorStream
+from weir_router.fleet.outstanding import Reservation
 from weir_router.metrics import RouterMetrics
-from weir_router.outstanding import Reservation
-from weir_router.postprocess_stream import PostprocessStream
+from weir_router.streams.executor_stream import ExecutorSink, ExecutorStream
+from weir_router.streams.postprocess_stream import PostprocessStream
 
 
 @dataclass(slots=True)

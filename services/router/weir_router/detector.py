@@ -16,19 +16,22 @@ from weir_chassis.errors import InvalidArgument, NoWorker, WeirError, from_rpc_e
 from weir_router.admission import Admission
 from weir_router.call import Call, explain
 from weir_router.encoder import Encoder
-from weir_router.fleet import Fleet
+from weir_router.fleet.model_version import Version
 from weir_router.metrics import RouterMetrics
-from weir_router.model_version import Version
-from weir_router.policy import Demand, choose_executor
+from weir_router.policies.policy import Demand
 from weir_router.retry import may_retry
+from weir_router.routing import Routing
 from weir_router.time_limit import time_limit
 
 _Call = Call[DetectWatermarkRequest]
 
 
 class Detector:
-    def __init__(self, *, fleet: Fleet, admission: Admission, encoder: Encoder, clock: Clock, metrics: RouterMetrics):
-        self._fleet, self._admission, self._encoder = fleet, admission, encoder
+    def __init__(
+        self, *, routing: Routing, admission: Admission, encoder: Encoder, clock: Clock, metrics: RouterMetrics
+    ):
+        self._routing, self._fleet = routing, routing.fleet
+        self._admission, self._encoder = admission, encoder
         self._clock, self._metrics = clock, metrics
         self._turns = count()
 
@@ -67,7 +70,7 @@ class Detector:
         """Nothing is computed that could not fit: the tokens need no place in an executor's context."""
         demand = Demand(version, prompt_tokens=1, max_tokens=1, n=1, turn=call.turn, excluded=excluded)
         try:
-            return choose_executor(self._fleet.snapshot(), demand)[0]
+            return self._routing.rank(demand)[0].candidate.address
         except NoWorker as error:
             raise failure or error from None
 

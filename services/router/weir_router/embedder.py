@@ -22,12 +22,12 @@ from weir_chassis.leases import LeaseLedger
 from weir_router.admission import Admission
 from weir_router.call import Call, explain
 from weir_router.encoder import Encoder
-from weir_router.fleet import Fleet
+from weir_router.fleet.snapshot import ExecutorModel
 from weir_router.metrics import RouterMetrics
-from weir_router.policy import Demand, choose_executor
+from weir_router.policies.policy import Demand
 from weir_router.request import EncodedInputs
 from weir_router.retry import may_retry
-from weir_router.snapshot import ExecutorModel
+from weir_router.routing import Routing
 from weir_router.time_limit import time_limit
 from weir_router.validation import check_vocabulary
 
@@ -36,14 +36,15 @@ class Embedder:
     def __init__(
         self,
         *,
-        fleet: Fleet,
+        routing: Routing,
         admission: Admission,
         encoder: Encoder,
         clock: Clock,
         leases: LeaseLedger,
         metrics: RouterMetrics,
     ):
-        self._fleet, self._admission, self._encoder = fleet, admission, encoder
+        self._routing, self._fleet = routing, routing.fleet
+        self._admission, self._encoder = admission, encoder
         self._clock, self._leases, self._metrics = clock, leases, metrics
         self._turns = count()
 
@@ -87,7 +88,8 @@ class Embedder:
             inputs.version, longest, max_tokens=0, n=1, turn=call.turn, excluded=excluded, adapter=inputs.adapter
         )
         try:
-            return choose_executor(self._fleet.snapshot(), demand)
+            best = self._routing.rank(demand)[0].candidate
+            return best.address, best.model
         except NoWorker as error:
             # That nobody else is there matters less to the client than what happened.
             raise failure or error from None

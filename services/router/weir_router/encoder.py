@@ -16,13 +16,13 @@ from weir.tokenizer.v1.tokenizer_pb2 import ApplyChatTemplateRequest, HashScope,
 from weir_chassis.channel import call_metadata
 from weir_chassis.deadline import hop_timeout
 from weir_chassis.errors import Cancelled, DeadlineExceeded, PromptTooLong, WeirError, WorkerLost, from_rpc_error
-from weir_router.fleet import Fleet
+from weir_router.fleet.fleet import Fleet
+from weir_router.fleet.model_version import Version
+from weir_router.fleet.snapshot import ExecutorModel
 from weir_router.journey import Journey
-from weir_router.model_version import Version
-from weir_router.policy import choose_tokenizer
+from weir_router.policies.choose import choose_tokenizer
 from weir_router.request import EncodedInputs, EncodedPrompt, TextPrompt, TokenIdsPrompt
 from weir_router.retry import may_retry
-from weir_router.snapshot import ExecutorModel
 from weir_router.validation import check_vocabulary
 
 if TYPE_CHECKING:

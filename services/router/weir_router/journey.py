@@ -15,7 +15,7 @@ from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.stream_pb2 import Receipt, Timings
 from weir_chassis.clock import Clock
 from weir_router.attempt import Progress
-from weir_router.policy import POLICY_NAME
+from weir_router.policies.choose import Choice
 from weir_router.request import ClientRequest, EncodedPrompt
 
 
@@ -31,6 +31,8 @@ class Journey:
     admission_seconds: float = 0.0
     tokenize_seconds: float = 0.0
     attempts: int = 0
+    # Of the last attempt.
+    choice: Choice | None = None
     # When the client was told that its request was accepted, if an attempt that is over has told it.
     accepted_at: float | None = None
     first_delta_at: float | None = None
@@ -66,7 +68,7 @@ class Journey:
             attempts=self.attempts,
             worker=progress.executors[-1],
             prefill_worker=progress.executors[0] if progress.first_end is not None else "",
-            policy=POLICY_NAME,
+            policy=self.choice.policy if self.choice else "",
             seed=self.request.sampling.seed,
             engine_cached_tokens=end.engine_cached_tokens,
             store_cached_tokens=end.store_cached_tokens,

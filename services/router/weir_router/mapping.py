@@ -16,9 +16,9 @@ from weir.router.v1.router_pb2 import (
     Model,
 )
 from weir_router.delivery import Event
-from weir_router.model_version import Version
+from weir_router.fleet.model_version import Version
+from weir_router.fleet.snapshot import ExecutorView, FleetSnapshot, WorkerState
 from weir_router.request import ClientRequest, Prompt, TextPrompt, TokenIdsPrompt
-from weir_router.snapshot import ExecutorView, FleetSnapshot, WorkerState
 
 _FIELDS: dict[type[Event], str] = {
     Accepted: "accepted",

@@ -24,13 +24,14 @@ from weir_router.admission import Admission
 from weir_router.attempt import Attempt, Leg
 from weir_router.delivery import Event, Outbox
 from weir_router.encoder import Encoder, hash_blocks
-from weir_router.fleet import Fleet
 from weir_router.journey import Journey, duration
 from weir_router.metrics import RouterMetrics
-from weir_router.policy import Choice, Demand, choose, choose_prefill, prefill_workers
+from weir_router.policies.choose import Choice, choose_prefill, prefill_workers
+from weir_router.policies.policy import Demand
 from weir_router.prefill_queue import PrefillQueue
 from weir_router.request import ClientRequest, EncodedPrompt
 from weir_router.retry import may_retry
+from weir_router.routing import Routing
 from weir_router.time_limit import TimeLimit, time_limit
 from weir_router.two_stages import Seat, TwoStages
 
@@ -53,7 +54,7 @@ class Pipeline:
     def __init__(
         self,
         *,
-        fleet: Fleet,
+        routing: Routing,
         prefill_queue: PrefillQueue | None,
         admission: Admission,
         encoder: Encoder,
@@ -62,7 +63,8 @@ class Pipeline:
         leases: LeaseLedger,
         metrics: RouterMetrics,
     ):
-        self._fleet, self._admission, self._encoder, self._limits = fleet, admission, encoder, limits
+        self._routing, self._fleet = routing, routing.fleet
+        self._admission, self._encoder, self._limits = admission, encoder, limits
         self._prefill_queue = prefill_queue
         self._clock, self._leases, self._metrics = clock, leases, metrics
         # Of requests, for taking turns; of attempts, so that no handle is ever used twice on any stream.
@@ -105,6 +107,7 @@ class Pipeline:
             choice = self._choose(journey, prompt, excluded, failure, prefill)
             with self._attempt(journey, prompt, choice, limit) as attempt:
                 try:
+                    journey.choice = choice
                     await self._execute(attempt, journey, prompt, choice)
                     await _deliver(attempt, write)
                     await self._conclude(attempt, journey, prompt, write)
@@ -120,7 +123,7 @@ class Pipeline:
             return None
         demand, snapshot = _demand(journey, prompt, excluded), self._fleet.snapshot()
         with suppress(WeirError):  # that nobody may be chosen is told by who chooses
-            able = prefill_workers(snapshot, demand, choose(snapshot, demand), self._limits.disaggregate_tokens)
+            able = prefill_workers(snapshot, demand, self._routing.choose(demand), self._limits.disaggregate_tokens)
             if len(able) > 1:
                 workers = {worker.address for worker in able}
                 return await self._prefill_queue.assign(prompt.version, demand.prompt_tokens, workers)
@@ -137,7 +140,7 @@ class Pipeline:
         """`assigned`: who has asked for the prompt; it may have gone since."""
         demand, snapshot = _demand(journey, prompt, excluded), self._fleet.snapshot()
         try:
-            choice = choose(snapshot, demand)
+            choice = self._routing.choose(demand)
         except NoWorker as error:
             # That nobody else is there matters less to the client than what happened.
             raise failure or error from None
@@ -201,7 +204,7 @@ class Pipeline:
 
     def _find_seat(self, journey: Journey, prompt: EncodedPrompt, excluded: frozenset[str]) -> Seat:
         """Chosen only now: what is true of the fleet may have changed since the prompt was begun."""
-        choice = choose(self._fleet.snapshot(), _demand(journey, prompt, excluded))
+        choice = self._routing.choose(_demand(journey, prompt, excluded))
         executor = self._fleet.executor(choice.executor)
         leg = Leg(executor.stream, executor.outstanding.reserve(choice.reserved_tokens))
         return Seat(leg, choice.model.block_size, journey.left_seconds())

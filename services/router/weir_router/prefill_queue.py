@@ -22,8 +22,8 @@ from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.prefill_queue import stream_name, subject
 from weir_chassis.broker import Message, Session, SessionLost
 from weir_chassis.nats import NatsConnection
+from weir_router.fleet.model_version import Version
 from weir_router.metrics import RouterMetrics
-from weir_router.model_version import Version
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext

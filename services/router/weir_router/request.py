@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from weir.inference.v1.chat_pb2 import ChatPrompt
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir_router.model_version import Version
+from weir_router.fleet.model_version import Version
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
+from weir.router.v1 import fleet_pb2
+from weir.router.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
 from weir.router.v1.router_pb2 import DESCRIPTOR
 from weir.router.v1.router_pb2_grpc import add_RouterServiceServicer_to_server
+from weir_chassis.followed_file import FollowedFile, reread_on_hangup
 from weir_chassis.nats import connect_nats
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_router.admission import Admission, AdmissionQueue
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
 from weir_router.encoder import Encoder
-from weir_router.fleet import open_fleet
+from weir_router.fleet.fleet import open_fleet
+from weir_router.fleet_servicer import FleetServicer
 from weir_router.metrics import RouterMetrics
 from weir_router.pipeline import Limits, Pipeline
 from weir_router.prefill_queue import PrefillQueue
+from weir_router.routing import Routing
+from weir_router.routing_config import parse
 from weir_router.servicer import RouterServicer
 from weir_router.settings import RouterSettings
 
+FLEET_NAME = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
 NAME = DESCRIPTOR.services_by_name["RouterService"].full_name
 
 
@@ -31,9 +38,10 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
     admission = Admission(queue, chassis.clock, chassis.leases, metrics)
     limits = Limits(settings.max_pending_tokens, settings.end_wait_seconds, settings.disaggregate_tokens)
     async with open_fleet(settings, chassis, metrics) as fleet:
+        routing = Routing(fleet, settings.routing())
         encoder = Encoder(fleet, settings.tokenizer_timeout_seconds, settings.cache_pools)
         pipeline = Pipeline(
-            fleet=fleet,
+            routing=routing,
             prefill_queue=_join_prefill_queue(settings, chassis, metrics),
             admission=admission,
             encoder=encoder,
@@ -43,16 +51,36 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             metrics=metrics,
         )
         embedder = Embedder(
-            fleet=fleet,
+            routing=routing,
             admission=admission,
             encoder=encoder,
             clock=chassis.clock,
             leases=chassis.leases,
             metrics=metrics,
         )
-        detector = Detector(fleet=fleet, admission=admission, encoder=encoder, clock=chassis.clock, metrics=metrics)
+        detector = Detector(routing=routing, admission=admission, encoder=encoder, clock=chassis.clock, metrics=metrics)
         servicer = RouterServicer(pipeline, embedder, detector, fleet, chassis.random)
-        yield Servicers([Registration(add_RouterServiceServicer_to_server, servicer, NAME)])
+        with _followed(settings, routing, chassis):
+            yield Servicers(
+                [
+                    Registration(add_RouterServiceServicer_to_server, servicer, NAME),
+                    Registration(add_FleetServiceServicer_to_server, FleetServicer(routing), FLEET_NAME),
+                ]
+            )
+
+
+@contextmanager
+def _followed(settings: RouterSettings, routing: Routing, chassis: Chassis) -> Iterator[None]:
+    """The routing file, where there is one, holds as it changes."""
+    if settings.config_file is None:
+        yield
+        return
+    file = FollowedFile(settings.config_file, parse, routing.config, routing.apply)
+    chassis.background.start(
+        file.follow(chassis.clock, poll_seconds=settings.config_poll_seconds), name="follow_config"
+    )
+    with reread_on_hangup(file):
+        yield
 
 
 def _join_prefill_queue(settings: RouterSettings, chassis: Chassis, metrics: RouterMetrics) -> PrefillQueue | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
 
 from grpc.aio import ServicerContext
 
 from weir.router.v1.router_pb2 import (
+    CancelRequestRequest,
+    CancelRequestResponse,
     ChatRequest,
     ChatResponse,
     DetectWatermarkRequest,
@@ -18,16 +21,19 @@ from weir.router.v1.router_pb2 import (
     GenerateResponse,
     ListModelsRequest,
     ListModelsResponse,
+    ResumeRequest,
+    ResumeResponse,
 )
 from weir.router.v1.router_pb2_grpc import RouterServiceServicer
 from weir_chassis.deadline import time_left
+from weir_chassis.errors import Unsupported
 from weir_chassis.telemetry import current_request
 from weir_chassis.tenant import tenant_from
 from weir_router import mapping, validation
 from weir_router.delivery import Event
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
-from weir_router.fleet import Fleet
+from weir_router.fleet.fleet import Fleet
 from weir_router.pipeline import Pipeline
 
 
@@ -73,6 +79,13 @@ class RouterServicer(RouterServiceServicer):
         validation.check_detect_watermark(request)
         tenant = tenant_from(context.invocation_metadata())
         return await self._detector.run(request, _request_id(), tenant, time_left(context))
+
+    async def Resume(self, request: ResumeRequest, context: Any) -> AsyncIterator[ResumeResponse]:  # noqa: ARG002
+        raise Unsupported("Resume is not built")
+        yield
+
+    async def CancelRequest(self, request: CancelRequestRequest, context: Any) -> CancelRequestResponse:  # noqa: ARG002
+        raise Unsupported("CancelRequest is not built")
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:  # noqa: ARG002
         return mapping.list_models(self.fleet.snapshot())

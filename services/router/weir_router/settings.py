@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from weir_chassis.followed_file import read_config
 from weir_chassis.settings import NatsSettings
+from weir_router.routing_config import RoutingConfig, parse
 
 
 def _split(value: Any) -> Any:
@@ -34,6 +37,9 @@ class RouterSettings(NatsSettings):
     executors: Addresses = Field(default=(), description="addresses of executors, `host:port,host:port`")
     tokenizers: Addresses = Field(default=(), description="addresses of tokenizers")
     postprocessors: Addresses = Field(default=(), description="addresses of postprocess services")
+
+    config_file: Path | None = Field(default=None, description="TOML: how requests are routed; followed as it changes")
+    config_poll_seconds: float = Field(default=2.0, gt=0.0, le=3600.0, description="how often it is looked at")
 
     default_deadline_seconds: float | None = Field(
         default=600.0, gt=0.0, le=86_400.0, description="for a call that brings no deadline; unset lets it run"
@@ -92,8 +98,13 @@ class RouterSettings(NatsSettings):
         default=2.0, gt=0.0, le=600.0, description="longest pause before it is probed again"
     )
 
+    def routing(self) -> RoutingConfig:
+        """As the file says. Raises ConfigError."""
+        return RoutingConfig() if self.config_file is None else read_config(self.config_file, parse)
+
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
         if self.reconnect_max_seconds < self.reconnect_min_seconds:
             raise ValueError("WEIR_ROUTER_RECONNECT_MAX_SECONDS is less than WEIR_ROUTER_RECONNECT_MIN_SECONDS")
+        self.routing()
         return self

@@ -17,9 +17,9 @@ from weir.executor.v1.executor_pb2 import ExecutorOutputFinished, Handoff, Reque
 from weir.inference.v1.output_pb2 import TokenBatch
 from weir_chassis.errors import WeirError
 from weir_router.attempt import Attempt, Leg
-from weir_router.executor_stream import TokenLane
 from weir_router.journey import duration
 from weir_router.retry import another_may_do_better
+from weir_router.streams.executor_stream import TokenLane
 
 # Of executors for the second stage: a request that kills workers must not kill the fleet.
 _MAX_SECONDS = 2

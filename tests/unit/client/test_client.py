@@ -65,6 +65,13 @@ class ScriptedRouter(RouterServiceServicer):
     ) -> router_pb2.DetectWatermarkResponse:
         raise Unsupported("no executor here has a watermark key")
 
+    async def Resume(self, _: router_pb2.ResumeRequest, __: Any) -> AsyncIterator[router_pb2.ResumeResponse]:
+        raise Unsupported("nothing is retained here")
+        yield
+
+    async def CancelRequest(self, _: router_pb2.CancelRequestRequest, __: Any) -> router_pb2.CancelRequestResponse:
+        raise Unsupported("nothing is retained here")
+
     async def ListModels(self, request: object, context: object) -> router_pb2.ListModelsResponse:
         return router_pb2.ListModelsResponse(models=[router_pb2.Model(max_model_len=64)])
 

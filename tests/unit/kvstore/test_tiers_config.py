@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weir_chassis.quantities import duration_text, parse_duration, parse_size, size_text
+from weir_chassis.toml_config import ConfigError
 from weir_kvstore import tiers_config
-from weir_kvstore.quantities import duration_text, parse_duration, parse_size, size_text
 from weir_kvstore.tenants import Quota
 from weir_kvstore.tiers_config import (
     DiskTier,
@@ -15,7 +16,6 @@ from weir_kvstore.tiers_config import (
     RamTier,
     RedisTier,
     TiersConfig,
-    TiersConfigError,
     diff,
     parse,
     render,
@@ -137,12 +137,12 @@ def test_tenants_are_charged_to_their_pool() -> None:
     ],
 )
 def test_a_mistake_names_its_key_and_limit(text: str, problem: str) -> None:
-    with pytest.raises(TiersConfigError, match=problem):
+    with pytest.raises(ConfigError, match=problem):
         parse(text)
 
 
 def test_a_password_is_not_told() -> None:
-    with pytest.raises(TiersConfigError) as told:
+    with pytest.raises(ConfigError) as told:
         parse('[[tier]]\nkind = "ram"\n[[tier]]\nkind = "redis"\nurl = "http://user:secret@host"')
     assert "tier[1].url" in str(told.value)
     assert "secret" not in str(told.value) + render(parse(WHOLE))

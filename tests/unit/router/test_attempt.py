@@ -16,10 +16,10 @@ from weir_chassis.metrics import Metrics
 from weir_chassis.testing import VirtualClock
 from weir_router.attempt import Attempt
 from weir_router.delivery import Event, Outbox
-from weir_router.executor_stream import ExecutorStream
+from weir_router.fleet.outstanding import Outstanding
 from weir_router.metrics import RouterMetrics
-from weir_router.outstanding import Outstanding
-from weir_router.postprocess_stream import PostprocessStream
+from weir_router.streams.executor_stream import ExecutorStream
+from weir_router.streams.postprocess_stream import PostprocessStream
 
 STOP, LENGTH = FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH
 HANDLE = 7

@@ -11,7 +11,7 @@ import pytest
 from unit.router.scripted_call import ScriptedCall
 from weir_chassis.errors import WorkerLost
 from weir_chassis.testing import settle
-from weir_router.duplex import Duplex
+from weir_router.streams.duplex import Duplex
 
 
 class Ends:

@@ -16,7 +16,7 @@ from weir.executor.v1.executor_pb2 import ExecutorOutputFinished, GenerateRespon
 from weir.inference.v1.output_pb2 import RowLogprobs, TokenBatch
 from weir_chassis.errors import Internal, InvalidArgument, WeirError, WorkerLost, to_failure
 from weir_chassis.testing import VirtualClock, settle
-from weir_router.executor_stream import ExecutorStream
+from weir_router.streams.executor_stream import ExecutorStream
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weir_router.outstanding import Outstanding
+from weir_router.fleet.outstanding import Outstanding
 
 
 def test_a_report_counts_only_what_is_not_ours() -> None:

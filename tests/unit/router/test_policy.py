@@ -12,9 +12,23 @@ from hypothesis import strategies as st
 
 from unit.router.views import DOWN, DRAINING, SERVING, demand, executor, fleet, postprocessor, tokenizer
 from weir_chassis.errors import NotFound, NoWorker, PromptTooLong, RevisionMismatch, Unsupported
-from weir_router.outstanding import Outstanding
-from weir_router.policy import choose, choose_executor, choose_prefill, choose_tokenizer, prefill_workers
-from weir_router.snapshot import ExecutorView, FleetSnapshot, Role
+from weir_router.fleet.outstanding import Outstanding
+from weir_router.fleet.snapshot import ExecutorView, FleetSnapshot, Role
+from weir_router.policies import choose as choosing
+from weir_router.policies.choose import Choice, choose_prefill, choose_tokenizer, prefill_workers
+from weir_router.policies.least_outstanding import LeastOutstandingTokens
+from weir_router.policies.policy import Demand
+
+_POLICY = LeastOutstandingTokens()
+
+
+def choose(snapshot: FleetSnapshot, wanted: Demand) -> Choice:
+    return choosing.choose(snapshot, wanted, _POLICY)
+
+
+def first(snapshot: FleetSnapshot, wanted: Demand) -> str:
+    return choosing.rank_executors(snapshot, wanted, _POLICY)[0].candidate.address
+
 
 PREFILL, DECODE = Role.PREFILL, Role.DECODE
 executors = st.builds(
@@ -105,12 +119,12 @@ def test_what_does_not_fit_is_named(
 
 def test_a_vector_is_asked_of_those_that_make_them_and_may_fill_the_whole_context() -> None:
     snapshot = fleet(executor("none", embedding_size=0), executor("makes", routed=50), postprocessors=())
-    assert choose_executor(snapshot, demand(prompt_tokens=100, max_tokens=0))[0] == "makes"
+    assert first(snapshot, demand(prompt_tokens=100, max_tokens=0)) == "makes"
     with pytest.raises(PromptTooLong) as caught:
-        choose_executor(snapshot, demand(prompt_tokens=101, max_tokens=0))
+        first(snapshot, demand(prompt_tokens=101, max_tokens=0))
     assert caught.value.metadata == {"tokens": "101", "limit": "100"}
     with pytest.raises(Unsupported):
-        choose_executor(fleet(executor(embedding_size=0)), demand(max_tokens=0))
+        first(fleet(executor(embedding_size=0)), demand(max_tokens=0))
 
 
 def test_only_executors_that_hold_the_adapter_are_chosen() -> None:
@@ -212,7 +226,7 @@ def test_a_prompt_is_computed_elsewhere_only_where_its_blocks_are_of_use() -> No
 
 
 def test_a_vector_may_come_from_any_role() -> None:
-    assert choose_executor(fleet(executor("pre", role=PREFILL)), demand(max_tokens=0))[0] == "pre"
+    assert first(fleet(executor("pre", role=PREFILL)), demand(max_tokens=0)) == "pre"
 
 
 def test_who_has_asked_for_a_prompt_gets_it_unless_it_has_gone() -> None:

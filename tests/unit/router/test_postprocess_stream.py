@@ -25,7 +25,7 @@ from weir.postprocess.v1.postprocess_pb2 import (
 )
 from weir_chassis.errors import Internal, WeirError, WorkerLost, to_failure
 from weir_chassis.testing import VirtualClock, settle
-from weir_router.postprocess_stream import PostprocessStream
+from weir_router.streams.postprocess_stream import PostprocessStream
 
 STOP, LENGTH = FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH
 

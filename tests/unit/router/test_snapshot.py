@@ -6,7 +6,7 @@ import pytest
 
 from unit.router.views import DOWN, DRAINING, executor, fleet, tokenizer, unknown_executor, version
 from weir_chassis.errors import InvalidArgument, ModelNotFound, NotFound, NoWorker, RevisionMismatch, WeirError
-from weir_router.snapshot import FleetSnapshot
+from weir_router.fleet.snapshot import FleetSnapshot
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weir.inference.v1.output_pb2 import RowLogprobs, TokenBatch
-from weir_router import token_batch
+from weir_router.streams import token_batch
 
 Row = tuple[int, int, int, tuple[int, ...], tuple[float, ...] | None]
 

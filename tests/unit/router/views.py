@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from weir_router.model_version import Version
-from weir_router.policy import Demand
-from weir_router.snapshot import (
+from weir_router.fleet.model_version import Version
+from weir_router.fleet.snapshot import (
     ExecutorModel,
     ExecutorView,
     FleetSnapshot,
@@ -16,6 +15,7 @@ from weir_router.snapshot import (
     TokenizerView,
     WorkerState,
 )
+from weir_router.policies.policy import Demand
 
 SERVING, DRAINING, DOWN = WorkerState.SERVING, WorkerState.DRAINING, WorkerState.DOWN
 

@@ -641,6 +641,7 @@ class GetLoadResponse(_message.Message):
     OUTSTANDING_PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
     PREFILL_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
     LIVE_HANDOFFS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """One number per incarnation of the process."""
     step: _builtins.int
@@ -667,6 +668,8 @@ class GetLoadResponse(_message.Message):
     """What a prompt's token takes lately, in seconds, with all that its steps do beside it. Unset: none was computed yet."""
     live_handoffs: _builtins.int
     """Computed prompts that are held for other executors."""
+    tokens_per_second: _builtins.float
+    """Generated lately, over all sequences."""
     @_builtins.property
     def last_step(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -695,10 +698,11 @@ class GetLoadResponse(_message.Message):
         outstanding_prefill_tokens: _builtins.int = ...,
         prefill_token_seconds: _builtins.float | None = ...,
         live_handoffs: _builtins.int = ...,
+        tokens_per_second: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_token_seconds", b"_prefill_token_seconds", "last_batch", b"last_batch", "last_step", b"last_step", "prefill_token_seconds", b"prefill_token_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_token_seconds", b"_prefill_token_seconds", "cached_blocks", b"cached_blocks", "chunk_tokens", b"chunk_tokens", "decode_tokens", b"decode_tokens", "epoch", b"epoch", "free_blocks", b"free_blocks", "last_batch", b"last_batch", "last_step", b"last_step", "live_handoffs", b"live_handoffs", "live_requests", b"live_requests", "live_streams", b"live_streams", "outstanding_prefill_tokens", b"outstanding_prefill_tokens", "outstanding_tokens", b"outstanding_tokens", "preemptions", b"preemptions", "prefill_token_seconds", b"prefill_token_seconds", "prefill_tokens", b"prefill_tokens", "running_sequences", b"running_sequences", "step", b"step", "total_blocks", b"total_blocks", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_token_seconds", b"_prefill_token_seconds", "cached_blocks", b"cached_blocks", "chunk_tokens", b"chunk_tokens", "decode_tokens", b"decode_tokens", "epoch", b"epoch", "free_blocks", b"free_blocks", "last_batch", b"last_batch", "last_step", b"last_step", "live_handoffs", b"live_handoffs", "live_requests", b"live_requests", "live_streams", b"live_streams", "outstanding_prefill_tokens", b"outstanding_prefill_tokens", "outstanding_tokens", b"outstanding_tokens", "preemptions", b"preemptions", "prefill_token_seconds", b"prefill_token_seconds", "prefill_tokens", b"prefill_tokens", "running_sequences", b"running_sequences", "step", b"step", "tokens_per_second", b"tokens_per_second", "total_blocks", b"total_blocks", "waiting_requests", b"waiting_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prefill_token_seconds: _TypeAlias = _typing.Literal["prefill_token_seconds"]  # noqa: Y015
     _WhichOneofArgType__prefill_token_seconds: _TypeAlias = _typing.Literal["_prefill_token_seconds", b"_prefill_token_seconds"]  # noqa: Y015

@@ -223,6 +223,16 @@ class Receipt(_message.Message):
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     PREFILL_WORKER_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    ARM_FIELD_NUMBER: _builtins.int
+    CONTINUATIONS_FIELD_NUMBER: _builtins.int
+    SELECTED_BY_FIELD_NUMBER: _builtins.int
+    HEDGED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempts: _builtins.int
     worker: _builtins.str
@@ -237,10 +247,32 @@ class Receipt(_message.Message):
     preemptions: _builtins.int
     prefill_worker: _builtins.str
     """Address of the executor that computed the prompt for `worker`; empty: it did so itself."""
+    region: _builtins.str
+    """Of `worker`. Empty: nobody has said."""
+    cost_micros: _builtins.int
+    """What the request cost by the workers' prices, in millionths of a unit of `currency`. Unset: they have none."""
+    currency: _builtins.str
+    alias: _builtins.str
+    """The name that the client gave, if it was an alias, and the arm of its experiment."""
+    arm: _builtins.str
+    continuations: _builtins.int
+    """Times that the stream went on with another worker after its first token."""
+    selected_by: _builtins.str
+    """By which rule the model was chosen where the client left that open: "code", "long_context", "default". Empty: it did not."""
+    hedged: _builtins.bool
+    """Another worker was asked too because the first was slow."""
     @_builtins.property
     def model_version(self) -> _model_pb2.ModelVersion: ...
     @_builtins.property
     def timings(self) -> Global___Timings: ...
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses of the executors of all attempts, in order; the last is `worker`."""
+
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerScore]:
+        """What the policy thought of the workers, for the last choice: best first, at most 8."""
+
     def __init__(
         self,
         *,
@@ -255,14 +287,76 @@ class Receipt(_message.Message):
         preemptions: _builtins.int = ...,
         timings: Global___Timings | None = ...,
         prefill_worker: _builtins.str = ...,
+        workers: _abc.Iterable[_builtins.str] | None = ...,
+        scores: _abc.Iterable[Global___WorkerScore] | None = ...,
+        region: _builtins.str = ...,
+        cost_micros: _builtins.int | None = ...,
+        currency: _builtins.str = ...,
+        alias: _builtins.str = ...,
+        arm: _builtins.str = ...,
+        continuations: _builtins.int = ...,
+        selected_by: _builtins.str = ...,
+        hedged: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cost_micros", b"cost_micros", "model_version", b"model_version", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "engine_cached_tokens", b"engine_cached_tokens", "model_version", b"model_version", "policy", b"policy", "preemptions", b"preemptions", "prefill_worker", b"prefill_worker", "request_id", b"request_id", "seed", b"seed", "store_cached_tokens", b"store_cached_tokens", "timings", b"timings", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "alias", b"alias", "arm", b"arm", "attempts", b"attempts", "continuations", b"continuations", "cost_micros", b"cost_micros", "currency", b"currency", "engine_cached_tokens", b"engine_cached_tokens", "hedged", b"hedged", "model_version", b"model_version", "policy", b"policy", "preemptions", b"preemptions", "prefill_worker", b"prefill_worker", "region", b"region", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "selected_by", b"selected_by", "store_cached_tokens", b"store_cached_tokens", "timings", b"timings", "worker", b"worker", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_micros: _TypeAlias = _typing.Literal["cost_micros"]  # noqa: Y015
+    _WhichOneofArgType__cost_micros: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_micros) -> _WhichOneofReturnType__cost_micros | None: ...
+
+Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
+
+@_typing.final
+class WorkerScore(_message.Message):
+    """A policy's opinion of one worker: the lowest score is chosen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TermsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    score: _builtins.float
+    @_builtins.property
+    def terms(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What the score is made of, by name: "queue_seconds", "prefill_seconds", "load"."""
+
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        score: _builtins.float = ...,
+        terms: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["score", b"score", "terms", b"terms", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
+Global___WorkerScore: _TypeAlias = WorkerScore  # noqa: Y015
 
 @_typing.final
 class Timings(_message.Message):
@@ -275,6 +369,7 @@ class Timings(_message.Message):
     DECODE_FIELD_NUMBER: _builtins.int
     TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    POSTPROCESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def admission(self) -> _duration_pb2.Duration:
         """In the router's queue."""
@@ -299,6 +394,10 @@ class Timings(_message.Message):
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def postprocess(self) -> _duration_pb2.Duration:
+        """From the last token that the executor sent to the last text that postprocess made of it."""
+
     def __init__(
         self,
         *,
@@ -309,10 +408,11 @@ class Timings(_message.Message):
         decode: _duration_pb2.Duration | None = ...,
         time_to_first_token: _duration_pb2.Duration | None = ...,
         total: _duration_pb2.Duration | None = ...,
+        postprocess: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "decode", b"decode", "prefill", b"prefill", "queue", b"queue", "time_to_first_token", b"time_to_first_token", "tokenize", b"tokenize", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "decode", b"decode", "postprocess", b"postprocess", "prefill", b"prefill", "queue", b"queue", "time_to_first_token", b"time_to_first_token", "tokenize", b"tokenize", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "decode", b"decode", "prefill", b"prefill", "queue", b"queue", "time_to_first_token", b"time_to_first_token", "tokenize", b"tokenize", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "decode", b"decode", "postprocess", b"postprocess", "prefill", b"prefill", "queue", b"queue", "time_to_first_token", b"time_to_first_token", "tokenize", b"tokenize", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

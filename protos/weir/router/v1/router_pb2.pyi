@@ -11,6 +11,7 @@ from weir.inference.v1 import chat_pb2 as _chat_pb2
 from weir.inference.v1 import embedding_pb2 as _embedding_pb2
 from weir.inference.v1 import model_pb2 as _model_pb2
 from weir.inference.v1 import output_pb2 as _output_pb2
+from weir.inference.v1 import routing_pb2 as _routing_pb2
 from weir.inference.v1 import sampling_pb2 as _sampling_pb2
 from weir.inference.v1 import stream_pb2 as _stream_pb2
 from weir.inference.v1 import watermark_pb2 as _watermark_pb2
@@ -26,6 +27,136 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class ResumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """As `Accepted` named it."""
+    @_builtins.property
+    def next(self) -> _containers.RepeatedCompositeFieldContainer[Global___NextToken]:
+        """Of each output that the client has tokens of: the index of the next token that it wants. Of the others, and when this is
+        empty, all.
+        """
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        next: _abc.Iterable[Global___NextToken] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next", b"next", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRequest: _TypeAlias = ResumeRequest  # noqa: Y015
+
+@_typing.final
+class NextToken(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_INDEX_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_INDEX_FIELD_NUMBER: _builtins.int
+    output_index: _builtins.int
+    first_token_index: _builtins.int
+    def __init__(
+        self,
+        *,
+        output_index: _builtins.int = ...,
+        first_token_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_token_index", b"first_token_index", "output_index", b"output_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NextToken: _TypeAlias = NextToken  # noqa: Y015
+
+@_typing.final
+class ResumeResponse(_message.Message):
+    """As the events of the stream that is resumed, `accepted` first; a delta that the client has a part of is cut where it goes on, and
+    brings all of its text when the client has none of its tokens and none of it when the cut is within.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    CONTINUED_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def accepted(self) -> _stream_pb2.Accepted: ...
+    @_builtins.property
+    def delta(self) -> _stream_pb2.Delta: ...
+    @_builtins.property
+    def continued(self) -> _stream_pb2.Continued: ...
+    @_builtins.property
+    def finished(self) -> _stream_pb2.OutputFinished: ...
+    @_builtins.property
+    def usage(self) -> _output_pb2.Usage: ...
+    @_builtins.property
+    def receipt(self) -> _stream_pb2.Receipt: ...
+    def __init__(
+        self,
+        *,
+        accepted: _stream_pb2.Accepted | None = ...,
+        delta: _stream_pb2.Delta | None = ...,
+        continued: _stream_pb2.Continued | None = ...,
+        finished: _stream_pb2.OutputFinished | None = ...,
+        usage: _output_pb2.Usage | None = ...,
+        receipt: _stream_pb2.Receipt | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "continued", b"continued", "delta", b"delta", "event", b"event", "finished", b"finished", "receipt", b"receipt", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "continued", b"continued", "delta", b"delta", "event", b"event", "finished", b"finished", "receipt", b"receipt", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "delta", "continued", "finished", "usage", "receipt"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___ResumeResponse: _TypeAlias = ResumeResponse  # noqa: Y015
+
+@_typing.final
+class CancelRequestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRequestRequest: _TypeAlias = CancelRequestRequest  # noqa: Y015
+
+@_typing.final
+class CancelRequestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRequestResponse: _TypeAlias = CancelRequestResponse  # noqa: Y015
+
+@_typing.final
 class GenerateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -38,6 +169,7 @@ class GenerateRequest(_message.Message):
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    ROUTING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Unset: the only model there is, if there is one."""
     text: _builtins.str
@@ -56,6 +188,8 @@ class GenerateRequest(_message.Message):
     def sampling(self) -> _sampling_pb2.SamplingParameters: ...
     @_builtins.property
     def stopping(self) -> _sampling_pb2.StoppingConditions: ...
+    @_builtins.property
+    def routing(self) -> _routing_pb2.RoutingOptions: ...
     def __init__(
         self,
         *,
@@ -68,10 +202,11 @@ class GenerateRequest(_message.Message):
         skip_special_tokens: _builtins.bool | None = ...,
         add_special_tokens: _builtins.bool | None = ...,
         adapter: _builtins.str = ...,
+        routing: _routing_pb2.RoutingOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "add_special_tokens", b"add_special_tokens", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "add_special_tokens", b"add_special_tokens", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "model", b"model", "priority", b"priority", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
@@ -121,6 +256,7 @@ class ChatRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    ROUTING_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Unset: the only model there is, if there is one."""
     priority: _builtins.int
@@ -135,6 +271,8 @@ class ChatRequest(_message.Message):
     def sampling(self) -> _sampling_pb2.SamplingParameters: ...
     @_builtins.property
     def stopping(self) -> _sampling_pb2.StoppingConditions: ...
+    @_builtins.property
+    def routing(self) -> _routing_pb2.RoutingOptions: ...
     def __init__(
         self,
         *,
@@ -145,10 +283,11 @@ class ChatRequest(_message.Message):
         priority: _builtins.int = ...,
         skip_special_tokens: _builtins.bool | None = ...,
         adapter: _builtins.str = ...,
+        routing: _routing_pb2.RoutingOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "model", b"model", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "model", b"model", "priority", b"priority", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__skip_special_tokens: _TypeAlias = _typing.Literal["skip_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__skip_special_tokens: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens"]  # noqa: Y015

@@ -68,6 +68,16 @@ class RouterServiceStub(object):
                 request_serializer=weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkRequest.SerializeToString,
                 response_deserializer=weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkResponse.FromString,
                 _registered_method=True)
+        self.Resume = channel.unary_stream(
+                '/weir.router.v1.RouterService/Resume',
+                request_serializer=weir_dot_router_dot_v1_dot_router__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=weir_dot_router_dot_v1_dot_router__pb2.ResumeResponse.FromString,
+                _registered_method=True)
+        self.CancelRequest = channel.unary_unary(
+                '/weir.router.v1.RouterService/CancelRequest',
+                request_serializer=weir_dot_router_dot_v1_dot_router__pb2.CancelRequestRequest.SerializeToString,
+                response_deserializer=weir_dot_router_dot_v1_dot_router__pb2.CancelRequestResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer(object):
@@ -117,6 +127,22 @@ class RouterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Resume(self, request, context):
+        """Goes on with a stream that was asked to be retained, from any token of each output: what was said from there on, and what
+        comes. On any router that shares the first one's retained streams. NOT_FOUND: it is unknown here, another tenant's, or kept no
+        longer. A stream has one reader: a second one takes it over, and the first ends with CANCELLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRequest(self, request, context):
+        """Ends a retained request, whoever reads it. NOT_FOUND as above; one that is over is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -144,6 +170,16 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.DetectWatermark,
                     request_deserializer=weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkRequest.FromString,
                     response_serializer=weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_stream_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=weir_dot_router_dot_v1_dot_router__pb2.ResumeRequest.FromString,
+                    response_serializer=weir_dot_router_dot_v1_dot_router__pb2.ResumeResponse.SerializeToString,
+            ),
+            'CancelRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRequest,
+                    request_deserializer=weir_dot_router_dot_v1_dot_router__pb2.CancelRequestRequest.FromString,
+                    response_serializer=weir_dot_router_dot_v1_dot_router__pb2.CancelRequestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -290,6 +326,60 @@ class RouterService(object):
             '/weir.router.v1.RouterService/DetectWatermark',
             weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkRequest.SerializeToString,
             weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/weir.router.v1.RouterService/Resume',
+            weir_dot_router_dot_v1_dot_router__pb2.ResumeRequest.SerializeToString,
+            weir_dot_router_dot_v1_dot_router__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.router.v1.RouterService/CancelRequest',
+            weir_dot_router_dot_v1_dot_router__pb2.CancelRequestRequest.SerializeToString,
+            weir_dot_router_dot_v1_dot_router__pb2.CancelRequestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,13 @@ class RouterServiceStub:
     """One vector for each input. Refused and failing as the streams are."""
     DetectWatermark: _grpc.UnaryUnaryMultiCallable[_router_pb2.DetectWatermarkRequest, _router_pb2.DetectWatermarkResponse]
     """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key."""
+    Resume: _grpc.UnaryStreamMultiCallable[_router_pb2.ResumeRequest, _router_pb2.ResumeResponse]
+    """Goes on with a stream that was asked to be retained, from any token of each output: what was said from there on, and what
+    comes. On any router that shares the first one's retained streams. NOT_FOUND: it is unknown here, another tenant's, or kept no
+    longer. A stream has one reader: a second one takes it over, and the first ends with CANCELLED.
+    """
+    CancelRequest: _grpc.UnaryUnaryMultiCallable[_router_pb2.CancelRequestRequest, _router_pb2.CancelRequestResponse]
+    """Ends a retained request, whoever reads it. NOT_FOUND as above; one that is over is no error."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -77,6 +84,13 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """One vector for each input. Refused and failing as the streams are."""
     DetectWatermark: _aio.UnaryUnaryMultiCallable[_router_pb2.DetectWatermarkRequest, _router_pb2.DetectWatermarkResponse]  # type: ignore[assignment]
     """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key."""
+    Resume: _aio.UnaryStreamMultiCallable[_router_pb2.ResumeRequest, _router_pb2.ResumeResponse]  # type: ignore[assignment]
+    """Goes on with a stream that was asked to be retained, from any token of each output: what was said from there on, and what
+    comes. On any router that shares the first one's retained streams. NOT_FOUND: it is unknown here, another tenant's, or kept no
+    longer. A stream has one reader: a second one takes it over, and the first ends with CANCELLED.
+    """
+    CancelRequest: _aio.UnaryUnaryMultiCallable[_router_pb2.CancelRequestRequest, _router_pb2.CancelRequestResponse]  # type: ignore[assignment]
+    """Ends a retained request, whoever reads it. NOT_FOUND as above; one that is over is no error."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """The one door. The gRPC deadline is the only clock; cancelling the call aborts the request and frees what it held.
@@ -129,5 +143,24 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.DetectWatermarkResponse, _abc.Awaitable[_router_pb2.DetectWatermarkResponse]]:
         """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key."""
+
+    @_abc_1.abstractmethod
+    def Resume(
+        self,
+        request: _router_pb2.ResumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_router_pb2.ResumeResponse], _abc.AsyncIterator[_router_pb2.ResumeResponse]]:
+        """Goes on with a stream that was asked to be retained, from any token of each output: what was said from there on, and what
+        comes. On any router that shares the first one's retained streams. NOT_FOUND: it is unknown here, another tenant's, or kept no
+        longer. A stream has one reader: a second one takes it over, and the first ends with CANCELLED.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelRequest(
+        self,
+        request: _router_pb2.CancelRequestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.CancelRequestResponse, _abc.Awaitable[_router_pb2.CancelRequestResponse]]:
+        """Ends a retained request, whoever reads it. NOT_FOUND as above; one that is over is no error."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

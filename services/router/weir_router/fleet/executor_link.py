@@ -15,12 +15,12 @@ from weir.executor.v1.executor_pb2 import (
     ListAdaptersRequest,
 )
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
-from weir_router.executor_stream import ExecutorStream
-from weir_router.link import LinkContext
-from weir_router.model_version import Version
-from weir_router.outstanding import Outstanding
-from weir_router.snapshot import ExecutorModel, ExecutorView, Role
-from weir_router.stream_link import StreamLink
+from weir_router.fleet.link import LinkContext
+from weir_router.fleet.model_version import Version
+from weir_router.fleet.outstanding import Outstanding
+from weir_router.fleet.snapshot import ExecutorModel, ExecutorView, Role
+from weir_router.fleet.stream_link import StreamLink
+from weir_router.streams.executor_stream import ExecutorStream
 
 if TYPE_CHECKING:
     from weir.executor.v1.executor_pb2_grpc import ExecutorServiceAsyncStub

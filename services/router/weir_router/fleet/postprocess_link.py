@@ -9,10 +9,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from weir.postprocess.v1.postprocess_pb2 import DESCRIPTOR
 from weir.postprocess.v1.postprocess_pb2_grpc import PostprocessServiceStub
 from weir_chassis.errors import Draining
-from weir_router.link import LinkContext
-from weir_router.postprocess_stream import PostprocessStream
-from weir_router.snapshot import PostprocessorView
-from weir_router.stream_link import StreamLink
+from weir_router.fleet.link import LinkContext
+from weir_router.fleet.snapshot import PostprocessorView
+from weir_router.fleet.stream_link import StreamLink
+from weir_router.streams.postprocess_stream import PostprocessStream
 
 if TYPE_CHECKING:
     from weir.postprocess.v1.postprocess_pb2_grpc import PostprocessServiceAsyncStub

@@ -21,8 +21,8 @@ from weir.postprocess.v1.postprocess_pb2 import (
 )
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Internal, WeirError, WorkerLost, from_failure
-from weir_router import token_batch
-from weir_router.duplex import Duplex
+from weir_router.streams import token_batch
+from weir_router.streams.duplex import Duplex
 
 # A replica that has not taken so many tokens has stopped reading. At 4 bytes each they are no burden, and at 256
 # running requests they are many seconds' worth.

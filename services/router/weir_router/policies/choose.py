@@ -1,9 +1,6 @@
-"""Where a request goes: pure functions from a snapshot to a name. They make no call and keep no state.
+"""Where a request goes: pure functions from a snapshot to names. They make no call and keep no state.
 
-`least_outstanding_tokens`: of the executors that may take the request, the one with the fewest tokens still to be
-prefilled or generated. What this router has routed counts at once, before the next choice is made, so a burst spreads;
-what other routers have routed counts as of the worker's newest report. Among equals the request's own number decides,
-so that equal workers take turns.
+Who may take the request is found here, once for all policies; the model's policy says which of them does.
 """
 
 from __future__ import annotations
@@ -13,8 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from weir_chassis.errors import NoWorker, PromptTooLong, Unsupported
-from weir_router.model_version import Version
-from weir_router.snapshot import (
+from weir_router.fleet.snapshot import (
     ExecutorModel,
     ExecutorView,
     FleetSnapshot,
@@ -24,26 +20,9 @@ from weir_router.snapshot import (
     WorkerState,
     revision_mismatch,
 )
-
-POLICY_NAME = "least_outstanding_tokens"
+from weir_router.policies.policy import Candidate, Demand, Policy, Scored
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What the choice depends on. `turn` is any number that differs from request to request."""
-
-    version: Version
-    prompt_tokens: int
-    # Per output; None: up to the model's context; 0: nothing is generated, and a vector is wanted.
-    max_tokens: int | None
-    n: int
-    turn: int
-    # Addresses of workers of any kind that failed this request.
-    excluded: frozenset[str] = frozenset()
-    # A fingerprint; empty: none.
-    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +32,9 @@ class Choice:
     postprocessor: str
     # What the request may cost the executor at most: its prompt and all its outputs.
     reserved_tokens: int
+    # The policy by which the executor was chosen, and what it thought of all that might have been: best first.
+    policy: str
+    scores: Sequence[Scored]
     # Who computes the prompt and each output's first token before the executor goes on; None: itself.
     prefill: str | None = None
 
@@ -61,11 +43,13 @@ class Choice:
         return self.prefill or self.executor
 
 
-def choose(snapshot: FleetSnapshot, demand: Demand) -> Choice:
+def choose(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Choice:
     """Raises NoWorker, RevisionMismatch, NotFound, or PromptTooLong when it fits none that is eligible."""
-    executor, model = choose_executor(snapshot, demand)
+    scores = rank_executors(snapshot, demand, policy)
+    best = scores[0].candidate
     postprocessor = choose_postprocessor(snapshot, demand)
-    return Choice(executor, model, postprocessor.address, _reserved_tokens(model, demand))
+    reserved = _reserved_tokens(best.model, demand)
+    return Choice(best.address, best.model, postprocessor.address, reserved, policy.name, scores)
 
 
 def choose_prefill(able: Sequence[ExecutorView], turn: int, assigned: str | None = None) -> str | None:
@@ -91,14 +75,13 @@ def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min
     ]
 
 
-def choose_executor(snapshot: FleetSnapshot, demand: Demand) -> tuple[str, ExecutorModel]:
-    """The executor's address and what it serves. Raises as `choose` does, and Unsupported."""
-    executors = _eligible(snapshot, demand)
-    fitting = [(executor, model) for executor, model in executors if _fits(model, demand)]
+def rank_executors(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Sequence[Scored]:
+    """All that may take the request, best first. Raises as `choose` does, and Unsupported."""
+    eligible = _eligible(snapshot, demand)
+    fitting = [candidate for candidate in eligible if _fits(candidate.model, demand)]
     if not fitting:
-        raise _too_long(demand, max(model.max_model_len for _, model in executors))
-    executor, model = _least(fitting, lambda pair: pair[0].outstanding_tokens, demand.turn)
-    return executor.address, model
+        raise _too_long(demand, max(candidate.model.max_model_len for candidate in eligible))
+    return policy.rank(fitting, demand)
 
 
 def choose_postprocessor(snapshot: FleetSnapshot, demand: Demand) -> PostprocessorView:
@@ -129,19 +112,19 @@ def choose_tokenizer(
     return candidates[turn % len(candidates)]
 
 
-def _eligible(snapshot: FleetSnapshot, demand: Demand) -> list[tuple[ExecutorView, ExecutorModel]]:
-    agreed = [(e, e.model) for e in snapshot.agreed(demand.version.model, demand.adapter) if e.model]
-    same = [(executor, model) for executor, model in agreed if model.version == demand.version]
+def _eligible(snapshot: FleetSnapshot, demand: Demand) -> list[Candidate]:
+    agreed = [Candidate(e, e.model) for e in snapshot.agreed(demand.version.model, demand.adapter) if e.model]
+    same = [candidate for candidate in agreed if candidate.model.version == demand.version]
     if not same:
-        raise revision_mismatch(demand.version.model, [model.version for _, model in agreed], [demand.version])
-    able = [(executor, model) for executor, model in same if demand.max_tokens != 0 or model.embedding_size]
+        raise revision_mismatch(demand.version.model, [c.model.version for c in agreed], [demand.version])
+    able = [candidate for candidate in same if demand.max_tokens != 0 or candidate.model.embedding_size]
     if not able:
         raise Unsupported(f"no executor that serves {demand.version.model!r} makes embeddings")
     # A vector is a prefill and no more.
-    whole = [(executor, model) for executor, model in able if executor.decodes or demand.max_tokens == 0]
+    whole = [candidate for candidate in able if candidate.executor.decodes or demand.max_tokens == 0]
     if not whole:
         raise NoWorker(f"the executors that serve {demand.version.model!r} only prefill")
-    eligible = [(executor, model) for executor, model in whole if executor.address not in demand.excluded]
+    eligible = [candidate for candidate in whole if candidate.address not in demand.excluded]
     if not eligible:
         raise NoWorker(f"no other executor that serves {demand.version.model!r} is healthy")
     return eligible

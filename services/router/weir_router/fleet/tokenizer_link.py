@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from weir.tokenizer.v1.tokenizer_pb2 import DESCRIPTOR, GetTokenizerInfoRequest
 from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceStub
-from weir_router.link import Link, LinkContext
-from weir_router.model_version import Version
-from weir_router.snapshot import TokenizerModel, TokenizerView
+from weir_router.fleet.link import Link, LinkContext
+from weir_router.fleet.model_version import Version
+from weir_router.fleet.snapshot import TokenizerModel, TokenizerView
 
 if TYPE_CHECKING:
     from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from weir_chassis.health import model_name
 from weir_chassis.server import Chassis
 from weir_chassis.telemetry import get_logger
-from weir_router.executor_link import ExecutorLink
-from weir_router.link import Link, LinkContext
+from weir_router.fleet.executor_link import ExecutorLink
+from weir_router.fleet.link import Link, LinkContext
+from weir_router.fleet.postprocess_link import PostprocessLink
+from weir_router.fleet.snapshot import FleetSnapshot, WorkerState
+from weir_router.fleet.tokenizer_link import TokenizerLink
 from weir_router.metrics import RouterMetrics
-from weir_router.postprocess_link import PostprocessLink
 from weir_router.settings import RouterSettings
-from weir_router.snapshot import FleetSnapshot, WorkerState
-from weir_router.tokenizer_link import TokenizerLink
 
 if TYPE_CHECKING:
     from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 from weir_chassis.errors import NoWorker, WorkerLost
-from weir_router.link import Link, LinkContext
-from weir_router.snapshot import WorkerState
+from weir_router.fleet.link import Link, LinkContext
+from weir_router.fleet.snapshot import WorkerState
 
 
 class SharedStream(Protocol):

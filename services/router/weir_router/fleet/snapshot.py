@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from weir_chassis.errors import InvalidArgument, ModelNotFound, NotFound, NoWorker, RevisionMismatch
-from weir_router.model_version import Version
+from weir_router.fleet.model_version import Version
 
 
 class WorkerState(Enum):
@@ -32,6 +32,51 @@ class Role(Enum):
     # All that comes after; whole requests too.
     DECODE = "decode"
     BOTH = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """For a million tokens, in millionths of one unit of `currency`."""
+
+    prompt_micros: int
+    cached_prompt_micros: int
+    completion_micros: int
+    currency: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a worker says of itself beyond what it serves: `weir.fleet.v1.Instance`. Unset: it has not said."""
+
+    instance_id: str = ""
+    epoch: int = 0
+    # Empty: in none, so that a request that must stay in a region does not go there.
+    region: str = ""
+    price: Price | None = None
+    # Its share among equals.
+    weight: float = 1.0
+    capabilities: frozenset[str] = frozenset()
+    # Requests at once; 0: it does not say.
+    capacity: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """An executor's own report. `sequence` grows within an `epoch`; ages and steps are seconds."""
+
+    epoch: int
+    sequence: int
+    age_seconds: float
+    waiting_requests: int = 0
+    running_sequences: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
+    # Generated lately, over all sequences.
+    tokens_per_second: float = 0.0
+    step_seconds: float = 0.0
+    # Of the outstanding tokens, those of prompts, and what one of them takes; None: it has computed none yet.
+    outstanding_prefill_tokens: int = 0
+    prefill_token_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +108,11 @@ class ExecutorView:
     # Those it has loaded, as far as it has told: name → fingerprint.
     adapters: Mapping[str, str] = field(default_factory=dict)
     role: Role = Role.BOTH
+    traits: Traits = Traits()
+    # None before the first report.
+    load: Load | None = None
+    # (0, 1]: the share of its part that it is to get while it is new.
+    ramp: float = 1.0
 
     @property
     def outstanding_tokens(self) -> int:
@@ -86,6 +136,7 @@ class TokenizerView:
     state: WorkerState
     # As last known.
     models: tuple[TokenizerModel, ...] = ()
+    traits: Traits = Traits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +145,7 @@ class PostprocessorView:
     state: WorkerState
     # This router's requests on it.
     live_requests: int = 0
+    traits: Traits = Traits()
 
 
 @dataclass(frozen=True, slots=True)

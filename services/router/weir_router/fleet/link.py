@@ -22,8 +22,8 @@ from weir_chassis.channel import Connect
 from weir_chassis.clock import Clock
 from weir_chassis.errors import WeirError, WorkerLost, from_rpc_error
 from weir_chassis.telemetry import get_logger
+from weir_router.fleet.snapshot import WorkerState
 from weir_router.settings import RouterSettings
-from weir_router.snapshot import WorkerState
 
 
 @dataclass(frozen=True, slots=True)

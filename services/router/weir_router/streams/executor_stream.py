@@ -25,8 +25,8 @@ from weir.executor.v1.executor_pb2 import (
 from weir.inference.v1.output_pb2 import TokenBatch
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Internal, WeirError, WorkerLost, from_failure
-from weir_router import token_batch
-from weir_router.duplex import Duplex
+from weir_router.streams import token_batch
+from weir_router.streams.duplex import Duplex
 
 
 class TokenLane(Protocol):
