@@ -82,6 +82,7 @@ def _request(
         tenant=tenant,
         adapter=request.adapter,
         skip_special_tokens=request.skip_special_tokens if request.HasField("skip_special_tokens") else None,
+        routing=request.routing,
     )
 
 

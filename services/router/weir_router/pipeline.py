@@ -247,6 +247,7 @@ def _demand(journey: Journey, prompt: EncodedPrompt, excluded: frozenset[str]) -
         turn=journey.turn,
         excluded=excluded,
         adapter=prompt.adapter,
+        session=journey.request.routing.session,
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from weir.inference.v1.chat_pb2 import ChatPrompt
+from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir_router.fleet.model_version import Version
 
@@ -43,6 +44,8 @@ class ClientRequest:
     adapter: str
     # None: postprocess's own default.
     skip_special_tokens: bool | None
+    # As the client left it: all of it may be unset.
+    routing: RoutingOptions = field(default_factory=RoutingOptions)
 
     @property
     def n(self) -> int:

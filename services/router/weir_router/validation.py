@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 
+from google.protobuf.duration_pb2 import Duration
+
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt
 from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.guide_pb2 import Guide
+from weir.inference.v1.routing_pb2 import Constraints, ContinuationMode, RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.speculation_pb2 import Speculation, SpeculationMode
 from weir.inference.v1.watermark_pb2 import Watermark
@@ -34,6 +37,10 @@ MAX_OPTIONS = 256
 MAX_OPTION_BYTES = 1024
 MAX_ADAPTER_BYTES = 128
 MAX_EMBED_INPUTS = 256
+MAX_SESSION_BYTES = 128
+MAX_IDEMPOTENCY_KEY_BYTES = 128
+MAX_REGIONS = 16
+MAX_REGION_BYTES = 64
 
 # Field: lowest, highest, whether the lowest itself is allowed.
 _FLOAT_RANGES: dict[str, tuple[float, float, bool]] = {
@@ -142,6 +149,29 @@ def check_stopping(stopping: StoppingConditions) -> None:
     _check_count("stopping.stop_token_ids", stopping.stop_token_ids, MAX_STOP_TOKEN_IDS)
 
 
+def check_routing(routing: RoutingOptions) -> None:
+    _check_bytes("routing.session", routing.session, MAX_SESSION_BYTES)
+    _check_bytes("routing.idempotency_key", routing.idempotency_key, MAX_IDEMPOTENCY_KEY_BYTES)
+    known = routing.continuation in ContinuationMode.values()
+    _require(known, "routing.continuation", f"{routing.continuation} is unknown")
+    if routing.HasField("retain"):
+        _check_duration("routing.retain", routing.retain)
+    if routing.HasField("hedge_after"):
+        _check_duration("routing.hedge_after", routing.hedge_after, may_be_zero=True)
+    if routing.HasField("constraints"):
+        _check_constraints("routing.constraints", routing.constraints)
+
+
+def _check_constraints(path: str, constraints: Constraints) -> None:
+    if constraints.HasField("max_ttft"):
+        _check_duration(f"{path}.max_ttft", constraints.max_ttft)
+    if constraints.HasField("min_quality"):
+        _check_float(f"{path}.min_quality", constraints.min_quality, 0, 1)
+    _check_count(f"{path}.regions", constraints.regions, MAX_REGIONS)
+    for index, region in enumerate(constraints.regions):
+        _check_bytes(f"{path}.regions[{index}]", region, MAX_REGION_BYTES, least=1)
+
+
 def check_vocabulary(token_ids: Sequence[int], vocab_size: int, field: str = "token_ids.token_ids") -> None:
     """For a prompt of ids, once it is known whose vocabulary they are to be from."""
     if max(token_ids) < vocab_size:  # one pass in C for the prompt that is right
@@ -157,6 +187,7 @@ def _check_common(request: GenerateRequest | ChatRequest) -> None:
     _check_int("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
     check_sampling(request.sampling)
     check_stopping(request.stopping)
+    check_routing(request.routing)
 
 
 def _check_embed_input(path: str, one: EmbedInput) -> None:
@@ -194,6 +225,12 @@ def _check_float(field: str, value: float, low: float, high: float, *, inclusive
 
 def _check_int(field: str, value: int, low: int, high: int) -> None:
     _require(low <= value <= high, field, f"must be in [{low}, {high}], is {value}")
+
+
+def _check_duration(field: str, value: Duration, *, may_be_zero: bool = False) -> None:
+    seconds = value.seconds + value.nanos / 1e9
+    least = "0 s or more" if may_be_zero else "more than 0 s"
+    _require(seconds > 0 or (may_be_zero and seconds == 0), field, f"must be {least}, is {seconds:g} s")
 
 
 def _check_bytes(field: str, value: str, most: int, *, least: int = 0) -> None:

@@ -6,11 +6,13 @@ import math
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart, ImagePart
 from weir.inference.v1.guide_pb2 import Choice, Guide, JsonObject
+from weir.inference.v1.routing_pb2 import Constraints, RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.speculation_pb2 import Speculation, SpeculationMode
 from weir.inference.v1.watermark_pb2 import Watermark
@@ -37,12 +39,30 @@ def stopping(**fields: Any) -> GenerateRequest:
     return generate(stopping=StoppingConditions(**fields))
 
 
+def routing(**fields: Any) -> GenerateRequest:
+    return generate(routing=RoutingOptions(**fields))
+
+
+def constrained(**fields: Any) -> GenerateRequest:
+    return routing(constraints=Constraints(**fields))
+
+
 BAD: list[tuple[GenerateRequest | ChatRequest, str, str]] = [
     (GenerateRequest(), "prompt", "is required"),
     (GenerateRequest(text=""), "text", "must not be empty"),
     (GenerateRequest(token_ids=TokenPrompt()), "token_ids.token_ids", "must not be empty"),
     (generate(model="m" * 129), "model", "0 to 128 bytes of UTF-8, has 129"),
     (generate(model="é" * 65), "model", "has 130"),
+    (routing(session="s" * 129), "routing.session", "0 to 128 bytes of UTF-8, has 129"),
+    (routing(idempotency_key="k" * 129), "routing.idempotency_key", "has 129"),
+    (routing(continuation=9), "routing.continuation", "9 is unknown"),
+    (routing(retain=Duration()), "routing.retain", "must be more than 0 s, is 0 s"),
+    (routing(hedge_after=Duration(seconds=-1)), "routing.hedge_after", "must be 0 s or more, is -1 s"),
+    (constrained(max_ttft=Duration(nanos=-5)), "routing.constraints.max_ttft", "must be more than 0 s"),
+    (constrained(min_quality=1.5), "routing.constraints.min_quality", "must be in [0, 1], is 1.5"),
+    (constrained(min_quality=math.nan), "routing.constraints.min_quality", "is nan"),
+    (constrained(regions=["r"] * 17), "routing.constraints.regions", "0 to 16 entries, has 17"),
+    (constrained(regions=["eu", ""]), "routing.constraints.regions[1]", "1 to 64 bytes"),
     (generate(priority=101), "priority", "must be in [-100, 100], is 101"),
     (generate(priority=-101), "priority", "is -101"),
     (sampling(temperature=math.nan), "sampling.temperature", "must be in [0, 100], is nan"),
@@ -130,6 +150,8 @@ GOOD = [
     sampling(guide=Guide(regex="x" * 8192)),
     sampling(guide=Guide(choice=Choice(options=["x" * 1024] * 256))),
     sampling(watermark=Watermark()),
+    routing(session="s" * 128, hedge_after=Duration(), retain=Duration(seconds=1)),
+    constrained(max_ttft=Duration(nanos=1), max_cost_micros=0, min_quality=1.0, regions=["r" * 64] * 16),
     sampling(speculation=Speculation(mode=SpeculationMode.SPECULATION_MODE_DRAFT_MODEL, max_draft_tokens=16)),
     sampling(watermark=Watermark(green_fraction=0.5, bias=20.0)),
     stopping(min_tokens=7),
