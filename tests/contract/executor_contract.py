@@ -790,6 +790,16 @@ async def check_a_beginning_that_was_embedded_is_found_again_but_by_no_mean(stub
     assert (again.usage.cached_prompt_tokens, mean.usage.cached_prompt_tokens) == (2 * info.block_size, 0)
 
 
+async def check_what_was_embedded_under_one_salt_is_not_found_under_another(stub: Stub) -> None:
+    info = await stub.GetModelInfo(pb.GetModelInfoRequest())
+    prompt = prompt_of(2 * info.block_size + 1, salt=6)
+    cached = []
+    for salt in ("acme", "mill", "acme"):
+        answer = await stub.Embed(embed(info, prompt, tenant_salt=salt))
+        cached.append(answer.usage.cached_prompt_tokens)
+    assert cached == [0, 0, 2 * info.block_size]
+
+
 async def check_embeddings_beside_generation_change_no_token(stub: Stub) -> None:
     wanted = await generated(stub, max_tokens=40)
     async with calling(stub) as caller:

@@ -152,7 +152,7 @@ def to_pooling_requests(
     if not 1 <= len(asked.inputs) <= MAX_EMBED_INPUTS:
         raise InvalidArgument("inputs", f"{len(asked.inputs)}; 1 to {MAX_EMBED_INPUTS}")
     _PRIORITY.check("priority", asked.priority)
-    scope = cache_scope(served.version, adapter)
+    scope = cache_scope(served.version, adapter, asked.tenant_salt)
     pooling = Pooling(_pooling_kind(asked.pooling), not asked.HasField("normalize") or asked.normalize)
     prompts = [_embed_input(index, one, info) for index, one in enumerate(asked.inputs)]
     # What a mean would find in the cache it could not use, and what it would leave there nobody asked for.

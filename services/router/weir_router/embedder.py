@@ -58,7 +58,7 @@ class Embedder:
             async with time_limit(left_seconds):
                 model = self._fleet.snapshot().resolve_model(request.model)
                 async with self._admission.place(request.priority, request_id):
-                    inputs = await self._encoder.encode_inputs(model, request.inputs, request.adapter, call)
+                    inputs = await self._encoder.encode_inputs(model, request.inputs, request.adapter, tenant, call)
                     return await self._embed(call, inputs)
         except WeirError as error:
             self._metrics.refused(error)
@@ -122,6 +122,7 @@ class Embedder:
             normalize=call.request.normalize if call.request.HasField("normalize") else None,
             priority=call.request.priority,
             tenant=call.tenant,
+            tenant_salt=inputs.tenant_salt,
         )
         timeout = hop_timeout(call.left_seconds())
         try:

@@ -52,8 +52,7 @@ class Encoder:
         """Raises NoWorker, RevisionMismatch, NotFound, DeadlineExceeded, and whatever the tokenizer refuses with."""
         prompt, snapshot = journey.request.prompt, self._fleet.snapshot()
         adapter = snapshot.resolve_adapter(model, journey.request.adapter)
-        # No tenant finds a block that another one's prompt has left, unless both share a pool.
-        salt = self._cache_pools.get(journey.request.tenant, journey.request.tenant)
+        salt = self._salt(journey.request.tenant)
         if isinstance(prompt, TokenIdsPrompt):
             agreed = [executor.model for executor in snapshot.agreed(model, adapter) if executor.model]
             _check_length(prompt, max(model.max_model_len for model in agreed))
@@ -63,7 +62,7 @@ class Encoder:
         )
 
     async def encode_inputs(
-        self, model: str, inputs: Sequence[EmbedInput], adapter_name: str, asking: Asking
+        self, model: str, inputs: Sequence[EmbedInput], adapter_name: str, tenant: str, asking: Asking
     ) -> EncodedInputs:
         """Texts through a tokenizer, token ids as they are. Raises as `encode` does."""
         snapshot = self._fleet.snapshot()
@@ -76,13 +75,17 @@ class Encoder:
             version, encoded = agreed[asking.turn % len(agreed)].version, []
         of_texts = iter(encoded)
         token_ids = [next(of_texts) if one.HasField("text") else one.token_ids.token_ids for one in inputs]
-        return EncodedInputs(version, token_ids, adapter)
+        return EncodedInputs(version, token_ids, adapter, self._salt(tenant))
 
     async def encode_text(self, model: str, text: str, asking: Asking) -> tuple[Version, Sequence[int]]:
         """The text's own tokens, without those that a model expects around it. Raises as `encode` does."""
         ask = partial(_encode_texts, [text], add_special_tokens=False)
         version, encoded = await self._tokenize(ask, model, "", asking)
         return version, encoded[0]
+
+    def _salt(self, tenant: str) -> str:
+        """No tenant finds a block that another one's prompt has left, unless both share a pool."""
+        return self._cache_pools.get(tenant, tenant)
 
     async def _tokenize(self, ask: _Ask[T], model: str, adapter: str, asking: Asking) -> T:
         """Tokenizers keep nothing between calls, so a second one may be asked when the first fails."""

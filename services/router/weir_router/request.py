@@ -73,3 +73,5 @@ class EncodedInputs:
     version: Version
     token_ids: Sequence[Sequence[int]]
     adapter: str = ""
+    # As in `EncodedPrompt`.
+    tenant_salt: str = ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from weir_chassis.mapped_memory import private_memory
+from weir_chassis.mapped_memory import MappedMemory, private_memory
 
 KIB = 1024
 
@@ -52,11 +52,25 @@ def test_populated_memory_is_resident() -> None:
     memory = private_memory(1024 * KIB)
     if not memory.populate(10, 800 * KIB):
         pytest.skip("this kernel cannot")
+    assert int(_told_of(memory, "Rss:")[0]) >= 800
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages in this kernel")
+def test_memory_asks_for_huge_pages_and_is_pinned_where_that_is_allowed() -> None:
+    """The kernel's own word: `hg`, advised to huge pages; `lo`, locked."""
+    memory = private_memory(1024 * KIB)
+    assert "hg" in _told_of(memory, "VmFlags:")
+    assert "lo" not in _told_of(memory, "VmFlags:")
+    if not memory.pin():
+        pytest.skip("this process may lock no memory")
+    assert "lo" in _told_of(memory, "VmFlags:")
+
+
+def _told_of(memory: MappedMemory, field: str) -> list[str]:
+    """What the kernel says of it; it may have made one mapping of several neighbours."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
-    start = f"{memory._address:x}-"
-    at = next(i for i, line in enumerate(lines) if line.startswith(start) or _holds(line, memory._address))
-    resident = next(line for line in lines[at:] if line.startswith("Rss:"))
-    assert int(resident.split()[1]) >= 800
+    at = next(number for number, line in enumerate(lines) if _holds(line, memory._address))
+    return next(line for line in lines[at:] if line.startswith(field)).split()[1:]
 
 
 def _holds(line: str, address: int) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models_fixture import tiny_model
+from weir_executor.paged.batch import BlockLoad
 from weir_executor.paged.kv_cache import KvCache
 from weir_executor.paged.model.registry import load_config
 
@@ -50,9 +51,8 @@ def test_a_payload_carries_a_block_into_another_cache(cache: KvCache) -> None:
     payloads = cache.read_blocks([4, 6])
     assert {len(payload) for payload in payloads} == {cache.block_bytes}
     other = KvCache(load_config(tiny_model("llama3")), 10, _BLOCK, cache.dtype, _CPU)
-    for block_id, payload in zip((9, 0), payloads, strict=True):
-        assert other.is_sound(payload)
-        other.write_block(block_id, memoryview(payload))
+    assert all(map(other.is_sound, payloads))
+    other.write_blocks([BlockLoad(9, memoryview(payloads[0])), BlockLoad(0, payloads[1])])
     for layer in range(3):
         found, wanted = other.plan_gather([[9, 0]]), cache.plan_gather([[4, 6]])
         assert torch.equal(other.gather_keys(layer, found), cache.gather_keys(layer, wanted))

@@ -52,6 +52,14 @@ async def test_an_adapter_goes_by_its_fingerprint() -> None:
         assert running.executor.embeds[-1].adapter == "f" * 32
 
 
+async def test_a_tenants_inputs_find_only_blocks_of_its_own_and_of_its_pool() -> None:
+    async with suite(cache_pools={"acme": "team"}) as running:
+        for tenant in ("acme", "mill"):
+            await running.router.Embed(request(), metadata=[("weir-tenant", tenant)])
+        await running.router.Embed(request())
+        assert [given.tenant_salt for given in running.executor.embeds] == ["team", "mill", ""]
+
+
 async def test_ids_alone_need_no_tokenizer() -> None:
     async with suite() as running:
         await running.router.Embed(pb.EmbedRequest(inputs=[pb.EmbedInput(token_ids=pb.TokenPrompt(token_ids=[5]))]))

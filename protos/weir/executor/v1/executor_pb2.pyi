@@ -813,6 +813,7 @@ class EmbedRequest(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    TENANT_SALT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """For logs. At most 128 bytes."""
     pooling: _embedding_pb2.Pooling.ValueType
@@ -823,6 +824,8 @@ class EmbedRequest(_message.Message):
     tenant: _builtins.str
     priority: _builtins.int
     """Higher goes first. [-100, 100]."""
+    tenant_salt: _builtins.str
+    """As in `Submit`: seeds the hashes of the inputs' blocks."""
     @_builtins.property
     def model_version(self) -> _model_pb2.ModelVersion: ...
     @_builtins.property
@@ -840,10 +843,11 @@ class EmbedRequest(_message.Message):
         adapter: _builtins.str = ...,
         tenant: _builtins.str = ...,
         priority: _builtins.int = ...,
+        tenant_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "model_version", b"model_version", "normalize", b"normalize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "adapter", b"adapter", "inputs", b"inputs", "model_version", b"model_version", "normalize", b"normalize", "pooling", b"pooling", "priority", b"priority", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_normalize", b"_normalize", "adapter", b"adapter", "inputs", b"inputs", "model_version", b"model_version", "normalize", b"normalize", "pooling", b"pooling", "priority", b"priority", "request_id", b"request_id", "tenant", b"tenant", "tenant_salt", b"tenant_salt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__normalize: _TypeAlias = _typing.Literal["normalize"]  # noqa: Y015
     _WhichOneofArgType__normalize: _TypeAlias = _typing.Literal["_normalize", b"_normalize"]  # noqa: Y015

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from weir_executor.paged.attention import AttentionBackend
+from weir_executor.paged.batch import BlockLoad
 from weir_executor.paged.flat_batch import FlatBatch
 from weir_executor.paged.model.decoder_model import DecoderModel
 
@@ -64,7 +65,8 @@ class KvBlocks(Protocol):
     def read_blocks(self, block_ids: Sequence[int]) -> Sequence[bytes]:
         """The payloads of these blocks, copied out."""
 
-    def write_block(self, block_id: int, payload: bytes | memoryview) -> None: ...
+    def write_blocks(self, loads: Sequence[BlockLoad]) -> None:
+        """The decoder's next step sees them, each in a block of its own."""
 
     def is_sound(self, payload: bytes | memoryview) -> bool:
         """Whether a payload may be written: of the right length, and all finite."""

@@ -9,11 +9,12 @@ one row, [kv_heads, tokens, head_dim], which is what attention multiplies with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from weir_executor.paged.batch import BlockLoad
 from weir_executor.paged.finite import all_finite
 from weir_executor.paged.model.config import ModelConfig
 
@@ -41,8 +42,8 @@ class KvCache:
         self.dtype, self.device = dtype, device
         self.block_bytes = block_bytes(config, block_size, dtype)
         self.layer_block_bytes = self.block_bytes // (2 * config.num_layers)  # a block's keys, or values, in one layer
-        self._block_shape = (config.num_layers, 2, config.num_kv_heads, block_size, config.head_dim)
-        layers, parts, *inside = self._block_shape
+        self.block_shape = (config.num_layers, 2, config.num_kv_heads, block_size, config.head_dim)
+        layers, parts, *inside = self.block_shape
         self._blocks = torch.zeros((layers, parts, num_blocks, *inside), dtype=dtype, device=device)
         # Views by layer, keys and values apart: a row per token and head to write, a row per block and head to gather.
         per_layer = [self._blocks[layer].flatten(1, 2) for layer in range(layers)]
@@ -50,9 +51,12 @@ class KvCache:
         self._pieces = [layer.flatten(2).unbind() for layer in per_layer]
         self._room = torch.empty((2, 0, block_size * config.head_dim), dtype=dtype, device=device)
         self._heads = torch.arange(config.num_kv_heads, device=device)
+        # Called before a step touches a layer: what is being loaded into it must be there.
+        self.before_layer: Callable[[int], None] = _nothing_arrives
 
     def layer_blocks(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One layer's keys and values where they lie, [num_blocks, kv_heads, block_size, head_dim] each."""
+        self.before_layer(layer)
         keys, values = self._blocks[layer].unbind()
         return keys, values
 
@@ -72,6 +76,7 @@ class KvCache:
 
     def write(self, layer: int, token_rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put tokens' keys and values, [tokens, kv_heads, head_dim], into their slots."""
+        self.before_layer(layer)
         key_rows, value_rows = self._tokens[layer]
         key_rows.index_copy_(0, token_rows, keys.flatten(0, 1))
         value_rows.index_copy_(0, token_rows, values.flatten(0, 1))
@@ -99,12 +104,16 @@ class KvCache:
         """The payloads of these blocks, copied out."""
         return [_to_bytes(self._blocks[:, :, block_id]) for block_id in block_ids]
 
-    def write_block(self, block_id: int, payload: bytes | memoryview) -> None:
-        self.put_block(block_id, self.from_bytes(payload))
+    def write_blocks(self, loads: Sequence[BlockLoad]) -> None:
+        for load in loads:
+            self._blocks[:, :, load.block_id].copy_(self.from_bytes(load.payload))
 
-    def put_block(self, block_id: int, payload: torch.Tensor) -> None:
-        """[layers, 2, kv_heads, block_size, head_dim]. From pinned memory, the caller does not wait for it."""
-        self._blocks[:, :, block_id].copy_(payload, non_blocking=True)
+    def put_layer(self, layer: int, where: torch.Tensor, blocks: torch.Tensor) -> None:
+        """One layer of the blocks at these places, [2, blocks, kv_heads, block_size, head_dim].
+
+        From pinned memory, the caller does not wait for it.
+        """
+        self._blocks[layer].index_copy_(1, where, blocks.to(self.device, non_blocking=True))
 
     def is_sound(self, payload: bytes | memoryview) -> bool:
         """Whether a payload may be written: of the right length, and all finite."""
@@ -117,7 +126,11 @@ class KvCache:
     def from_bytes(self, payload: bytes | memoryview) -> torch.Tensor:
         """A payload in host memory, [layers, 2, kv_heads, block_size, head_dim]."""
         # A bytearray, because PyTorch warns about memory that it may not write to.
-        return torch.frombuffer(bytearray(payload), dtype=self.dtype).view(self._block_shape)
+        return torch.frombuffer(bytearray(payload), dtype=self.dtype).view(self.block_shape)
+
+
+def _nothing_arrives(_layer: int) -> None:
+    """What is loaded is there when `write_blocks` returns."""
 
 
 def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:

@@ -41,8 +41,8 @@ class ModelRunner:
 
     def run(self, batch: Batch) -> Sequence[Result]:
         with torch.inference_mode():
-            for load in batch.loads:
-                self._blocks.write_block(load.block_id, load.payload)
+            if batch.loads:
+                self._blocks.write_blocks(batch.loads)
             flat = flatten(batch.scheduled)
             results = list(_results(flat, self._decoder.decode(flat)))
         by_sequence = {id(row.sequence): result for row, result in zip(flat.rows, results, strict=True)}

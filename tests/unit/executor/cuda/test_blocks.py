@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models_fixture import tiny_model
+from weir_executor.paged.batch import BlockLoad
 from weir_executor.paged.cuda import blocks as module
 from weir_executor.paged.cuda.blocks import CudaBlocks
 from weir_executor.paged.kv_cache import KvCache
@@ -33,7 +34,7 @@ def test_what_is_written_is_read_again(cache: KvCache) -> None:
     (payload,) = blocks.read_blocks([2])
     assert blocks.is_sound(payload)
     assert len(payload) == blocks.block_bytes
-    blocks.write_block(5, payload)
+    blocks.write_blocks([BlockLoad(5, payload)])
     blocks.clear_blocks([2])
     cleared, written = blocks.read_blocks([2, 5])
     assert written == payload

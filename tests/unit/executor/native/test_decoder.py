@@ -16,6 +16,7 @@ import torch
 
 from models_fixture import FAMILIES, save_model, tiny_model
 from weir_executor.paged.attention import TorchAttention
+from weir_executor.paged.batch import BlockLoad
 from weir_executor.paged.decoder import Decoded, Decoder, TorchDecoder
 from weir_executor.paged.flat_batch import FlatBatch
 from weir_executor.paged.kv_cache import KvCache
@@ -182,7 +183,7 @@ def test_bit_by_bit_the_same_alone_among_others_and_in_chunks(dtype: str, isa: s
         batch([Row(301, 211, mine)]),
         batch([Row(512, 87, mine), Row(40, 3, spare[:3], (5, 6, 7))]),
     )
-    decoder.write_block(spare[5], decoder.read_blocks([mine[shared]])[0])
+    decoder.write_blocks([BlockLoad(spare[5], decoder.read_blocks([mine[shared]])[0])])
     siblings = [
         Row(513, 1, [*mine[:shared], spare[5]], (9,)),
         Row(599, 1, mine),
@@ -280,8 +281,8 @@ def test_a_payload_is_as_pytorchs_cache_has_it(dtype: str, from_size: int, famil
     theirs = KvCache(config, 4, from_size, getattr(torch, dtype), _CPU)
     numbers = torch.randn(theirs.block_bytes // getattr(torch, dtype).itemsize).to(getattr(torch, dtype))
     payload = numbers.view(torch.uint8).numpy().tobytes()
-    decoder.write_block(7, memoryview(payload))
-    theirs.write_block(3, payload)
+    decoder.write_blocks([BlockLoad(7, memoryview(payload))])
+    theirs.write_blocks([BlockLoad(3, payload)])
     assert decoder.read_blocks([7]) == theirs.read_blocks([3]) == [payload]
     assert decoder.read_blocks([6, 8]) == [bytes(len(payload))] * 2
     decoder.clear_blocks([7])
@@ -294,8 +295,7 @@ def test_keys_and_values_are_where_the_payload_says() -> None:
     ours, config = native(model_dir, "float32"), load_config(tiny_model("llama3"))
     logits_of(ours, step)
     cache = KvCache(config, _NUM_BLOCKS, 16, torch.float32, _CPU)
-    for block_id, payload in zip((3, 4), ours.read_blocks([3, 4]), strict=True):
-        cache.write_block(block_id, payload)
+    cache.write_blocks([BlockLoad(*pair) for pair in zip((3, 4), ours.read_blocks([3, 4]), strict=True)])
     model = load_model(model_dir, config, 700, torch.float32, _CPU)
     theirs = TorchDecoder(model, TorchAttention(cache, config.attention), _CPU)
     torch.testing.assert_close(logits_of(ours, after)[0], logits_of(theirs, after)[0], rtol=1e-4, atol=1e-4)

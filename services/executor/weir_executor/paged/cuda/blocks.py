@@ -1,7 +1,7 @@
 """Blocks to and from a CUDA device through pinned memory, beside the steps and not between them.
 
     read     side stream      gather all blocks ─▶ one copy to pinned memory ─▶ bytes
-    write    steps' stream    bytes ─▶ pinned memory ─▶ copy that nobody waits for ─▶ the step that needs it
+    write    side stream      bytes ─▶ pinned memory ─▶ layer by layer, beside the step that needs it: `arrivals`
 
 What is read is full and was computed by a step that has ended, so the side stream waits for nothing: the step that is
 under way by then writes other blocks.
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
+from weir_executor.paged.batch import BlockLoad
+from weir_executor.paged.cuda.arrivals import Arrivals
 from weir_executor.paged.kv_cache import KvCache
 
 # Blocks read at once: bounds the copies' memory, on either side, whatever a long prompt fills in one step.
@@ -28,6 +30,7 @@ class CudaBlocks:
         self._cache = cache
         self._on_cuda = cache.device.type == "cuda"
         self._stream = torch.cuda.Stream(cache.device) if self._on_cuda else None  # type: ignore[no-untyped-call]
+        self._arrivals = Arrivals(cache, self._stream)
 
     @property
     def block_bytes(self) -> int:
@@ -39,15 +42,15 @@ class CudaBlocks:
             payloads += self._read(block_ids[begin : begin + _MOST_AT_ONCE])
         return payloads
 
-    def write_block(self, block_id: int, payload: bytes | memoryview) -> None:
-        on_host = self._cache.from_bytes(payload)
-        # The allocator of pinned memory keeps it until the copy is done.
-        self._cache.put_block(block_id, on_host.pin_memory() if self._on_cuda else on_host)
+    def write_blocks(self, loads: Sequence[BlockLoad]) -> None:
+        """Each into a block of its own."""
+        self._arrivals.begin(loads)
 
     def is_sound(self, payload: bytes | memoryview) -> bool:
         return self._cache.is_sound(payload)
 
     def clear_blocks(self, block_ids: Sequence[int]) -> None:
+        self._arrivals.settle()
         self._cache.clear_blocks(block_ids)
 
     def _read(self, block_ids: Sequence[int]) -> list[bytes]:

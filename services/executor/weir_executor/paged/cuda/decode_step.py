@@ -101,6 +101,8 @@ class DecodeSteps:
         self._upload(rows, size)
         if size in self._captured:
             replay, logits = self._captured[size]
+            for layer in range(self._attention.cache.block_shape[0]):
+                self._attention.cache.before_layer(layer)  # a replay asks for none
             replay()
         else:
             logits = self._compute(size)

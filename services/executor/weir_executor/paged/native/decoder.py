@@ -16,6 +16,7 @@ from itertools import accumulate, chain
 
 import torch
 
+from weir_executor.paged.batch import BlockLoad
 from weir_executor.paged.decoder import Decoded
 from weir_executor.paged.finite import all_finite
 from weir_executor.paged.flat_batch import FlatBatch
@@ -140,9 +141,10 @@ class NativeDecoder:
             payloads.append(payload.raw)
         return payloads
 
-    def write_block(self, block_id: int, payload: bytes | memoryview) -> None:
-        assert len(payload) == self.block_bytes, len(payload)
-        self._library.weir_write_block(self._handle, block_id, bytes(payload))
+    def write_blocks(self, loads: Sequence[BlockLoad]) -> None:
+        for load in loads:
+            assert len(load.payload) == self.block_bytes, len(load.payload)
+            self._library.weir_write_block(self._handle, load.block_id, bytes(load.payload))
 
     def is_sound(self, payload: bytes | memoryview) -> bool:
         return len(payload) == self.block_bytes and all_finite(payload, self._dtype)

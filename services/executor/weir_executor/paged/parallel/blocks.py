@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
+from weir_executor.paged.batch import BlockLoad
 from weir_executor.paged.finite import all_finite
 from weir_executor.paged.kv_cache import KvCache, block_bytes
 from weir_executor.paged.model.config import ModelConfig
@@ -29,10 +31,11 @@ class ParallelBlocks:
         by_rank = [self._own.read_blocks(block_ids), *others]
         return [self._join([parts[index] for parts in by_rank]) for index in range(len(block_ids))]
 
-    def write_block(self, block_id: int, payload: bytes | memoryview) -> None:
-        whole = self._tensor(payload, self._shape)
-        self._crew.tell_each(lambda rank: WriteBlock(block_id, _bytes(self._part(whole, rank))))
-        self._own.write_block(block_id, _bytes(self._part(whole, 0)))
+    def write_blocks(self, loads: Sequence[BlockLoad]) -> None:
+        for load in loads:
+            part_of = partial(self._part_of, load.block_id, self._tensor(load.payload, self._shape))
+            self._crew.tell_each(part_of)
+            self._own.write_blocks([part_of(0).load])
 
     def is_sound(self, payload: bytes | memoryview) -> bool:
         return len(payload) == self.block_bytes and all_finite(payload, self._own.dtype)
@@ -40,6 +43,9 @@ class ParallelBlocks:
     def clear_blocks(self, block_ids: Sequence[int]) -> None:
         self._crew.tell(ClearBlocks(list(block_ids)))
         self._own.clear_blocks(block_ids)
+
+    def _part_of(self, block_id: int, whole: torch.Tensor, rank: int) -> WriteBlock:
+        return WriteBlock(BlockLoad(block_id, _bytes(self._part(whole, rank))))
 
     def _part(self, whole: torch.Tensor, rank: int) -> torch.Tensor:
         place = self._layout.place(rank, self._config.num_layers)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from weir_executor.paged.batch import BlockLoad
 from weir_executor.paged.flat_batch import FlatBatch, Row
 from weir_executor.paged.parallel.group import Meeting
 from weir_executor.paged.parallel.layout import Layout
@@ -78,8 +79,7 @@ class ReadBlocks:
 
 @dataclass(frozen=True, slots=True)
 class WriteBlock:
-    block_id: int
-    payload: bytes = field(repr=False)  # the rank's part
+    load: BlockLoad = field(repr=False)  # the rank's part
 
 
 @dataclass(frozen=True, slots=True)

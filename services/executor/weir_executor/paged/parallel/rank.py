@@ -69,7 +69,7 @@ def _obey(command: Command, stage: Stage, config: RankConfig, pipe: Connection) 
                     stage.tell(command, decoded)
             case ReadBlocks(block_ids):
                 pipe.send(stage.cache.read_blocks(block_ids))
-            case WriteBlock(block_id, payload):
-                stage.cache.write_block(block_id, payload)
+            case WriteBlock(load):
+                stage.cache.write_blocks([load])
             case ClearBlocks(block_ids):
                 stage.cache.clear_blocks(block_ids)
