@@ -381,7 +381,14 @@ _BY_CODE: Mapping[int, type[WeirError]] = {
 }
 
 
+# What grpc.aio makes of a write that meets the end of its call, when it comes to know of the write's failure first:
+# `set_internal_error` in grpc/_cython/_cygrpc/aio/call.pyx.pxi. The connection is gone; nobody has a bug.
+_CORE_ERROR = "Internal error from Core"
+
+
 def _nearest(status: status_pb2.Status) -> WeirError:
     known = status.code in code_pb2.Code.values()
     name = code_pb2.Code.Name(status.code) if known else f"code {status.code}"
+    if status.code == StatusCode.INTERNAL.value[0] and status.message == _CORE_ERROR:
+        return WorkerLost("the connection was lost while it was written to")
     return _BY_CODE.get(status.code, Internal)(f"{name}: {status.message}")

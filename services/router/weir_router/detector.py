@@ -16,10 +16,11 @@ from weir_chassis.errors import InvalidArgument, NoWorker, WeirError, from_rpc_e
 from weir_router.admission import Admission
 from weir_router.call import Call, explain
 from weir_router.encoder import Encoder
+from weir_router.faults.retries import Retries
+from weir_router.faults.table import Where
 from weir_router.fleet.model_version import Version
 from weir_router.metrics import RouterMetrics
 from weir_router.policies.policy import Demand
-from weir_router.retry import may_retry
 from weir_router.routing import Routing
 from weir_router.time_limit import time_limit
 
@@ -28,10 +29,17 @@ _Call = Call[DetectWatermarkRequest]
 
 class Detector:
     def __init__(
-        self, *, routing: Routing, admission: Admission, encoder: Encoder, clock: Clock, metrics: RouterMetrics
+        self,
+        *,
+        routing: Routing,
+        admission: Admission,
+        encoder: Encoder,
+        retries: Retries,
+        clock: Clock,
+        metrics: RouterMetrics,
     ):
         self._routing, self._fleet = routing, routing.fleet
-        self._admission, self._encoder = admission, encoder
+        self._admission, self._encoder, self._retries = admission, encoder, retries
         self._clock, self._metrics = clock, metrics
         self._turns = count()
 
@@ -44,6 +52,7 @@ class Detector:
         try:
             async with time_limit(left_seconds):
                 model = self._fleet.snapshot().resolve_model(request.model)
+                self._retries.note_request()
                 async with self._admission.place(0, request_id):
                     version, token_ids = await self._encoder.encode_text(model, request.text, call)
                     if len(token_ids) < 2:
@@ -61,7 +70,7 @@ class Detector:
             try:
                 return await self._ask(call, version, token_ids, address)
             except WeirError as error:
-                if not may_retry(error, attempt, answering=False):
+                if not self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN, attempt):
                     raise
                 failure, excluded = error, excluded | {address}
         raise AssertionError("attempts are counted without end")

@@ -22,11 +22,12 @@ from weir_chassis.leases import LeaseLedger
 from weir_router.admission import Admission
 from weir_router.call import Call, explain
 from weir_router.encoder import Encoder
+from weir_router.faults.retries import Retries
+from weir_router.faults.table import Where
 from weir_router.fleet.snapshot import ExecutorModel
 from weir_router.metrics import RouterMetrics
 from weir_router.policies.policy import Demand
 from weir_router.request import EncodedInputs
-from weir_router.retry import may_retry
 from weir_router.routing import Routing
 from weir_router.time_limit import time_limit
 from weir_router.validation import check_vocabulary
@@ -39,12 +40,13 @@ class Embedder:
         routing: Routing,
         admission: Admission,
         encoder: Encoder,
+        retries: Retries,
         clock: Clock,
         leases: LeaseLedger,
         metrics: RouterMetrics,
     ):
         self._routing, self._fleet = routing, routing.fleet
-        self._admission, self._encoder = admission, encoder
+        self._admission, self._encoder, self._retries = admission, encoder, retries
         self._clock, self._leases, self._metrics = clock, leases, metrics
         self._turns = count()
 
@@ -57,6 +59,7 @@ class Embedder:
         try:
             async with time_limit(left_seconds):
                 model = self._fleet.snapshot().resolve_model(request.model)
+                self._retries.note_request()
                 async with self._admission.place(request.priority, request_id):
                     inputs = await self._encoder.encode_inputs(model, request.inputs, request.adapter, tenant, call)
                     return await self._embed(call, inputs)
@@ -75,7 +78,7 @@ class Embedder:
                 with self._attempt(call, address, sum(map(len, inputs.token_ids))):
                     return await self._execute(call, inputs, address)
             except WeirError as error:
-                if not may_retry(error, attempt, answering=False):
+                if not self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN, attempt):
                     raise
                 failure, excluded = error, excluded | {address}
         raise AssertionError("attempts are counted without end")

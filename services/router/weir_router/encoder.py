@@ -16,13 +16,14 @@ from weir.tokenizer.v1.tokenizer_pb2 import ApplyChatTemplateRequest, HashScope,
 from weir_chassis.channel import call_metadata
 from weir_chassis.deadline import hop_timeout
 from weir_chassis.errors import Cancelled, DeadlineExceeded, PromptTooLong, WeirError, WorkerLost, from_rpc_error
+from weir_router.faults.retries import Retries
+from weir_router.faults.table import Where
 from weir_router.fleet.fleet import Fleet
 from weir_router.fleet.model_version import Version
 from weir_router.fleet.snapshot import ExecutorModel
 from weir_router.journey import Journey
 from weir_router.policies.choose import choose_tokenizer
 from weir_router.request import EncodedInputs, EncodedPrompt, TextPrompt, TokenIdsPrompt
-from weir_router.retry import may_retry
 from weir_router.validation import check_vocabulary
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class Asking(Protocol):
 class Encoder:
     """`timeout_seconds` bounds one call to one tokenizer. `cache_pools`: tenant → whose cached prefixes it shares."""
 
-    def __init__(self, fleet: Fleet, timeout_seconds: float, cache_pools: Mapping[str, str]):
-        self._fleet, self._timeout_seconds, self._cache_pools = fleet, timeout_seconds, cache_pools
+    def __init__(self, fleet: Fleet, retries: Retries, timeout_seconds: float, cache_pools: Mapping[str, str]):
+        self._fleet, self._retries = fleet, retries
+        self._timeout_seconds, self._cache_pools = timeout_seconds, cache_pools
 
     async def encode(self, model: str, journey: Journey) -> EncodedPrompt:
         """Raises NoWorker, RevisionMismatch, NotFound, DeadlineExceeded, and whatever the tokenizer refuses with."""
@@ -94,7 +96,7 @@ class Encoder:
         try:
             return await self._call(tokenizer.address, ask, executor, asking)
         except WeirError as error:
-            if not may_retry(error, 1, answering=False):
+            if not self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN):
                 raise
             failure = error
         excluded = frozenset({tokenizer.address})

@@ -24,6 +24,12 @@ class RouterMetrics:
         self.refusals = metrics.counter("refusals", "Requests refused before their stream began", ("reason",))
         self.completion_tokens = metrics.counter("completion_tokens", "Tokens delivered to clients")
         self.prefill_jobs = metrics.counter("prefill_jobs", "Prompts that waited in the queue", ("outcome",))
+        self.retries = metrics.counter("retries", "Extra tries, by what for and after which error", ("extra", "reason"))
+        self.refused_retries = metrics.counter("refused_retries", "Extra tries that the budget refused", ("extra",))
+        self.retry_budget = metrics.gauge("retry_budget", "Extra tries that there may be now")
+        self.unbilled_tokens = metrics.counter(
+            "unbilled_tokens", "Tokens of streams that failed by no doing of their client's", ("reason",)
+        )
         self.healthy_workers = metrics.gauge("healthy_workers", "Workers that take requests", ("kind",))
 
     def refused(self, error: WeirError) -> None:

@@ -24,13 +24,14 @@ from weir_router.admission import Admission
 from weir_router.attempt import Attempt, Leg
 from weir_router.delivery import Event, Outbox
 from weir_router.encoder import Encoder, hash_blocks
+from weir_router.faults.retries import Retries
+from weir_router.faults.table import before_or_after, verdict
 from weir_router.journey import Journey, duration
 from weir_router.metrics import RouterMetrics
 from weir_router.policies.choose import Choice, choose_prefill, prefill_workers
 from weir_router.policies.policy import Demand
 from weir_router.prefill_queue import PrefillQueue
 from weir_router.request import ClientRequest, EncodedPrompt
-from weir_router.retry import may_retry
 from weir_router.routing import Routing
 from weir_router.time_limit import TimeLimit, time_limit
 from weir_router.two_stages import Seat, TwoStages
@@ -58,6 +59,7 @@ class Pipeline:
         prefill_queue: PrefillQueue | None,
         admission: Admission,
         encoder: Encoder,
+        retries: Retries,
         limits: Limits,
         clock: Clock,
         leases: LeaseLedger,
@@ -65,7 +67,7 @@ class Pipeline:
     ):
         self._routing, self._fleet = routing, routing.fleet
         self._admission, self._encoder, self._limits = admission, encoder, limits
-        self._prefill_queue = prefill_queue
+        self._prefill_queue, self._retries = prefill_queue, retries
         self._clock, self._leases, self._metrics = clock, leases, metrics
         # Of requests, for taking turns; of attempts, so that no handle is ever used twice on any stream.
         self._turns, self._handles = count(), count(1)
@@ -76,6 +78,7 @@ class Pipeline:
         with self._observed(journey):
             async with time_limit(left_seconds) as limit:
                 model = self._resolve(request)
+                self._retries.note_request()
                 async with self._admission.place(request.priority, request.request_id) as journey.admission_seconds:
                     prompt = await self._tokenize(model, journey)
                     await self._generate(journey, prompt, write, limit)
@@ -113,7 +116,8 @@ class Pipeline:
                     await self._conclude(attempt, journey, prompt, write)
                     return
                 except WeirError as error:
-                    if not may_retry(error, journey.attempts, answering=attempt.progress.answering):
+                    where = before_or_after(answering=attempt.progress.answering)
+                    if attempt.progress.answering or not self._retries.may_retry(error, where, journey.attempts):
                         raise
                     failure, excluded = error, excluded | attempt.progress.failed_workers
 
@@ -199,7 +203,8 @@ class Pipeline:
         )
         sink = None
         if choice.prefill is not None:
-            sink = TwoStages(attempt, submit, model.block_size, partial(self._find_seat, journey, prompt))
+            find_seat = partial(self._find_seat, journey, prompt)
+            sink = TwoStages(attempt, submit, model.block_size, find_seat, self._retries)
         attempt.start(submit, _opening(attempt.handle, request, prompt), sink)
 
     def _find_seat(self, journey: Journey, prompt: EncodedPrompt, excluded: frozenset[str]) -> Seat:
@@ -225,6 +230,8 @@ class Pipeline:
         except WeirError as error:
             if journey.accepted_at is None:
                 self._metrics.refused(error)
+            if not verdict(error, before_or_after(answering=journey.delivered_tokens > 0)).billed:
+                self._metrics.unbilled_tokens.labels(reason_name(error.reason)).inc(journey.delivered_tokens)
             raise
         finally:
             if journey.first_delta_at is not None:

@@ -16,6 +16,8 @@ from weir_router.admission import Admission, AdmissionQueue
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
 from weir_router.encoder import Encoder
+from weir_router.faults.budget import RetryBudget
+from weir_router.faults.retries import Retries
 from weir_router.fleet.fleet import open_fleet
 from weir_router.fleet_servicer import FleetServicer
 from weir_router.metrics import RouterMetrics
@@ -27,6 +29,9 @@ from weir_router.servicer import RouterServicer
 from weir_router.settings import RouterSettings
 
 FLEET_NAME = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
+# Long enough that what one worker lost is paid for by many requests, short enough to follow a change of load.
+_BUDGET_SECONDS = 60.0
+
 NAME = DESCRIPTOR.services_by_name["RouterService"].full_name
 
 
@@ -39,12 +44,15 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
     limits = Limits(settings.max_pending_tokens, settings.end_wait_seconds, settings.disaggregate_tokens)
     async with open_fleet(settings, chassis, metrics) as fleet:
         routing = Routing(fleet, settings.routing())
-        encoder = Encoder(fleet, settings.tokenizer_timeout_seconds, settings.cache_pools)
+        budget = RetryBudget(settings.retry_budget_share, settings.retry_budget_floor, _BUDGET_SECONDS)
+        retries = Retries(budget, chassis.clock, metrics)
+        encoder = Encoder(fleet, retries, settings.tokenizer_timeout_seconds, settings.cache_pools)
         pipeline = Pipeline(
             routing=routing,
             prefill_queue=_join_prefill_queue(settings, chassis, metrics),
             admission=admission,
             encoder=encoder,
+            retries=retries,
             limits=limits,
             clock=chassis.clock,
             leases=chassis.leases,
@@ -54,11 +62,19 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             routing=routing,
             admission=admission,
             encoder=encoder,
+            retries=retries,
             clock=chassis.clock,
             leases=chassis.leases,
             metrics=metrics,
         )
-        detector = Detector(routing=routing, admission=admission, encoder=encoder, clock=chassis.clock, metrics=metrics)
+        detector = Detector(
+            routing=routing,
+            admission=admission,
+            encoder=encoder,
+            retries=retries,
+            clock=chassis.clock,
+            metrics=metrics,
+        )
         servicer = RouterServicer(pipeline, embedder, detector, fleet, chassis.random)
         with _followed(settings, routing, chassis):
             yield Servicers(

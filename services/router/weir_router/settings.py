@@ -73,6 +73,14 @@ class RouterSettings(NatsSettings):
         le=60.0,
         description="how long the executor's last word on a finished request is waited for",
     )
+    retry_budget_share: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="extra tries of all kinds, as a share of the last minute's requests",
+    )
+    # About what one worker of a small fleet has running when it dies.
+    retry_budget_floor: int = Field(default=32, ge=0, le=10_000, description="and so many a minute in any case")
     # At 16 tokens a block a few dozen blocks: below, what the transfer takes and delays is more than it spares.
     disaggregate_tokens: int = Field(
         default=512,

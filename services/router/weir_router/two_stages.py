@@ -17,8 +17,9 @@ from weir.executor.v1.executor_pb2 import ExecutorOutputFinished, Handoff, Reque
 from weir.inference.v1.output_pb2 import TokenBatch
 from weir_chassis.errors import WeirError
 from weir_router.attempt import Attempt, Leg
+from weir_router.faults.retries import Retries
+from weir_router.faults.table import Where, verdict
 from weir_router.journey import duration
-from weir_router.retry import another_may_do_better
 from weir_router.streams.executor_stream import TokenLane
 
 # Of executors for the second stage: a request that kills workers must not kill the fleet.
@@ -59,14 +60,19 @@ class TwoStages:
     """An `ExecutorSink` on both executors, one after the other."""
 
     def __init__(
-        self, attempt: Attempt, submit: Submit, block_size: int, find_seat: Callable[[frozenset[str]], Seat]
+        self,
+        attempt: Attempt,
+        submit: Submit,
+        block_size: int,
+        find_seat: Callable[[frozenset[str]], Seat],
+        retries: Retries,
     ) -> None:
         """`submit` is that of the first, with hashes of blocks of this size.
 
         `find_seat` chooses for the second among all but these, or raises a WeirError.
         """
         self._attempt, self._submit, self._block_size = attempt, submit, block_size
-        self._find_seat = find_seat
+        self._find_seat, self._retries = find_seat, retries
         self._first = FirstTokens(attempt.lane)
         self._handoff: Handoff | None = None
         self._seconds = 0
@@ -99,12 +105,18 @@ class TwoStages:
         self._go_on()
 
     def on_failed(self, error: WeirError) -> None:
-        may_go_on = self._seconds < _MAX_SECONDS and not self._has_spoken and another_may_do_better(error)
-        if not may_go_on or not self._attempt.drawing:
+        if self._may_go_on(error):
+            self._lost |= {self._attempt.worker}
+            self._go_on()
+        else:
             self._attempt.on_failed(error)
-            return
-        self._lost |= {self._attempt.worker}
-        self._go_on()
+
+    def _may_go_on(self, error: WeirError) -> bool:
+        if self._has_spoken or not self._attempt.drawing:
+            return False
+        if not self._seconds:  # the second stage was to come in any case
+            return verdict(error, Where.BEFORE_FIRST_TOKEN).elsewhere
+        return self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN, self._seconds, max_attempts=_MAX_SECONDS)
 
     def _go_on(self) -> None:
         self._seconds += 1

@@ -137,6 +137,13 @@ def test_an_unknown_code_is_internal() -> None:
     assert type(errors.from_status(status_pb2.Status(code=99, message="?"))) is errors.Internal
 
 
+def test_a_write_that_meets_the_end_of_its_call_is_a_lost_worker_and_nobodys_bug() -> None:
+    """As `set_internal_error` of grpc.aio makes it: code, details and no trailing metadata."""
+    error = errors.from_rpc_error(rpc_error(StatusCode.INTERNAL, "Internal error from Core"))
+    assert isinstance(error, errors.WorkerLost)
+    assert isinstance(errors.from_rpc_error(rpc_error(StatusCode.INTERNAL, "Internal error")), errors.Internal)
+
+
 def test_foreign_error_info_is_not_ours() -> None:
     info = error_details_pb2.ErrorInfo(domain="googleapis.com", reason="OVERLOADED")
     status = status_pb2.Status(code=StatusCode.UNAVAILABLE.value[0])
