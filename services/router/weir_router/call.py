@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Cancelled, WeirError, WorkerLost
+from weir_router.regions import Residency
 
 T = TypeVar("T")
 
@@ -18,6 +19,7 @@ class Call(Generic[T]):
     request: T
     request_id: str
     tenant: str
+    residency: Residency
     turn: int
     clock: Clock
     expires_at: float | None

@@ -47,8 +47,9 @@ class Detector:
         self, request: DetectWatermarkRequest, request_id: str, tenant: str, left_seconds: float | None
     ) -> DetectWatermarkResponse:
         """Raises a WeirError: refused, or failed. The request is valid."""
+        residency = self._routing.residency(tenant)
         expires_at = None if left_seconds is None else self._clock.monotonic() + left_seconds
-        call = Call(request, request_id, tenant, next(self._turns), self._clock, expires_at)
+        call = Call(request, request_id, tenant, residency, next(self._turns), self._clock, expires_at)
         try:
             async with time_limit(left_seconds):
                 model = self._fleet.snapshot().resolve_model(request.model)
@@ -79,7 +80,7 @@ class Detector:
         """Nothing is computed that could not fit: the tokens need no place in an executor's context."""
         demand = Demand(version, prompt_tokens=1, max_tokens=1, n=1, turn=call.turn, excluded=excluded)
         try:
-            return self._routing.rank(demand)[0].candidate.address
+            return self._routing.rank(demand, call.residency)[0].candidate.address
         except NoWorker as error:
             raise failure or error from None
 
@@ -92,7 +93,7 @@ class Detector:
             token_ids=token_ids,
             watermark=call.request.watermark,
         )
-        stub, timeout = self._fleet.executor(address).stub, hop_timeout(call.left_seconds())
+        stub, timeout = self._fleet.executor(address, call.residency).stub, hop_timeout(call.left_seconds())
         try:
             found = await stub.DetectWatermark(asked, timeout=timeout, metadata=call_metadata())
         except grpc.RpcError as error:

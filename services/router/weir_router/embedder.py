@@ -54,8 +54,9 @@ class Embedder:
         self, request: EmbedRequest, request_id: str, tenant: str, left_seconds: float | None
     ) -> EmbedResponse:
         """Raises a WeirError: refused, or failed. The request is valid."""
+        residency = self._routing.residency(tenant)
         expires_at = None if left_seconds is None else self._clock.monotonic() + left_seconds
-        call = Call(request, request_id, tenant, next(self._turns), self._clock, expires_at)
+        call = Call(request, request_id, tenant, residency, next(self._turns), self._clock, expires_at)
         try:
             async with time_limit(left_seconds):
                 model = self._fleet.snapshot().resolve_model(request.model)
@@ -91,7 +92,7 @@ class Embedder:
             inputs.version, longest, max_tokens=0, n=1, turn=call.turn, excluded=excluded, adapter=inputs.adapter
         )
         try:
-            best = self._routing.rank(demand)[0].candidate
+            best = self._routing.rank(demand, call.residency)[0].candidate
             return best.address, best.model
         except NoWorker as error:
             # That nobody else is there matters less to the client than what happened.
@@ -103,7 +104,7 @@ class Embedder:
     @contextmanager
     def _attempt(self, call: Call[EmbedRequest], address: str, tokens: int) -> Iterator[None]:
         """Counts the inputs against their executor at once, before anybody else chooses."""
-        reservation = self._fleet.executor(address).outstanding.reserve(tokens)
+        reservation = self._fleet.executor(address, call.residency).outstanding.reserve(tokens)
         end = "CANCELLED"
         with self._leases.acquire("attempt", call.request_id, on_release=reservation.release):
             try:
@@ -129,7 +130,8 @@ class Embedder:
         )
         timeout = hop_timeout(call.left_seconds())
         try:
-            answer = await self._fleet.executor(address).stub.Embed(asked, timeout=timeout, metadata=call_metadata())
+            stub = self._fleet.executor(address, call.residency).stub
+            answer = await stub.Embed(asked, timeout=timeout, metadata=call_metadata())
         except grpc.RpcError as error:
             raise explain(from_rpc_error(error), address) from None
         return EmbedResponse(embeddings=answer.embeddings, usage=answer.usage, model_version=inputs.version.message())

@@ -20,9 +20,10 @@ from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where
 from weir_router.fleet.fleet import Fleet
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import ExecutorModel
+from weir_router.fleet.snapshot import ExecutorModel, FleetSnapshot
 from weir_router.journey import Journey
 from weir_router.policies.choose import choose_tokenizer
+from weir_router.regions import Residency
 from weir_router.request import EncodedInputs, EncodedPrompt, TextPrompt, TokenIdsPrompt
 from weir_router.validation import check_vocabulary
 
@@ -35,10 +36,13 @@ _Ask = Callable[["TokenizerServiceAsyncStub", ExecutorModel, float | None], Awai
 
 
 class Asking(Protocol):
-    """Who asks: its number, and how long it may still take."""
+    """Who asks: its number, where it may go, and how long it may still take."""
 
     @property
     def turn(self) -> int: ...
+
+    @property
+    def residency(self) -> Residency: ...
 
     def left_seconds(self) -> float | None: ...
 
@@ -52,11 +56,11 @@ class Encoder:
 
     async def encode(self, model: str, journey: Journey) -> EncodedPrompt:
         """Raises NoWorker, RevisionMismatch, NotFound, DeadlineExceeded, and whatever the tokenizer refuses with."""
-        prompt, snapshot = journey.request.prompt, self._fleet.snapshot()
-        adapter = snapshot.resolve_adapter(model, journey.request.adapter)
+        prompt = journey.request.prompt
+        adapter = self._find(journey, lambda fleet: fleet.resolve_adapter(model, journey.request.adapter))
         salt = self._salt(journey.request.tenant)
         if isinstance(prompt, TokenIdsPrompt):
-            agreed = [executor.model for executor in snapshot.agreed(model, adapter) if executor.model]
+            agreed = self._agreed(model, adapter, journey)
             _check_length(prompt, max(model.max_model_len for model in agreed))
             return await _hash(prompt, agreed[journey.turn % len(agreed)], adapter, salt)
         return await self._tokenize(
@@ -67,13 +71,12 @@ class Encoder:
         self, model: str, inputs: Sequence[EmbedInput], adapter_name: str, tenant: str, asking: Asking
     ) -> EncodedInputs:
         """Texts through a tokenizer, token ids as they are. Raises as `encode` does."""
-        snapshot = self._fleet.snapshot()
-        adapter = snapshot.resolve_adapter(model, adapter_name)
+        adapter = self._find(asking, lambda fleet: fleet.resolve_adapter(model, adapter_name))
         texts = [one.text for one in inputs if one.HasField("text")]
         if texts:
             version, encoded = await self._tokenize(partial(_encode_texts, texts), model, adapter, asking)
         else:
-            agreed = [executor.model for executor in snapshot.agreed(model, adapter) if executor.model]
+            agreed = self._agreed(model, adapter, asking)
             version, encoded = agreed[asking.turn % len(agreed)].version, []
         of_texts = iter(encoded)
         token_ids = [next(of_texts) if one.HasField("text") else one.token_ids.token_ids for one in inputs]
@@ -92,7 +95,7 @@ class Encoder:
     async def _tokenize(self, ask: _Ask[T], model: str, adapter: str, asking: Asking) -> T:
         """Tokenizers keep nothing between calls, so a second one may be asked when the first fails."""
         choose = partial(choose_tokenizer, model=model, turn=asking.turn, adapter=adapter)
-        tokenizer, executor = choose(self._fleet.snapshot())
+        tokenizer, executor = self._find(asking, choose)
         try:
             return await self._call(tokenizer.address, ask, executor, asking)
         except WeirError as error:
@@ -101,16 +104,25 @@ class Encoder:
             failure = error
         excluded = frozenset({tokenizer.address})
         try:
-            tokenizer, executor = choose(self._fleet.snapshot(), excluded=excluded)
+            tokenizer, executor = self._find(asking, partial(choose, excluded=excluded))
         except WeirError:
             raise failure from None  # that nobody else is there matters less to the client than what happened
         return await self._call(tokenizer.address, ask, executor, asking)
+
+    def _find(self, asking: Asking, decide: Callable[[FleetSnapshot], T]) -> T:
+        """What is decided of the fleet where the request may go."""
+        snapshot = self._fleet.snapshot()
+        return asking.residency.find(lambda place: decide(snapshot.within(place)))
+
+    def _agreed(self, model: str, adapter: str, asking: Asking) -> Sequence[ExecutorModel]:
+        executors = self._find(asking, lambda fleet: fleet.agreed(model, adapter))
+        return [executor.model for executor in executors if executor.model]
 
     async def _call(self, address: str, ask: _Ask[T], model: ExecutorModel, asking: Asking) -> T:
         left = asking.left_seconds()
         timeout = hop_timeout(left, limit=self._timeout_seconds)
         try:
-            return await ask(self._fleet.tokenizer_stub(address), model, timeout)
+            return await ask(self._fleet.tokenizer_stub(address, asking.residency), model, timeout)
         except grpc.RpcError as error:
             clients_clock = left is not None and left <= self._timeout_seconds
             raise _explain(from_rpc_error(error), address, clients_clock=clients_clock) from None

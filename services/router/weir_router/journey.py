@@ -16,6 +16,7 @@ from weir.inference.v1.stream_pb2 import Receipt, Timings
 from weir_chassis.clock import Clock
 from weir_router.attempt import Progress
 from weir_router.policies.choose import Choice
+from weir_router.regions import Residency
 from weir_router.request import ClientRequest, EncodedPrompt
 
 
@@ -31,12 +32,16 @@ class Journey:
     admission_seconds: float = 0.0
     tokenize_seconds: float = 0.0
     attempts: int = 0
-    # Of the last attempt.
+    # The newest one: of the last attempt.
     choice: Choice | None = None
     # When the client was told that its request was accepted, if an attempt that is over has told it.
     accepted_at: float | None = None
     first_delta_at: float | None = None
     delivered_tokens: int = 0
+
+    @property
+    def residency(self) -> Residency:
+        return self.request.residency
 
     def note(self, progress: Progress) -> None:
         """An attempt is over."""
@@ -74,6 +79,7 @@ class Journey:
             store_cached_tokens=end.store_cached_tokens,
             preemptions=end.preemptions,
             timings=self._timings(end, progress),
+            region=self.choice.region if self.choice else "",
         )
 
     def _timings(self, end: RequestEnd, progress: Progress) -> Timings:

@@ -18,6 +18,7 @@ from weir.router.v1.router_pb2 import (
 from weir_router.delivery import Event
 from weir_router.fleet.model_version import Version
 from weir_router.fleet.snapshot import ExecutorView, FleetSnapshot, WorkerState
+from weir_router.regions import Residency
 from weir_router.request import ClientRequest, Prompt, TextPrompt, TokenIdsPrompt
 
 _FIELDS: dict[type[Event], str] = {
@@ -30,14 +31,18 @@ _FIELDS: dict[type[Event], str] = {
 }
 
 
-def from_generate(request: GenerateRequest, request_id: str, seed: int, tenant: str = "") -> ClientRequest:
+def from_generate(
+    request: GenerateRequest, request_id: str, seed: int, *, residency: Residency, tenant: str = ""
+) -> ClientRequest:
     """`seed` is for a request that names none. The request must be valid."""
-    return _request(request, request_id, seed, tenant, _prompt(request))
+    return _request(request, _prompt(request), request_id, seed, residency=residency, tenant=tenant)
 
 
-def from_chat(request: ChatRequest, request_id: str, seed: int, tenant: str = "") -> ClientRequest:
+def from_chat(
+    request: ChatRequest, request_id: str, seed: int, *, residency: Residency, tenant: str = ""
+) -> ClientRequest:
     """As `from_generate`."""
-    return _request(request, request_id, seed, tenant, request.prompt)
+    return _request(request, request.prompt, request_id, seed, residency=residency, tenant=tenant)
 
 
 def generate_response(event: Event) -> GenerateResponse:
@@ -70,7 +75,13 @@ def _model(version: Version, executors: list[ExecutorView], snapshot: FleetSnaps
 
 
 def _request(
-    request: GenerateRequest | ChatRequest, request_id: str, seed: int, tenant: str, prompt: Prompt
+    request: GenerateRequest | ChatRequest,
+    prompt: Prompt,
+    request_id: str,
+    seed: int,
+    *,
+    residency: Residency,
+    tenant: str,
 ) -> ClientRequest:
     return ClientRequest(
         request_id=request_id,
@@ -80,6 +91,7 @@ def _request(
         stopping=request.stopping,
         priority=request.priority,
         tenant=tenant,
+        residency=residency,
         adapter=request.adapter,
         skip_special_tokens=request.skip_special_tokens if request.HasField("skip_special_tokens") else None,
         routing=request.routing,

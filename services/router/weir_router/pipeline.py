@@ -125,9 +125,10 @@ class Pipeline:
         """Whoever of several prefill workers has room first, when they take their work from a queue."""
         if self._prefill_queue is None:
             return None
-        demand, snapshot = _demand(journey, prompt, excluded), self._fleet.snapshot()
+        demand, snapshot = _demand(journey, prompt, excluded), self._fleet.snapshot().within(journey.residency)
         with suppress(WeirError):  # that nobody may be chosen is told by who chooses
-            able = prefill_workers(snapshot, demand, self._routing.choose(demand), self._limits.disaggregate_tokens)
+            choice = self._routing.choose(demand, journey.residency)
+            able = prefill_workers(snapshot, demand, choice, self._limits.disaggregate_tokens)
             if len(able) > 1:
                 workers = {worker.address for worker in able}
                 return await self._prefill_queue.assign(prompt.version, demand.prompt_tokens, workers)
@@ -142,9 +143,9 @@ class Pipeline:
         assigned: str | None,
     ) -> Choice:
         """`assigned`: who has asked for the prompt; it may have gone since."""
-        demand, snapshot = _demand(journey, prompt, excluded), self._fleet.snapshot()
+        demand, snapshot = _demand(journey, prompt, excluded), self._fleet.snapshot().within(journey.residency)
         try:
-            choice = self._routing.choose(demand)
+            choice = self._routing.choose(demand, journey.residency)
         except NoWorker as error:
             # That nobody else is there matters less to the client than what happened.
             raise failure or error from None
@@ -154,14 +155,14 @@ class Pipeline:
     @contextmanager
     def _attempt(self, journey: Journey, prompt: EncodedPrompt, choice: Choice, limit: TimeLimit) -> Iterator[Attempt]:
         """Counts the request against its executor at once, before anybody else chooses."""
-        executor = self._fleet.executor(choice.first_executor)
+        executor = self._fleet.executor(choice.first_executor, journey.residency)
         reserved = choice.reserved_tokens if choice.prefill is None else len(prompt.token_ids) + journey.request.n
         outbox = Outbox(self._limits.max_pending_tokens)
         attempt = Attempt(
             handle=next(self._handles),
             n=journey.request.n,
             executor=executor.stream,
-            lane=self._fleet.postprocessor(choice.postprocessor).stream,
+            lane=self._fleet.postprocessor(choice.postprocessor, journey.residency).stream,
             reservation=executor.outstanding.reserve(reserved),
             outbox=outbox,
             accepted=None if journey.accepted_at is not None else _accepted(journey, prompt),
@@ -209,8 +210,9 @@ class Pipeline:
 
     def _find_seat(self, journey: Journey, prompt: EncodedPrompt, excluded: frozenset[str]) -> Seat:
         """Chosen only now: what is true of the fleet may have changed since the prompt was begun."""
-        choice = self._routing.choose(_demand(journey, prompt, excluded))
-        executor = self._fleet.executor(choice.executor)
+        choice = self._routing.choose(_demand(journey, prompt, excluded), journey.residency)
+        executor = self._fleet.executor(choice.executor, journey.residency)
+        journey.choice = choice
         leg = Leg(executor.stream, executor.outstanding.reserve(choice.reserved_tokens))
         return Seat(leg, choice.model.block_size, journey.left_seconds())
 

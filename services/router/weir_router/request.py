@@ -9,6 +9,7 @@ from weir.inference.v1.chat_pb2 import ChatPrompt
 from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir_router.fleet.model_version import Version
+from weir_router.regions import Residency
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class ClientRequest:
     priority: int
     # Whose share and quotas apply at the executor; empty: nobody's in particular.
     tenant: str
+    # Where it may go. Nothing of it reaches a worker elsewhere.
+    residency: Residency
     # A name; empty: none.
     adapter: str
     # None: postprocess's own default.

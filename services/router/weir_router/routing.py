@@ -8,6 +8,7 @@ from weir_router.fleet.fleet import Fleet
 from weir_router.policies.choose import Choice, choose, rank_executors
 from weir_router.policies.make import POLICIES
 from weir_router.policies.policy import Demand, Policy, Scored
+from weir_router.regions import Residency, residency
 from weir_router.routing_config import RoutingConfig
 
 
@@ -24,13 +25,19 @@ class Routing:
         self._policies.clear()
         return config, ()
 
-    def choose(self, demand: Demand) -> Choice:
-        """Raises as `policies.choose.choose` does."""
-        return choose(self.fleet.snapshot(), demand, self._policy(demand.version.model))
+    def residency(self, tenant: str, wanted: Sequence[str] = ()) -> Residency:
+        """Where a request of this tenant may go, which wants these regions. Raises PermissionDenied."""
+        return residency(self.config.tenant_regions, tenant, frozenset(wanted))
 
-    def rank(self, demand: Demand) -> Sequence[Scored]:
+    def choose(self, demand: Demand, residency: Residency) -> Choice:
+        """Raises as `policies.choose.choose` does."""
+        snapshot, policy = self.fleet.snapshot(), self._policy(demand.version.model)
+        return residency.find(lambda place: choose(snapshot.within(place), demand, policy))
+
+    def rank(self, demand: Demand, residency: Residency) -> Sequence[Scored]:
         """For calls that need no postprocessor. Raises as `policies.choose.rank_executors` does."""
-        return rank_executors(self.fleet.snapshot(), demand, self._policy(demand.version.model))
+        snapshot, policy = self.fleet.snapshot(), self._policy(demand.version.model)
+        return residency.find(lambda place: rank_executors(snapshot.within(place), demand, policy))
 
     def _policy(self, model: str) -> Policy:
         # Models are those that executors serve, so there are no more of them than of these.

@@ -5,29 +5,60 @@ policy = "least_outstanding_tokens"
 
 [models."demo"]                   # what differs for this one
 policy = "least_outstanding_tokens"
+
+[tenants."acme"]                  # "*": those that are not named; without an entry, anywhere
+regions = ["eu-west", "eu-north"] # a worker whose region nobody has said is in none
+fallback_regions = ["uk"]         # only while nobody in `regions` can take the request
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from functools import cached_property
+from typing import Annotated, Final, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from weir_chassis.toml_config import Table, parse_toml
 from weir_router.policies.make import PolicyName
+from weir_router.regions import TenantRegions
 
 # A table of the file each; what a mistaken file may make us check.
 _MAX_MODELS: Final = 1000
+_MAX_TENANTS: Final = 10_000
+_MAX_REGIONS: Final = 16
+
+RegionName = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class ModelRouting(Table):
     policy: PolicyName = Field(default="least_outstanding_tokens", description="by which an executor is chosen")
 
 
+class TenantRules(Table):
+    regions: frozenset[RegionName] | None = Field(
+        default=None, min_length=1, max_length=_MAX_REGIONS, description="where its requests may go; unset: anywhere"
+    )
+    fallback_regions: frozenset[RegionName] = Field(
+        default=frozenset(), max_length=_MAX_REGIONS, description="and while nobody there can take them"
+    )
+
+    @model_validator(mode="after")
+    def _check_fallback(self) -> Self:
+        if self.regions is None and self.fallback_regions:
+            raise ValueError("fallback_regions mean nothing where regions do not say what they are a fallback for")
+        return self
+
+
 class RoutingConfig(Table):
     defaults: ModelRouting = ModelRouting()
     models: Mapping[str, ModelRouting] = Field(default_factory=dict, max_length=_MAX_MODELS)
+
+    tenants: Mapping[str, TenantRules] = Field(default_factory=dict, max_length=_MAX_TENANTS)
+
+    @cached_property
+    def tenant_regions(self) -> Mapping[str, TenantRegions]:
+        return {name: TenantRegions(rules.regions, rules.fallback_regions) for name, rules in self.tenants.items()}
 
     def of_model(self, model: str) -> ModelRouting:
         """The model's own table, and the defaults where it says nothing."""

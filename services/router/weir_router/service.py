@@ -75,7 +75,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             clock=chassis.clock,
             metrics=metrics,
         )
-        servicer = RouterServicer(pipeline, embedder, detector, fleet, chassis.random)
+        servicer = RouterServicer(pipeline, embedder, detector, routing, chassis.random)
         with _followed(settings, routing, chassis):
             yield Servicers(
                 [

@@ -33,16 +33,16 @@ from weir_router import mapping, validation
 from weir_router.delivery import Event
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
-from weir_router.fleet.fleet import Fleet
 from weir_router.pipeline import Pipeline
+from weir_router.routing import Routing
 
 
 class RouterServicer(RouterServiceServicer):
     """Its streams are coroutines that write, so that a cancelled call is seen where it is waited."""
 
-    def __init__(self, pipeline: Pipeline, embedder: Embedder, detector: Detector, fleet: Fleet, random: Random):
+    def __init__(self, pipeline: Pipeline, embedder: Embedder, detector: Detector, routing: Routing, random: Random):
         self._pipeline, self._embedder, self._detector = pipeline, embedder, detector
-        self.fleet, self._random = fleet, random
+        self._routing, self.fleet, self._random = routing, routing.fleet, random
 
     async def Generate(  # type: ignore[override]  # the stubs know streams as generators only
         self, request: GenerateRequest, context: ServicerContext[GenerateRequest, GenerateResponse]
@@ -52,7 +52,8 @@ class RouterServicer(RouterServiceServicer):
 
         validation.check_generate(request)
         tenant = tenant_from(context.invocation_metadata())
-        wanted = mapping.from_generate(request, _request_id(), self._random.getrandbits(64), tenant)
+        residency = self._routing.residency(tenant, request.routing.constraints.regions)
+        wanted = mapping.from_generate(request, _request_id(), self._seed(), residency=residency, tenant=tenant)
         await self._pipeline.run(wanted, write, time_left(context))
 
     async def Chat(  # type: ignore[override]  # as above
@@ -63,7 +64,8 @@ class RouterServicer(RouterServiceServicer):
 
         validation.check_chat(request)
         tenant = tenant_from(context.invocation_metadata())
-        wanted = mapping.from_chat(request, _request_id(), self._random.getrandbits(64), tenant)
+        residency = self._routing.residency(tenant, request.routing.constraints.regions)
+        wanted = mapping.from_chat(request, _request_id(), self._seed(), residency=residency, tenant=tenant)
         await self._pipeline.run(wanted, write, time_left(context))
 
     async def Embed(
@@ -89,6 +91,10 @@ class RouterServicer(RouterServiceServicer):
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:  # noqa: ARG002
         return mapping.list_models(self.fleet.snapshot())
+
+    def _seed(self) -> int:
+        """For a request that names none."""
+        return self._random.getrandbits(64)
 
 
 def _request_id() -> str:

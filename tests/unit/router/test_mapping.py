@@ -12,12 +12,13 @@ from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinis
 from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest, TokenPrompt
 from weir_router import mapping
 from weir_router.delivery import Event
+from weir_router.regions import NO_CLIENT
 from weir_router.request import TextPrompt, TokenIdsPrompt
 
 
 def test_what_is_unset_is_completed_and_the_message_left_alone() -> None:
     message = GenerateRequest(text="hi", sampling=SamplingParameters(top_k=3))
-    request = mapping.from_generate(message, "r", seed=5)
+    request = mapping.from_generate(message, "r", seed=5, residency=NO_CLIENT)
     assert request.sampling == SamplingParameters(top_k=3, seed=5, n=1)
     assert message.sampling == SamplingParameters(top_k=3)
     assert request.prompt == TextPrompt("hi", add_special_tokens=None)
@@ -33,7 +34,7 @@ def test_what_is_set_stays() -> None:
         priority=-7,
         skip_special_tokens=False,
     )
-    request = mapping.from_generate(message, "r", seed=5)
+    request = mapping.from_generate(message, "r", seed=5, residency=NO_CLIENT)
     assert (request.sampling.seed, request.n, request.priority, request.model) == (0, 4, -7, "m")
     assert request.prompt == TokenIdsPrompt([1, 2])
     assert request.stopping.max_tokens == 3
@@ -42,13 +43,15 @@ def test_what_is_set_stays() -> None:
 
 def test_special_tokens_around_a_text_are_the_clients_choice() -> None:
     for wanted in (True, False):
-        request = mapping.from_generate(GenerateRequest(text="hi", add_special_tokens=wanted), "r", seed=5)
+        request = mapping.from_generate(
+            GenerateRequest(text="hi", add_special_tokens=wanted), "r", seed=5, residency=NO_CLIENT
+        )
         assert request.prompt == TextPrompt("hi", add_special_tokens=wanted)
 
 
 def test_a_chat_is_its_messages() -> None:
     prompt = ChatPrompt(messages=[ChatMessage(role="user")])
-    assert mapping.from_chat(ChatRequest(prompt=prompt), "r", seed=5).prompt == prompt
+    assert mapping.from_chat(ChatRequest(prompt=prompt), "r", seed=5, residency=NO_CLIENT).prompt == prompt
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from weir_router.fleet.snapshot import (
     Role,
     TokenizerModel,
     TokenizerView,
+    Traits,
     WorkerState,
 )
 from weir_router.policies.policy import Demand
@@ -37,10 +38,18 @@ def executor(
     embedding_size: int = 8,
     adapters: Mapping[str, str] | None = None,
     role: Role = Role.BOTH,
+    region: str = "",
 ) -> ExecutorView:
     known = ExecutorModel(version(revision, model), 300, max_model_len, block_size, embedding_size)
     return ExecutorView(
-        address, state, known, routed_tokens=routed, foreign_tokens=foreign, adapters=adapters or {}, role=role
+        address,
+        state,
+        known,
+        routed_tokens=routed,
+        foreign_tokens=foreign,
+        adapters=adapters or {},
+        role=role,
+        traits=Traits(region=region),
     )
 
 
@@ -49,13 +58,21 @@ def unknown_executor(address: str) -> ExecutorView:
 
 
 def tokenizer(
-    address: str = "t", *, revision: str = "r1", model: str = "m", state: WorkerState = SERVING, template: bool = True
+    address: str = "t",
+    *,
+    revision: str = "r1",
+    model: str = "m",
+    state: WorkerState = SERVING,
+    template: bool = True,
+    region: str = "",
 ) -> TokenizerView:
-    return TokenizerView(address, state, (TokenizerModel(version(revision, model), template),))
+    return TokenizerView(address, state, (TokenizerModel(version(revision, model), template),), Traits(region=region))
 
 
-def postprocessor(address: str = "p", *, state: WorkerState = SERVING, live: int = 0) -> PostprocessorView:
-    return PostprocessorView(address, state, live)
+def postprocessor(
+    address: str = "p", *, state: WorkerState = SERVING, live: int = 0, region: str = ""
+) -> PostprocessorView:
+    return PostprocessorView(address, state, live, Traits(region=region))
 
 
 def fleet(

@@ -59,6 +59,7 @@ class ExecutorLink(StreamLink[ExecutorStream]):
             age,
             self._adapters,
             self._role,
+            self.traits,
         )
 
     async def probe(self) -> None:

@@ -15,6 +15,7 @@ from weir_router.fleet.postprocess_link import PostprocessLink
 from weir_router.fleet.snapshot import FleetSnapshot, WorkerState
 from weir_router.fleet.tokenizer_link import TokenizerLink
 from weir_router.metrics import RouterMetrics
+from weir_router.regions import Residency
 from weir_router.settings import RouterSettings
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class Fleet:
-    """`snapshot` for deciding; `executor`, `postprocessor` and `tokenizer_stub` for acting on what was decided."""
+    """`snapshot` for deciding; `executor`, `postprocessor` and `tokenizer_stub` for acting on what was decided.
+
+    Nobody gets at a worker without saying where the request may go, and at none that is elsewhere.
+    """
 
     def __init__(self, settings: RouterSettings, chassis: Chassis, metrics: RouterMetrics):
         context = LinkContext(settings, chassis.connect, chassis.clock, chassis.random.random, self._changed)
@@ -43,14 +47,14 @@ class Fleet:
             tuple(link.view() for link in self._postprocessors.values()),
         )
 
-    def executor(self, address: str) -> ExecutorLink:
-        return self._executors[address]
+    def executor(self, address: str, residency: Residency) -> ExecutorLink:
+        return self._executors[address].permitted(residency)
 
-    def postprocessor(self, address: str) -> PostprocessLink:
-        return self._postprocessors[address]
+    def postprocessor(self, address: str, residency: Residency) -> PostprocessLink:
+        return self._postprocessors[address].permitted(residency)
 
-    def tokenizer_stub(self, address: str) -> TokenizerServiceAsyncStub:
-        return self._tokenizers[address].stub
+    def tokenizer_stub(self, address: str, residency: Residency) -> TokenizerServiceAsyncStub:
+        return self._tokenizers[address].permitted(residency).stub
 
     def _changed(self) -> None:
         """A worker came, went or changed: what the world may know of it."""

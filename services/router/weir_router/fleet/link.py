@@ -13,7 +13,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,7 +22,8 @@ from weir_chassis.channel import Connect
 from weir_chassis.clock import Clock
 from weir_chassis.errors import WeirError, WorkerLost, from_rpc_error
 from weir_chassis.telemetry import get_logger
-from weir_router.fleet.snapshot import WorkerState
+from weir_router.fleet.snapshot import Traits, WorkerState
+from weir_router.regions import Residency
 from weir_router.settings import RouterSettings
 
 
@@ -46,6 +47,13 @@ class Link(ABC):
         self.address, self.context = address, context
         self.channel = context.connect(address)
         self.state = WorkerState.DOWN
+        # As it says of itself.
+        self.traits = Traits()
+
+    def permitted(self, residency: Residency) -> Self:
+        """Itself, for a request that may go where it is. Raises ResidencyViolated for another."""
+        residency.require(self.address, self.traits.region)
+        return self
 
     async def run(self) -> NoReturn:
         settings = self.context.settings

@@ -27,7 +27,8 @@ class PostprocessLink(StreamLink[PostprocessStream]):
         self._stub: PostprocessServiceAsyncStub = PostprocessServiceStub(self.channel)
 
     def view(self) -> PostprocessorView:
-        return PostprocessorView(self.address, self.current_state(), self._stream.num_live if self._stream else 0)
+        live = self._stream.num_live if self._stream else 0
+        return PostprocessorView(self.address, self.current_state(), live, self.traits)
 
     async def probe(self) -> None:
         """It has nothing to tell about itself but that it serves. One that drains would refuse the stream."""

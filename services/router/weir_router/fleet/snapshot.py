@@ -14,6 +14,7 @@ from enum import Enum
 
 from weir_chassis.errors import InvalidArgument, ModelNotFound, NotFound, NoWorker, RevisionMismatch
 from weir_router.fleet.model_version import Version
+from weir_router.regions import Residency
 
 
 class WorkerState(Enum):
@@ -153,6 +154,16 @@ class FleetSnapshot:
     executors: tuple[ExecutorView, ...] = ()
     tokenizers: tuple[TokenizerView, ...] = ()
     postprocessors: tuple[PostprocessorView, ...] = ()
+
+    def within(self, residency: Residency) -> FleetSnapshot:
+        """Without the workers to which the request may not go."""
+        if residency.allowed is None:
+            return self
+        return FleetSnapshot(
+            tuple(worker for worker in self.executors if residency.allows(worker.traits.region)),
+            tuple(worker for worker in self.tokenizers if residency.allows(worker.traits.region)),
+            tuple(worker for worker in self.postprocessors if residency.allows(worker.traits.region)),
+        )
 
     def known_models(self) -> list[str]:
         """Names of what the executors serve or have served, sorted."""

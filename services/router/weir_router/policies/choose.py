@@ -35,6 +35,8 @@ class Choice:
     # The policy by which the executor was chosen, and what it thought of all that might have been: best first.
     policy: str
     scores: Sequence[Scored]
+    # Where the executor is; empty: nobody has said.
+    region: str = ""
     # Who computes the prompt and each output's first token before the executor goes on; None: itself.
     prefill: str | None = None
 
@@ -49,7 +51,8 @@ def choose(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Choice:
     best = scores[0].candidate
     postprocessor = choose_postprocessor(snapshot, demand)
     reserved = _reserved_tokens(best.model, demand)
-    return Choice(best.address, best.model, postprocessor.address, reserved, policy.name, scores)
+    region = best.executor.traits.region
+    return Choice(best.address, best.model, postprocessor.address, reserved, policy.name, scores, region)
 
 
 def choose_prefill(able: Sequence[ExecutorView], turn: int, assigned: str | None = None) -> str | None:
@@ -62,7 +65,8 @@ def choose_prefill(able: Sequence[ExecutorView], turn: int, assigned: str | None
 def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min_tokens: int) -> Sequence[ExecutorView]:
     """Those who may compute the prompt for `choice`: whose role is that, and whose blocks the other can use.
 
-    It costs a transfer of the prompt's blocks, which a prompt of fewer than `min_tokens` is not worth.
+    It costs a transfer of the prompt's blocks, which a prompt of fewer than `min_tokens` is not worth. They are many
+    bytes and stay in one region.
     """
     if demand.prompt_tokens < min_tokens:
         return ()
@@ -71,7 +75,7 @@ def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min
         for executor in snapshot.agreed(demand.version.model, demand.adapter)
         if executor.role is Role.PREFILL and executor.address not in demand.excluded
         if executor.model and executor.model.version == demand.version and _fits(executor.model, demand)
-        if executor.model.block_size == choice.model.block_size
+        if executor.model.block_size == choice.model.block_size and executor.traits.region == choice.region
     ]
 
 

@@ -31,8 +31,6 @@ class Demand:
     adapter: str = ""
     # Requests that belong together; empty: it belongs to none.
     session: str = ""
-    # Where it may go; None: anywhere. A worker whose region nobody has said is in none.
-    regions: frozenset[str] | None = None
     # Leading tokens of the prompt that an executor is believed to hold, by its address.
     cached_tokens: Mapping[str, int] = field(default_factory=dict)
 
