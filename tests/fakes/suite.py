@@ -61,7 +61,7 @@ class Fakes:
             ("postprocess", postprocessors, add_PostprocessServiceServicer_to_server, postprocess.NAME),
         ):
             for index, servicer in enumerate(servicers):
-                workers[f"{kind}-{index}"] = Worker(Registration(add, servicer, name))
+                workers[f"{kind}-{index}"] = Worker(Registration(add, servicer, name), kind)
         return cls(executors, tokenizers, postprocessors, workers)
 
     def addresses(self, kind: str) -> tuple[str, ...]:

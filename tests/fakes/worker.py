@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from random import Random
 
+from weir_chassis.clock import SystemClock
+from weir_chassis.fleet.identity import Identity
 from weir_chassis.health import Health
 from weir_chassis.inmemory import InMemoryServer
-from weir_chassis.server import Registration, register
+from weir_chassis.server import Registration, instance_registration, register
 from weir_chassis.testing import plain_interceptor
 
 
@@ -15,11 +18,14 @@ class Worker:
     """One service in one in-memory server."""
 
     registration: Registration
+    # The chassis's word for what it is.
+    kind: str = ""
     health: Health = field(default_factory=Health)
 
     def __post_init__(self) -> None:
         self.server = InMemoryServer([plain_interceptor()])
-        register(self.server, [self.registration], self.health)
+        self.identity = Identity(self.kind, self.health, SystemClock(), Random())
+        register(self.server, [self.registration, instance_registration(self.identity)], self.health)
         self.health.set(self.registration.name, True)
 
     def drain(self) -> None:

@@ -44,6 +44,7 @@ async def _placed(plan: PlannedService, servers: dict[str, InMemoryServer]) -> A
     server = _door(plan, service, settings, chassis, servers)
     async with chassis_server.placed(service, settings, chassis, server) as servicers:
         await server.start()
+        chassis.identity.place(address=plan.address)
         chassis_server.announce(chassis, servicers)
         try:
             yield

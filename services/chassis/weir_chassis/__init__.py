@@ -5,9 +5,10 @@ interceptors  around each call: telemetry, errors, deadline          errors, tel
 channel       the way to other services                              limits, inmemory
 settings      the environment, once, loudly
 leases        what is held, and that it is given back
-drain_rate    when a refused caller should come back
+drain_rate    when a refused caller should come back                 rate
 clock         time, passed in
 broker        the seam to what carries messages that are no calls    nats
+fleet         what a process says of itself
 event_log     what something holds, as a log that can be followed    kv_events
 testing       the doubles
 """

@@ -31,10 +31,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {PROCESS: False}
         self._changed = asyncio.Event()
-        self._stopped = False
+        self.stopped = asyncio.Event()
 
     def set(self, name: str, serving: bool) -> None:
-        self._serving[name] = serving and not self._stopped
+        self._serving[name] = serving and not self.stopped.is_set()
         self._announce()
 
     def remove(self, name: str) -> None:
@@ -44,7 +44,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the packa
 
     def stop(self) -> None:
         """Everything is NOT_SERVING from now on, whatever anyone sets later."""
-        self._stopped = True
+        self.stopped.set()
         self._serving = dict.fromkeys(self._serving, False)
         self._announce()
 

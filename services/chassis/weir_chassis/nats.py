@@ -23,7 +23,7 @@ from weir_chassis.background import first_of
 from weir_chassis.broker import Deliver, Message, Session, SessionLost
 from weir_chassis.clock import Clock
 from weir_chassis.metrics import Metrics
-from weir_chassis.server import Chassis
+from weir_chassis.server import ANY_HOST, Chassis
 from weir_chassis.settings import MAX_SOURCE_CHARS, NatsSettings, SettingsError
 from weir_chassis.telemetry import get_logger
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
 
-_ANY_HOST: Final = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not listened on
 _SCHEMES: Final = ("nats", "tls")
 _CONNECT_SECONDS: Final = 2
 # How long nobody notices a server that neither answers nor closes: one period and one wait for its answer.
@@ -60,9 +59,9 @@ def connect_nats(settings: NatsSettings, chassis: Chassis) -> NatsConnection | N
 
 def source_name(settings: NatsSettings, random: Random) -> str:
     """Under which name a service publishes: as others know it. Of its own where nobody could: any free port."""
-    if settings.nats_source:
-        return settings.nats_source
-    host = socket.gethostname() if settings.host in _ANY_HOST else settings.host
+    if name := settings.nats_source or settings.advertise:
+        return name[:MAX_SOURCE_CHARS]
+    host = socket.gethostname() if settings.host in ANY_HOST else settings.host
     return f"{host}:{settings.port or f'{random.getrandbits(64):x}'}"[:MAX_SOURCE_CHARS]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from random import Random, SystemRandom
 from typing import Any, Generic, TypeVar
 
@@ -14,12 +15,16 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from weir.fleet.v1.instance_pb2_grpc import add_InstanceServiceServicer_to_server
 from weir_chassis import health as health_names
 from weir_chassis.background import Background
 from weir_chassis.calls import Calls
 from weir_chassis.channel import Connect, open_channel
 from weir_chassis.clock import Clock, SystemClock
 from weir_chassis.errors import Draining
+from weir_chassis.fleet.identity import Identity
+from weir_chassis.fleet.servicer import SERVICE_NAME as INSTANCE_SERVICE
+from weir_chassis.fleet.servicer import InstanceServicer
 from weir_chassis.health import Health
 from weir_chassis.interceptors import CallInterceptor
 from weir_chassis.leases import LeaseLedger
@@ -35,6 +40,7 @@ S = TypeVar("S", bound=ServiceSettings)
 # Statuses of calls that were cut still have to leave before the connection closes.
 _FLUSH_SECONDS = 1.0
 _ADDRESS = ("host", "port")
+ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not listened on
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
@@ -69,8 +75,10 @@ class Chassis:
     health: Health
     background: Background
     calls: Calls
-    clock: Clock = field(default_factory=SystemClock)
-    random: Random = field(default_factory=lambda: Random(SystemRandom().getrandbits(64)))
+    # What others are told that this process is; a service describes itself there while it is built.
+    identity: Identity
+    clock: Clock
+    random: Random
     connect: Connect = open_channel
 
 
@@ -88,13 +96,17 @@ class ServiceDefinition(Generic[S]):
 
 def new_chassis(service: str, *, metrics: Metrics | None = None, connect: Connect = open_channel) -> Chassis:
     metrics = metrics or Metrics(service)
+    health, clock, random = Health(), SystemClock(), Random(SystemRandom().getrandbits(64))
     return Chassis(
         service=service,
         metrics=metrics,
         leases=LeaseLedger(observe=lambda kind, count: metrics.leases.labels(kind).set(count)),
-        health=Health(),
+        health=health,
         background=Background(),
         calls=Calls(),
+        identity=Identity(service, health, clock, random),
+        clock=clock,
+        random=random,
         connect=connect,
     )
 
@@ -123,6 +135,7 @@ async def serve(service: ServiceDefinition[S], settings: S, *, stop: Stop | None
             resources.enter_context(metrics_server(chassis.metrics.registry, settings.host, settings.metrics_port))
         async with placed(service, settings, chassis, server) as servicers:
             address = await _listen(server, settings)
+            chassis.identity.place(address=advertised(settings, address))
             announce(chassis, servicers)
             get_logger().info("serving", address=address, models=list(servicers.models))
             await _until_stopped(stop, chassis.background)
@@ -156,14 +169,24 @@ def interceptor(service: ServiceDefinition[S], settings: S, chassis: Chassis) ->
 async def placed(
     service: ServiceDefinition[S], settings: S, chassis: Chassis, server: grpc.aio.Server
 ) -> AsyncIterator[Servicers]:
-    """Builds the service's objects and registers them on this server, which may be the in-memory one."""
+    """Builds the service's objects and registers them on this server, which may be the in-memory one.
+
+    Beside what the service offers, the process says what it is.
+    """
+    chassis.identity.place(region=settings.region)
     async with AsyncExitStack() as stack:
         # Built inside the background, so that a service's objects are gone only after the tasks that use them.
-        servicers = await stack.enter_async_context(service.build(settings, chassis))
+        built = await stack.enter_async_context(service.build(settings, chassis))
+        servicers = replace(built, registrations=[*built.registrations, instance_registration(chassis.identity)])
         await stack.enter_async_context(chassis.background)
         chassis.background.start(watch_event_loop(chassis.metrics, chassis.clock), name="watch_event_loop")
         register(server, servicers.registrations, chassis.health)
         yield servicers
+
+
+def instance_registration(identity: Identity) -> Registration:
+    """By which a process of any kind says what it is."""
+    return Registration(add_InstanceServiceServicer_to_server, InstanceServicer(identity), INSTANCE_SERVICE)
 
 
 def register(server: grpc.aio.Server, registrations: Sequence[Registration], health: Health) -> None:
@@ -216,6 +239,14 @@ async def _listen(server: grpc.aio.Server, settings: ServiceSettings) -> str:
         raise SettingsError(f"{host_name}, {port_name}: cannot listen on {host}:{settings.port}") from error
     await server.start()
     return f"{host}:{port}"
+
+
+def advertised(settings: ServiceSettings, address: str) -> str:
+    """By which others reach what listens on `address`: as told, else this, by the host's name where it is any."""
+    if settings.advertise:
+        return settings.advertise
+    host, _, port = address.rpartition(":")
+    return f"{socket.gethostname()}:{port}" if host.strip("[]") in ANY_HOST else address
 
 
 async def _until_stopped(stop: Stop, background: Background) -> None:

@@ -9,15 +9,26 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # Enough to recognise a value by; a mistaken paste of a key or a file should not fill the terminal.
 _MAX_SHOWN_CHARS = 80
 # Of 4 bytes at most, so that a source's name has no more than 255.
 MAX_SOURCE_CHARS = 63
+# The contract's, of a region.
+MAX_NAME_BYTES = 64
+
+
+def _short(name: str) -> str:
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"longer than {MAX_NAME_BYTES} bytes")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_short)]
 
 
 class SettingsError(Exception):
@@ -43,6 +54,12 @@ class ServiceSettings(BaseSettings):
     exit_with_parent: int = Field(
         default=0, ge=0, description="the id of the process that must outlive this one; 0 is none"
     )
+    region: _Name = Field(default="", description="where it runs, as its operator names it, such as eu-west")
+    advertise: str = Field(
+        default="",
+        max_length=256,
+        description="host:port by which others reach it, as a container has to say; empty: host and port",
+    )
 
     def replace(self, **changes: Any) -> Self:
         """A checked copy with other values, for tests and for starting services from a program."""
@@ -58,7 +75,7 @@ class NatsSettings(ServiceSettings):
     nats_source: str = Field(
         default="",
         max_length=MAX_SOURCE_CHARS,
-        description="the name it publishes under; empty: its host:port",
+        description="the name it publishes under; empty: as others reach it",
     )
     nats_user: str = Field(default="", description="with nats_password; empty: as the URL says, or none")
     nats_password: SecretStr = SecretStr("")

@@ -136,7 +136,13 @@ def to_model_info(served: Served) -> pb.GetModelInfoResponse:
 
 
 def to_load(
-    load: EngineLoad, *, epoch: int, live_streams: int, live_requests: int, live_handoffs: int
+    load: EngineLoad,
+    *,
+    epoch: int,
+    live_streams: int,
+    live_requests: int,
+    live_handoffs: int,
+    tokens_per_second: float,
 ) -> pb.GetLoadResponse:
     return pb.GetLoadResponse(
         epoch=epoch,
@@ -158,6 +164,7 @@ def to_load(
         chunk_tokens=load.chunk_tokens,
         outstanding_prefill_tokens=load.outstanding_prefill_tokens,
         prefill_token_seconds=load.prefill_token_seconds.mean if load.prefill_token_seconds else None,
+        tokens_per_second=tokens_per_second,
     )
 
 

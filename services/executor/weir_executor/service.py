@@ -17,6 +17,7 @@ from weir_chassis.kv_events.blocks import new_log
 from weir_chassis.kv_events.publisher import KvEventPublisher
 from weir_chassis.kv_events.wire import Source
 from weir_chassis.nats import connect_nats, source_name
+from weir_chassis.rate import Rate
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_chassis.settings import SettingsError
 from weir_chassis.telemetry import get_logger
@@ -25,6 +26,7 @@ from weir_executor.adapters.operations import AdapterOperations
 from weir_executor.adapters.table import AdapterTable
 from weir_executor.admission import Admission
 from weir_executor.deadlines import Deadlines
+from weir_executor.description import describe
 from weir_executor.engine import Engine, SpeculationMode
 from weir_executor.engine_watch import EngineWatch
 from weir_executor.guided.compile_process import CompileLimits
@@ -76,6 +78,7 @@ async def serving(
 ) -> AsyncIterator[Servicers]:
     """Everything around an engine. Starts it, and closes it at the end."""
     metrics, drain_rate = ExecutorMetrics(chassis.metrics), DrainRate(chassis.clock)
+    token_rate = Rate(chassis.clock)
     requests = LiveRequests(chassis.leases)
     kv_events = new_log(new_epoch(chassis.random), settings.kv_event_log)
     deadlines = Deadlines(chassis.clock)
@@ -94,7 +97,14 @@ async def serving(
         handoffs = _handoff_table(engine, settings, chassis)
         take_overs = _take_overs(stack, engine, settings, chassis, metrics)
         fanout = StepFanout(
-            requests, deadlines, drain_rate, metrics, handoffs=handoffs, record=recorder(kv_events), offer=offer
+            requests,
+            deadlines,
+            drain_rate,
+            token_rate,
+            metrics,
+            handoffs=handoffs,
+            record=recorder(kv_events),
+            offer=offer,
         )
         adapters = AdapterTable(engine.info.max_adapters, engine.unload_adapter)
         base = Base(settings.model, files.version.revision, settings.model_dir)
@@ -121,6 +131,7 @@ async def serving(
             requests=requests,
             handoffs=handoffs,
             kv_events=kv_events,
+            token_rate=token_rate,
             leases=chassis.leases,
             max_buffered=settings.stream_buffer_entries,
             deltas_per_second=settings.stream_deltas_per_second,
@@ -151,6 +162,7 @@ async def serving(
                     clock=chassis.clock,
                 )
                 chassis.background.start(jobs.run(), name="take_prefill_jobs")
+        chassis.identity.describe(describe(served, settings))
         registration = Registration(add_servicer_to_server, servicer, SERVICE_NAME)
         yield Servicers([registration], models=[settings.model], drain=servicer.drain)
 

@@ -13,6 +13,7 @@ from weir.kvstore.v1.block_chunk import BlockChunk
 from weir_chassis.errors import Draining
 from weir_chassis.kv_events.blocks import KvEventLog, told
 from weir_chassis.leases import LeaseLedger
+from weir_chassis.rate import Rate
 from weir_chassis.telemetry import current_request
 from weir_executor.adapters.operations import AdapterOperations
 from weir_executor.adapters.table import AdapterTable
@@ -49,6 +50,7 @@ class ExecutorServicer(ExecutorServiceServicer):
         requests: LiveRequests,
         handoffs: HandoffTable,
         kv_events: KvEventLog,
+        token_rate: Rate,
         leases: LeaseLedger,
         max_buffered: int,
         deltas_per_second: float,
@@ -56,7 +58,7 @@ class ExecutorServicer(ExecutorServiceServicer):
         self._engine, self._admission, self._requests = engine, admission, requests
         self._adapters, self._operations = adapters, operations
         self._handoffs, self._reader = handoffs, HandoffReader(engine, handoffs)
-        self._kv_events, self._leases = kv_events, leases
+        self._kv_events, self._token_rate, self._leases = kv_events, token_rate, leases
         self._max_buffered, self._deltas_per_second = max_buffered, deltas_per_second
         self._served, self._model_info = served, to_model_info(served)
         self._streams: set[CallerStream] = set()
@@ -90,6 +92,7 @@ class ExecutorServicer(ExecutorServiceServicer):
             live_streams=len(self._streams),
             live_requests=len(self._requests),
             live_handoffs=len(self._handoffs),
+            tokens_per_second=self._token_rate.per_second(),
         )
 
     async def WatchKvEvents(self, request: pb.WatchKvEventsRequest, _: Any) -> AsyncIterator[pb.WatchKvEventsResponse]:

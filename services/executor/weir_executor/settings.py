@@ -48,6 +48,18 @@ class TenantSettings(BaseModel):
     max_blocks: int | None = Field(default=None, ge=1)
 
 
+class PriceSettings(BaseModel):
+    """As `weir.fleet.v1.Price`: for a million tokens, in millionths of one unit of the currency."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt_micros: int = Field(ge=0, lt=1 << 63)
+    # Unset: no cheaper than the others.
+    cached_prompt_micros: int | None = Field(default=None, ge=0, lt=1 << 63)
+    completion_micros: int = Field(ge=0, lt=1 << 63)
+    currency: str = Field(default="", pattern="^([A-Z]{3})?$", description="ISO 4217")
+
+
 class ExecutorSettings(NatsSettings):
     model_config = SettingsConfigDict(env_prefix="WEIR_EXECUTOR_", frozen=True, extra="forbid")
 
@@ -114,6 +126,14 @@ class ExecutorSettings(NatsSettings):
         max_length=1024,
         description='JSON: {"acme": {"weight": 4, "max_num_seqs": 8, "max_blocks": 512}, "*": {…}}; '
         "* is each tenant not named, the empty name all who name none",
+    )
+    weight: float = Field(
+        default=1.0, gt=0.0, le=1e6, allow_inf_nan=False, description="its share among equals, where policies weigh"
+    )
+    price: PriceSettings | None = Field(
+        default=None,
+        description='JSON, for a million tokens, in millionths: {"prompt_micros": 150000, "completion_micros": 600000, '
+        '"currency": "EUR"}',
     )
     # Minutes above the slowest step on a busy CPU; without it, whoever set no deadline would wait for a dead device.
     hang_seconds: float = Field(

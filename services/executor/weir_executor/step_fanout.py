@@ -17,6 +17,7 @@ from dataclasses import replace
 from threading import Lock
 
 from weir_chassis.drain_rate import DrainRate
+from weir_chassis.rate import Rate
 from weir_executor.deadlines import Deadlines
 from weir_executor.engine import FullBlock, KvEvent, RequestEnd, StepOutput
 from weir_executor.handoff.table import HandoffTable
@@ -30,6 +31,7 @@ class StepFanout:
         requests: LiveRequests,
         deadlines: Deadlines,
         drain_rate: DrainRate,
+        token_rate: Rate,
         metrics: ExecutorMetrics,
         *,
         handoffs: HandoffTable,
@@ -37,7 +39,8 @@ class StepFanout:
         offer: Callable[[Sequence[FullBlock]], None] | None,
     ) -> None:
         """Needs a running event loop. `record` is called on it; `offer` on the engine's thread, and must not block."""
-        self._requests, self._deadlines, self._drain_rate, self._metrics = requests, deadlines, drain_rate, metrics
+        self._requests, self._deadlines, self._metrics = requests, deadlines, metrics
+        self._drain_rate, self._token_rate = drain_rate, token_rate
         self._handoffs, self._record, self._offer = handoffs, record, offer
         self._loop = asyncio.get_running_loop()
         self._lock = Lock()  # guards the two below
@@ -97,6 +100,8 @@ class StepFanout:
             self._drain_rate.ended(len(step.ended))
         if step.kv_events:
             self._record(step.kv_events)
+        if tokens:
+            self._token_rate.add(tokens)
         self._metrics.note_step(tokens)
 
     def _end(self, end: RequestEnd, touched: set[Listener]) -> None:

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from weir.fleet.v1.instance_pb2 import Instance
+from weir.inference.v1.model_pb2 import ModelVersion
 from weir.postprocess.v1 import postprocess_pb2
 from weir.postprocess.v1.postprocess_pb2_grpc import add_PostprocessServiceServicer_to_server
 from weir_chassis.errors import WeirError
@@ -30,6 +32,8 @@ async def build(settings: PostprocessSettings, chassis: Chassis) -> AsyncIterato
     for model, vocabulary in vocabularies.items():
         info.labels(model, vocabulary.tokenizer_hash).set(1)
         get_logger().info("model_loaded", model=model, tokenizer_hash=vocabulary.tokenizer_hash, tokens=len(vocabulary))
+    versions = [ModelVersion(model=name, tokenizer_hash=each.tokenizer_hash) for name, each in vocabularies.items()]
+    chassis.identity.describe(Instance(model_versions=versions, capacity=settings.max_open_requests))
     limits = StreamLimits(settings.max_open_requests, settings.slow_consumer_seconds)
     servicer = PostprocessServicer(vocabularies, limits, chassis.leases, chassis.metrics)
     yield Servicers(

@@ -99,6 +99,12 @@ class RouterSettings(NatsSettings):
     load_interval_seconds: float = Field(
         default=1.0, gt=0.0, le=60.0, description="between two questions for a worker's load"
     )
+    slow_start_seconds: float = Field(
+        default=10.0,
+        ge=0.0,
+        le=3600.0,
+        description="a worker that is new or has returned gets a growing share of its part for so long; 0: all at once",
+    )
     reconnect_min_seconds: float = Field(
         default=0.1, gt=0.0, le=60.0, description="first pause before a lost worker is probed"
     )

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Final
 
+from weir.fleet.v1.instance_pb2 import Instance
 from weir.tokenizer.v1 import tokenizer_pb2
 from weir.tokenizer.v1.tokenizer_pb2_grpc import add_TokenizerServiceServicer_to_server
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_tokenizer.encoding_cache import EncodingCache
+from weir_tokenizer.mapping import version_of
 from weir_tokenizer.metrics import TokenizerMetrics
 from weir_tokenizer.registry import load_registry
 from weir_tokenizer.servicer import TokenizerServicer
@@ -33,6 +35,8 @@ async def build(settings: TokenizerSettings, chassis: Chassis) -> AsyncIterator[
         return datetime.fromtimestamp(chassis.clock.time(), UTC)
 
     registry = await asyncio.to_thread(load_registry, settings, cache, now)
+    versions = [version_of(model.identity) for model in registry.select("")]
+    chassis.identity.describe(Instance(model_versions=versions, capacity=settings.max_pending))
     limits = PoolLimits(settings.threads, settings.max_pending, settings.max_pending_bytes)
     async with WorkPool(limits, chassis.leases, chassis.clock) as pool:
         servicer = TokenizerServicer(registry, pool, metrics, chassis.clock, render_seconds=settings.render_seconds)

@@ -61,13 +61,3 @@ async def test_the_bounds_may_be_the_callers(ended: int, refused: int, expected:
     rate.ended(ended)
     waits = [rate.refuse().total_seconds() for _ in range(refused)]
     assert waits[-1] == expected
-
-
-async def test_samples_are_few_however_many_end() -> None:
-    clock = VirtualClock()
-    rate = DrainRate(clock)
-    for _ in range(2000):
-        await clock.advance(0.01)
-        rate.ended(1)
-    assert len(rate._samples) <= 101
-    assert rate.per_second() == pytest.approx(100, rel=0.05)

@@ -24,6 +24,7 @@ from unit.chassis.call_conformance import SERVICE, ScriptStub, add_script_to_ser
 from unit.chassis.toy_service import TOY, ToySettings
 from weir_chassis import errors
 from weir_chassis.channel import open_channel
+from weir_chassis.fleet.servicer import SERVICE_NAME as INSTANCE_SERVICE
 from weir_chassis.inmemory import InMemoryChannel, InMemoryServer
 from weir_chassis.server import (
     EXIT_FAILED,
@@ -208,7 +209,7 @@ async def in_memory(service: ServiceDefinition[Any], chassis: Chassis) -> AsyncI
 async def test_a_service_may_be_placed_in_memory() -> None:
     chassis = new_chassis("toy")
     async with in_memory(TOY, chassis) as (_, channel):
-        assert chassis.health.names() == {"": True, SERVICE: True, "model:m": True}
+        assert chassis.health.names() == {"": True, SERVICE: True, INSTANCE_SERVICE: True, "model:m": True}
         assert await ScriptStub(channel).unary(b"0") == b"slept"
     assert len(chassis.background) == 0
 

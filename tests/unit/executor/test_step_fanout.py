@@ -10,6 +10,7 @@ import pytest
 from weir_chassis.drain_rate import DrainRate
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.metrics import Metrics
+from weir_chassis.rate import Rate
 from weir_chassis.testing import VirtualClock
 from weir_executor.deadlines import Deadlines
 from weir_executor.engine import GenerationRequest, RequestEnd, StepOutput
@@ -52,6 +53,7 @@ async def test_blocks_are_left_only_to_who_may_still_want_them(told: bool, abort
         requests,
         Deadlines(clock),
         DrainRate(clock),
+        Rate(clock),
         ExecutorMetrics(Metrics("executor")),
         handoffs=handoffs,
         record=lambda _: None,

@@ -11,14 +11,14 @@ from weir_router.fleet.outstanding import Outstanding
 def test_a_report_counts_only_what_is_not_ours() -> None:
     count = Outstanding()
     reservation = count.reserve(100)
-    count.report(130, now=1.0)
-    assert (count.routed_tokens, count.foreign_tokens, count.reported_at) == (100, 30, 1.0)
+    count.report(130)
+    assert (count.routed_tokens, count.foreign_tokens, count.routed_requests) == (100, 30, 1)
     reservation.spend(60)
     assert (count.routed_tokens, count.foreign_tokens) == (40, 30)
-    count.report(20, now=2.0)
+    count.report(20)
     assert count.foreign_tokens == 0
     count.forget()
-    assert (count.routed_tokens, count.reported_at) == (40, None)
+    assert (count.routed_tokens, count.foreign_tokens) == (40, 0)
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -32,4 +32,4 @@ def test_whatever_is_spent_the_count_is_what_is_left_and_ends_at_zero(requests: 
     assert count.routed_tokens == sum(max(0, tokens - sum(spends)) for tokens, spends in requests)
     for reservation in [*reservations, *reservations]:
         reservation.release()
-    assert count.routed_tokens == 0
+    assert (count.routed_tokens, count.routed_requests) == (0, 0)

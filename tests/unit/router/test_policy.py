@@ -233,3 +233,11 @@ def test_who_has_asked_for_a_prompt_gets_it_unless_it_has_gone() -> None:
     able = [executor("a", role=PREFILL, routed=5), executor("b", role=PREFILL)]
     assert [choose_prefill(able, 0, assigned) for assigned in ("a", "b", "c", None)] == ["a", "b", "b", "b"]
     assert choose_prefill([], 0, "a") is None
+
+
+def test_a_new_worker_fills_to_its_share_of_what_the_others_have() -> None:
+    new = replace(executor("new"), ramp=0.1)
+    old = executor("old", routed=1000)
+    assert first(fleet(new, old), demand(prompt_tokens=10)) == "new"
+    assert first(fleet(replace(new, routed_tokens=200), old), demand(prompt_tokens=10)) == "old"
+    assert first(fleet(new, executor("old")), demand(prompt_tokens=10)) == "old", "an idle one that is warm is better"

@@ -16,6 +16,7 @@ from weir.executor.v1.executor_pb2 import (
 )
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from weir_router.fleet.link import LinkContext
+from weir_router.fleet.load_report import LoadReport
 from weir_router.fleet.model_version import Version
 from weir_router.fleet.outstanding import Outstanding
 from weir_router.fleet.snapshot import ExecutorModel, ExecutorView, Role
@@ -40,27 +41,34 @@ class ExecutorLink(StreamLink[ExecutorStream]):
     def __init__(self, address: str, context: LinkContext):
         super().__init__(address, context)
         self.stub: ExecutorServiceAsyncStub = ExecutorServiceStub(self.channel)
-        self.outstanding = Outstanding()
+        self.outstanding = Outstanding(context.changes)
         self._model: ExecutorModel | None = None
         self._role = Role.BOTH
         self._max_adapters = 0
         self._adapters: Mapping[str, str] = {}
-        self._last_step: tuple[int, int] | None = None
+        self._report: LoadReport | None = None
 
-    def view(self) -> ExecutorView:
-        count, now = self.outstanding, self.context.clock.monotonic()
-        age = None if count.reported_at is None else now - count.reported_at
+    def view(self, now: float) -> ExecutorView:
+        count = self.outstanding
         return ExecutorView(
             self.address,
             self.current_state(),
             self._model,
             count.routed_tokens,
             count.foreign_tokens,
-            age,
             self._adapters,
             self._role,
             self.traits,
+            self._report.load(now) if self._report is not None else None,
+            self.ramp(now),
         )
+
+    def recounted(self, view: ExecutorView) -> ExecutorView:
+        """The view with the counts of now: itself where they are the same."""
+        routed, foreign = self.outstanding.routed_tokens, self.outstanding.foreign_tokens
+        if routed == view.routed_tokens and foreign == view.foreign_tokens:
+            return view
+        return view.recounted(routed, foreign)
 
     async def probe(self) -> None:
         timeout = self.context.settings.probe_timeout_seconds
@@ -76,13 +84,14 @@ class ExecutorLink(StreamLink[ExecutorStream]):
             with self.connected(ExecutorStream(self.address, self.context.clock)) as stream:
                 await stream.run(self.stub.Generate())
         finally:
+            self._report = None
             self.outstanding.forget()
 
     async def poll(self) -> None:
         self.check_silence()
+        asked_at = self.context.clock.monotonic()
         load = await self.stub.GetLoad(GetLoadRequest(), timeout=self.context.settings.probe_timeout_seconds)
-        self.outstanding.report(load.outstanding_tokens, self.context.clock.monotonic())
-        self._note_step((load.epoch, load.step))
+        self._note_load(LoadReport(load, asked_at))
         await self._ask_adapters()
 
     async def _ask_adapters(self) -> None:
@@ -90,10 +99,17 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         if self._max_adapters:
             timeout = self.context.settings.probe_timeout_seconds
             answer = await self.stub.ListAdapters(ListAdaptersRequest(), timeout=timeout)
-            self._adapters = {adapter.name: adapter.fingerprint for adapter in answer.adapters}
+            adapters = {adapter.name: adapter.fingerprint for adapter in answer.adapters}
+            if adapters != self._adapters:
+                self._adapters = adapters
+                self.context.on_change()
 
-    def _note_step(self, step: tuple[int, int]) -> None:
+    def _note_load(self, report: LoadReport) -> None:
         """A long prefill sends nothing for a while, and its steps are seen here."""
-        if self._stream is not None and step != self._last_step:
+        known = self._report
+        if not report.follows(known):
+            return
+        if self._stream is not None and report.has_progressed(known):
             self._stream.note_progress()
-        self._last_step = step
+        self._report = report
+        self.outstanding.report(report.response.outstanding_tokens)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from weir_chassis.health import model_name
 from weir_chassis.server import Chassis
 from weir_chassis.telemetry import get_logger
+from weir_router.fleet.changes import Changes
 from weir_router.fleet.executor_link import ExecutorLink
 from weir_router.fleet.link import Link, LinkContext
 from weir_router.fleet.postprocess_link import PostprocessLink
 from weir_router.fleet.snapshot import FleetSnapshot, WorkerState
+from weir_router.fleet.snapshots import Snapshots
 from weir_router.fleet.tokenizer_link import TokenizerLink
 from weir_router.metrics import RouterMetrics
 from weir_router.regions import Residency
@@ -29,7 +31,17 @@ class Fleet:
     """
 
     def __init__(self, settings: RouterSettings, chassis: Chassis, metrics: RouterMetrics):
-        context = LinkContext(settings, chassis.connect, chassis.clock, chassis.random.random, self._changed)
+        self._clock, self._changes = chassis.clock, Changes()
+        self._snapshots = Snapshots(self._changes)
+        context = LinkContext(
+            settings,
+            chassis.connect,
+            chassis.clock,
+            chassis.random.random,
+            self._changed,
+            self._changes,
+            started_at=chassis.clock.monotonic(),
+        )
         self._health, self._metrics = chassis.health, metrics
         self._executors = {address: ExecutorLink(address, context) for address in settings.executors}
         self._tokenizers = {address: TokenizerLink(address, context) for address in settings.tokenizers}
@@ -41,11 +53,9 @@ class Fleet:
         return [*self._executors.values(), *self._tokenizers.values(), *self._postprocessors.values()]
 
     def snapshot(self) -> FleetSnapshot:
-        return FleetSnapshot(
-            tuple(link.view() for link in self._executors.values()),
-            tuple(link.view() for link in self._tokenizers.values()),
-            tuple(link.view() for link in self._postprocessors.values()),
-        )
+        """Immutable, and the same object until something is another."""
+        links = self._executors.values(), self._tokenizers.values(), self._postprocessors.values()
+        return self._snapshots.newest(self._clock.monotonic(), *links)
 
     def executor(self, address: str, residency: Residency) -> ExecutorLink:
         return self._executors[address].permitted(residency)
@@ -58,6 +68,7 @@ class Fleet:
 
     def _changed(self) -> None:
         """A worker came, went or changed: what the world may know of it."""
+        self._changes.of_facts += 1
         snapshot = self.snapshot()
         self._announce_models(snapshot)
         self._report_mismatches(snapshot)

@@ -12,30 +12,40 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from weir.fleet.v1.instance_pb2 import GetInstanceRequest, GetInstanceResponse, Instance
+from weir.fleet.v1.instance_pb2_grpc import InstanceServiceStub
 from weir_chassis.channel import Connect
 from weir_chassis.clock import Clock
 from weir_chassis.errors import WeirError, WorkerLost, from_rpc_error
 from weir_chassis.telemetry import get_logger
+from weir_router.fleet.changes import Changes
+from weir_router.fleet.ramp import ramp
 from weir_router.fleet.snapshot import Traits, WorkerState
+from weir_router.fleet.traits import traits_of
 from weir_router.regions import Residency
 from weir_router.settings import RouterSettings
 
 
 @dataclass(frozen=True, slots=True)
 class LinkContext:
-    """What every link is given. `jitter` draws from [0, 1); `on_change` is told of every change of a state."""
+    """What every link is given. `jitter` draws from [0, 1); `on_change` is told of every change of a state.
+
+    Who is there within the first moments after `started_at` (monotonic seconds) is new to this router only.
+    """
 
     settings: RouterSettings
     connect: Connect
     clock: Clock
     jitter: Callable[[], float]
     on_change: Callable[[], None]
+    changes: Changes = field(default_factory=Changes)
+    started_at: float = float("-inf")
 
 
 class Link(ABC):
@@ -47,8 +57,14 @@ class Link(ABC):
         self.address, self.context = address, context
         self.channel = context.connect(address)
         self.state = WorkerState.DOWN
-        # As it says of itself.
+        # As it has said when it was last connected.
+        self.instance = Instance()
         self.traits = Traits()
+        # Monotonic seconds: since when the state is what it is, and since when it serves, if it was new then.
+        self.since = context.clock.monotonic()
+        self._new_since: float | None = None
+        self._returns = False  # it has served before
+        self._is_up = False  # it serves, or has drained since it did
 
     def permitted(self, residency: Residency) -> Self:
         """Itself, for a request that may go where it is. Raises ResidencyViolated for another."""
@@ -91,11 +107,31 @@ class Link(ABC):
 
     async def _live(self) -> NoReturn:
         await self.probe()
+        await self._ask_instance()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.hold(), name=f"{self.kind}-hold")
             tasks.create_task(self._watch_health(), name=f"{self.kind}-health")
             tasks.create_task(self._poll(), name=f"{self.kind}-poll")
         raise AssertionError("a worker's tasks never return")
+
+    def ramp(self, now: float) -> float:
+        """(0, 1]: the share of its part that it is to get while it is new."""
+        if self._new_since is None:
+            return 1.0
+        return ramp(now - self._new_since, self.context.settings.slow_start_seconds)
+
+    async def _ask_instance(self) -> None:
+        """One that does not know the question is a worker all the same, of which nothing more is known."""
+        timeout = self.context.settings.probe_timeout_seconds
+        try:
+            answer = await InstanceServiceStub(self.channel).GetInstance(GetInstanceRequest(), timeout=timeout)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            answer = GetInstanceResponse()
+        if answer.instance != self.instance:
+            self.instance, self.traits = answer.instance, traits_of(answer.instance)
+            self.context.on_change()
 
     def lost(self, cause: str) -> WorkerLost:
         """What to raise when the worker is to be given up."""
@@ -127,9 +163,19 @@ class Link(ABC):
     def _set_state(self, state: WorkerState, cause: str) -> None:
         if state is self.state:
             return
+        self.since = self.context.clock.monotonic()
         self.state = state
+        if state is WorkerState.DOWN:
+            self._is_up = False
+        elif state is WorkerState.SERVING and not self._is_up:
+            self._begin_ramp()
         get_logger().info("worker_state", kind=self.kind, address=self.address, state=state.value, cause=cause)
         self.context.on_change()
+
+    def _begin_ramp(self) -> None:
+        starting = self.since - self.context.started_at < self.context.settings.slow_start_seconds
+        self._new_since = None if starting and not self._returns else self.since
+        self._is_up = self._returns = True
 
 
 def _cause(errors: BaseExceptionGroup[WeirError | grpc.RpcError]) -> str:

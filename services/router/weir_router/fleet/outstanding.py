@@ -5,44 +5,55 @@ outstanding = ours (exact, counted here) + others' (the newest report, less what
 
 from __future__ import annotations
 
+from weir_router.fleet.changes import Changes
+
 
 class Outstanding:
     """The count of one executor, by all requests of this router on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, changes: Changes | None = None) -> None:
+        """`changes`: where it is noted that a count is another now."""
+        self.changes = changes or Changes()
         self.routed_tokens = 0
+        self.routed_requests = 0
         self.foreign_tokens = 0
-        # Monotonic seconds of the newest report.
-        self.reported_at: float | None = None
 
     def reserve(self, tokens: int) -> Reservation:
         return Reservation(self, tokens)
 
-    def report(self, outstanding_tokens: int, now: float) -> None:
+    def report(self, outstanding_tokens: int) -> None:
         """What the executor itself says it owes to everybody."""
         self.foreign_tokens = max(0, outstanding_tokens - self.routed_tokens)
-        self.reported_at = now
+        self.changes.of_loads += 1
 
     def forget(self) -> None:
         """The executor is gone and with it what others had routed; our own requests end one by one."""
-        self.foreign_tokens, self.reported_at = 0, None
+        self.foreign_tokens = 0
+        self.changes.of_loads += 1
 
 
 class Reservation:
     """One request's part of the count: taken when it is routed, spent as tokens come, given back at its end."""
 
-    __slots__ = ("_outstanding", "tokens")
+    __slots__ = ("_lives", "_outstanding", "tokens")
 
     def __init__(self, outstanding: Outstanding, tokens: int):
         assert tokens > 0, tokens
-        self._outstanding, self.tokens = outstanding, tokens
+        self._outstanding, self._lives, self.tokens = outstanding, True, tokens
         outstanding.routed_tokens += tokens
+        outstanding.routed_requests += 1
+        outstanding.changes.of_counts += 1
 
     def spend(self, tokens: int) -> None:
         """Tokens that are prefilled or have come. More than were reserved cannot be spent."""
         spent = min(tokens, self.tokens)
         self.tokens -= spent
-        self._outstanding.routed_tokens -= spent
+        outstanding = self._outstanding
+        outstanding.routed_tokens -= spent
+        outstanding.changes.of_counts += 1
 
     def release(self) -> None:
         self.spend(self.tokens)
+        if self._lives:
+            self._lives = False
+            self._outstanding.routed_requests -= 1

@@ -30,13 +30,17 @@ class PostprocessLink(StreamLink[PostprocessStream]):
         live = self._stream.num_live if self._stream else 0
         return PostprocessorView(self.address, self.current_state(), live, self.traits)
 
+    def recounted(self, view: PostprocessorView) -> PostprocessorView:
+        live = self._stream.num_live if self._stream else 0
+        return view if live == view.live_requests else self.view()
+
     async def probe(self) -> None:
         """It has nothing to tell about itself but that it serves. One that drains would refuse the stream."""
         if await self._health() != health_pb2.HealthCheckResponse.SERVING:
             raise Draining("it answers and takes nothing new")
 
     async def hold(self) -> None:
-        with self.connected(PostprocessStream(self.address, self.context.clock)) as stream:
+        with self.connected(PostprocessStream(self.address, self.context.clock, self.context.changes)) as stream:
             await stream.run(self._stub.Postprocess())
 
     async def poll(self) -> None:

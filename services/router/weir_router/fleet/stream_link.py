@@ -53,7 +53,9 @@ class StreamLink(Link, Generic[S]):
     @contextmanager
     def connected(self, stream: S) -> Iterator[S]:
         self._stream = stream
+        self.context.on_change()
         try:
             yield stream
         finally:
             self._stream = None
+            self.context.on_change()

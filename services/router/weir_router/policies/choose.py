@@ -59,7 +59,7 @@ def choose_prefill(able: Sequence[ExecutorView], turn: int, assigned: str | None
     """Which of these is to compute the prompt: who has asked for it, if it is among them. None: there is none."""
     if any(executor.address == assigned for executor in able):
         return assigned
-    return _least(able, lambda executor: executor.outstanding_tokens, turn).address if able else None
+    return _least(able, lambda executor: executor.outstanding_tokens / executor.ramp, turn).address if able else None
 
 
 def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min_tokens: int) -> Sequence[ExecutorView]:
@@ -160,7 +160,7 @@ def _reserved_tokens(model: ExecutorModel, demand: Demand) -> int:
     return demand.prompt_tokens + demand.n * per_output
 
 
-def _least(workers: Sequence[T], load: Callable[[T], int], turn: int) -> T:
+def _least(workers: Sequence[T], load: Callable[[T], float], turn: int) -> T:
     least = min(map(load, workers))
     equals = [worker for worker in workers if load(worker) == least]
     return equals[turn % len(equals)]

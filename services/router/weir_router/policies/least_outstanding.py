@@ -1,7 +1,8 @@
 """`least_outstanding_tokens`: the executor with the fewest tokens still to be prefilled or generated.
 
-What other routers have routed counts as of the worker's newest report. Among equals the request's own number decides,
-so that equal workers take turns.
+This request counts as if it were there already, and a worker that is new counts as fuller than it is: it fills to the
+share of its part that it is to get. What other routers have routed counts as of the worker's newest report. Among
+equals the request's own number decides, so that equal workers take turns.
 """
 
 from __future__ import annotations
@@ -15,5 +16,10 @@ class LeastOutstandingTokens:
     name = "least_outstanding_tokens"
 
     def rank(self, candidates: Sequence[Candidate], demand: Demand) -> Sequence[Scored]:
-        scored = [Scored(candidate, float(candidate.executor.outstanding_tokens)) for candidate in candidates]
-        return in_turn(scored, demand.turn)
+        return in_turn([_score(candidate, demand) for candidate in candidates], demand.turn)
+
+
+def _score(candidate: Candidate, demand: Demand) -> Scored:
+    outstanding, share = candidate.executor.outstanding_tokens, candidate.executor.ramp
+    score = (outstanding + demand.prompt_tokens) / share
+    return Scored(candidate, score, {"outstanding_tokens": float(outstanding), "ramp": share})

@@ -21,6 +21,7 @@ from weir.postprocess.v1.postprocess_pb2 import (
 )
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Internal, WeirError, WorkerLost, from_failure
+from weir_router.fleet.changes import Changes
 from weir_router.streams import token_batch
 from weir_router.streams.duplex import Duplex
 
@@ -43,9 +44,10 @@ Call = grpc.aio.StreamStreamCall[PostprocessRequest, PostprocessResponse]
 class PostprocessStream:
     """One call's life."""
 
-    def __init__(self, address: str, clock: Clock):
+    def __init__(self, address: str, clock: Clock, changes: Changes | None = None):
+        """`changes`: where it is noted that `num_live` is another now."""
         self.address = address
-        self._clock = clock
+        self._clock, self._changes = clock, changes or Changes()
         self._sinks: dict[int, TextSink] = {}
         # Outputs whose finish was sent and has not come back, and when it was.
         self._finishing: dict[tuple[int, int], float] = {}
@@ -84,6 +86,7 @@ class PostprocessStream:
             raise self._lost("its stream has ended")
         assert request.handle not in self._sinks, f"handle {request.handle} lives"
         self._sinks[request.handle] = sink
+        self._changes.of_counts += 1
         self._unsent.opens.append(request)
         self._wake()
 
@@ -124,6 +127,7 @@ class PostprocessStream:
     def _drop(self, handle: int) -> bool:
         for key in [key for key in self._finishing if key[0] == handle]:
             del self._finishing[key]
+        self._changes.of_counts += 1
         return self._sinks.pop(handle, None) is not None
 
     def _wake(self) -> None:
