@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -118,14 +118,21 @@ async def suite(
     postprocessors: list[FakePostprocess] | None = None,
     loopback: bool = False,
     ready: bool = True,
+    regions: Sequence[str] = (),
     **settings: Any,
 ) -> AsyncIterator[Suite]:
-    """One of each unless told. Ends with every lease given back. `loopback`: the router is reached by wire."""
+    """One of each unless told. Ends with every lease given back. `loopback`: the router is reached by wire.
+
+    `regions`: of the first worker of each kind, of the second, and so on.
+    """
     fakes = Fakes.make(
         [FakeExecutor()] if executors is None else executors,
         [FakeTokenizer()] if tokenizers is None else tokenizers,
         [FakePostprocess()] if postprocessors is None else postprocessors,
     )
+    for name, worker in fakes.workers.items():
+        index = int(name.rpartition("-")[2])
+        worker.identity.place(region=regions[index] if index < len(regions) else "")
     servers = {name: worker.server for name, worker in fakes.workers.items()}
     chassis = new_chassis("router", connect=connector(servers))
     values = {**FAST, **settings}

@@ -23,7 +23,6 @@ from weir.inference.v1.routing_pb2 import Constraints, RoutingOptions
 from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.router.v1 import router_pb2 as pb
 from weir_chassis.errors import NoWorker, PermissionDenied
-from weir_router.fleet.snapshot import Traits
 from weir_router.regions import NO_CLIENT, Residency, ResidencyViolated, TenantRegions, residency
 from weir_router.routing_config import parse
 
@@ -148,10 +147,9 @@ async def two_regions(tmp_path: Path) -> AsyncIterator[Suite]:
         executors=[FakeExecutor(), FakeExecutor()],
         tokenizers=[FakeTokenizer(), FakeTokenizer()],
         postprocessors=[FakePostprocess(), FakePostprocess()],
+        regions=("eu", "us"),
         config_file=rules,
     ) as running:
-        for link in running.fleet.links:
-            link.traits = Traits(region="eu" if link.address.endswith("-0") else "us")
         yield running
 
 
