@@ -24,6 +24,8 @@ from weir_chassis.server import Chassis, Registration, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
 from weir_router.fleet.fleet import Fleet
 from weir_router.fleet.snapshot import WorkerState
+from weir_router.fleet_servicer import FleetServicer
+from weir_router.routing import Routing
 from weir_router.service import build
 from weir_router.servicer import RouterServicer
 from weir_router.settings import RouterSettings
@@ -73,6 +75,7 @@ class Suite:
     fakes: Fakes
     chassis: Chassis
     fleet: Fleet
+    routing: Routing
     router: RouterServiceAsyncStub
     channel: grpc.aio.Channel
 
@@ -152,7 +155,9 @@ async def suite(
         channel = await stack.enter_async_context(serve(*servicers.registrations, health=chassis.health))
         servicer = servicers.registrations[0].servicer
         assert isinstance(servicer, RouterServicer)
-        running = Suite(fakes, chassis, servicer.fleet, RouterServiceStub(channel), channel)
+        operators = servicers.registrations[1].servicer
+        assert isinstance(operators, FleetServicer)
+        running = Suite(fakes, chassis, servicer.fleet, operators.routing, RouterServiceStub(channel), channel)
         if ready:
             await running.until_serving()
         yield running

@@ -20,6 +20,7 @@ from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where
 from weir_router.fleet.model_version import Version
 from weir_router.metrics import RouterMetrics
+from weir_router.models.models import Models, subject_of_tenant
 from weir_router.policies.policy import Demand
 from weir_router.routing import Routing
 from weir_router.time_limit import time_limit
@@ -33,13 +34,14 @@ class Detector:
         *,
         routing: Routing,
         admission: Admission,
+        models: Models,
         encoder: Encoder,
         retries: Retries,
         clock: Clock,
         metrics: RouterMetrics,
     ):
         self._routing, self._fleet = routing, routing.fleet
-        self._admission, self._encoder, self._retries = admission, encoder, retries
+        self._admission, self._models, self._encoder, self._retries = admission, models, encoder, retries
         self._clock, self._metrics = clock, metrics
         self._turns = count()
 
@@ -52,10 +54,10 @@ class Detector:
         call = Call(request, request_id, tenant, residency, next(self._turns), self._clock, expires_at)
         try:
             async with time_limit(left_seconds):
-                model = self._fleet.snapshot().resolve_model(request.model)
+                target = self._models.resolve(request.model, subject_of_tenant(tenant), residency)
                 self._retries.note_request()
                 async with self._admission.place(0, request_id):
-                    version, token_ids = await self._encoder.encode_text(model, request.text, call)
+                    version, token_ids = await self._encoder.encode_text(target, request.text, call)
                     if len(token_ids) < 2:
                         raise InvalidArgument("text", "has no two tokens, and a mark lies between neighbours")
                     return await self._detect(call, version, token_ids)

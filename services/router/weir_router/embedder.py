@@ -26,6 +26,7 @@ from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where
 from weir_router.fleet.snapshot import ExecutorModel
 from weir_router.metrics import RouterMetrics
+from weir_router.models.models import Models, subject_of_tenant
 from weir_router.policies.policy import Demand
 from weir_router.request import EncodedInputs
 from weir_router.routing import Routing
@@ -39,6 +40,7 @@ class Embedder:
         *,
         routing: Routing,
         admission: Admission,
+        models: Models,
         encoder: Encoder,
         retries: Retries,
         clock: Clock,
@@ -46,7 +48,7 @@ class Embedder:
         metrics: RouterMetrics,
     ):
         self._routing, self._fleet = routing, routing.fleet
-        self._admission, self._encoder, self._retries = admission, encoder, retries
+        self._admission, self._models, self._encoder, self._retries = admission, models, encoder, retries
         self._clock, self._leases, self._metrics = clock, leases, metrics
         self._turns = count()
 
@@ -59,10 +61,11 @@ class Embedder:
         call = Call(request, request_id, tenant, residency, next(self._turns), self._clock, expires_at)
         try:
             async with time_limit(left_seconds):
-                model = self._fleet.snapshot().resolve_model(request.model)
+                # By tenant: vectors of two versions cannot be compared.
+                target = self._models.resolve(request.model, subject_of_tenant(tenant), residency)
                 self._retries.note_request()
                 async with self._admission.place(request.priority, request_id):
-                    inputs = await self._encoder.encode_inputs(model, request.inputs, request.adapter, tenant, call)
+                    inputs = await self._encoder.encode_inputs(target, request.inputs, request.adapter, tenant, call)
                     return await self._embed(call, inputs)
         except WeirError as error:
             self._metrics.refused(error)

@@ -15,13 +15,22 @@ from weir.router.v1.router_pb2 import EmbedInput
 from weir.tokenizer.v1.tokenizer_pb2 import ApplyChatTemplateRequest, HashScope, TokenizeRequest
 from weir_chassis.channel import call_metadata
 from weir_chassis.deadline import hop_timeout
-from weir_chassis.errors import Cancelled, DeadlineExceeded, PromptTooLong, WeirError, WorkerLost, from_rpc_error
+from weir_chassis.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    PromptTooLong,
+    RevisionMismatch,
+    WeirError,
+    WorkerLost,
+    from_rpc_error,
+)
 from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where
 from weir_router.fleet.fleet import Fleet
 from weir_router.fleet.model_version import Version
 from weir_router.fleet.snapshot import ExecutorModel, FleetSnapshot
 from weir_router.journey import Journey
+from weir_router.models.target import Target
 from weir_router.policies.choose import choose_tokenizer
 from weir_router.regions import Residency
 from weir_router.request import EncodedInputs, EncodedPrompt, TextPrompt, TokenIdsPrompt
@@ -54,47 +63,52 @@ class Encoder:
         self._fleet, self._retries = fleet, retries
         self._timeout_seconds, self._cache_pools = timeout_seconds, cache_pools
 
-    async def encode(self, model: str, journey: Journey) -> EncodedPrompt:
+    async def encode(self, target: Target, journey: Journey) -> EncodedPrompt:
         """Raises NoWorker, RevisionMismatch, NotFound, DeadlineExceeded, and whatever the tokenizer refuses with."""
         prompt = journey.request.prompt
-        adapter = self._find(journey, lambda fleet: fleet.resolve_adapter(model, journey.request.adapter))
+        adapter = self._resolve_adapter(target, journey.request.adapter, journey)
         salt = self._salt(journey.request.tenant)
         if isinstance(prompt, TokenIdsPrompt):
-            agreed = self._agreed(model, adapter, journey)
+            agreed = self._agreed(target, adapter, journey)
             _check_length(prompt, max(model.max_model_len for model in agreed))
             return await _hash(prompt, agreed[journey.turn % len(agreed)], adapter, salt)
-        return await self._tokenize(
-            partial(_encode_prompt, prompt, adapter=adapter, tenant_salt=salt), model, adapter, journey
-        )
+        ask = partial(_encode_prompt, prompt, adapter=adapter, tenant_salt=salt)
+        encoded = await self._tokenize(ask, target, adapter, journey)
+        _check_revision(encoded.version, target)
+        return encoded
 
     async def encode_inputs(
-        self, model: str, inputs: Sequence[EmbedInput], adapter_name: str, tenant: str, asking: Asking
+        self, target: Target, inputs: Sequence[EmbedInput], adapter_name: str, tenant: str, asking: Asking
     ) -> EncodedInputs:
         """Texts through a tokenizer, token ids as they are. Raises as `encode` does."""
-        adapter = self._find(asking, lambda fleet: fleet.resolve_adapter(model, adapter_name))
+        adapter = self._resolve_adapter(target, adapter_name, asking)
         texts = [one.text for one in inputs if one.HasField("text")]
         if texts:
-            version, encoded = await self._tokenize(partial(_encode_texts, texts), model, adapter, asking)
+            version, encoded = await self._tokenize(partial(_encode_texts, texts), target, adapter, asking)
+            _check_revision(version, target)
         else:
-            agreed = self._agreed(model, adapter, asking)
+            agreed = self._agreed(target, adapter, asking)
             version, encoded = agreed[asking.turn % len(agreed)].version, []
         of_texts = iter(encoded)
         token_ids = [next(of_texts) if one.HasField("text") else one.token_ids.token_ids for one in inputs]
         return EncodedInputs(version, token_ids, adapter, self._salt(tenant))
 
-    async def encode_text(self, model: str, text: str, asking: Asking) -> tuple[Version, Sequence[int]]:
+    async def encode_text(self, target: Target, text: str, asking: Asking) -> tuple[Version, Sequence[int]]:
         """The text's own tokens, without those that a model expects around it. Raises as `encode` does."""
         ask = partial(_encode_texts, [text], add_special_tokens=False)
-        version, encoded = await self._tokenize(ask, model, "", asking)
+        version, encoded = await self._tokenize(ask, target, "", asking)
+        _check_revision(version, target)
         return version, encoded[0]
 
     def _salt(self, tenant: str) -> str:
         """No tenant finds a block that another one's prompt has left, unless both share a pool."""
         return self._cache_pools.get(tenant, tenant)
 
-    async def _tokenize(self, ask: _Ask[T], model: str, adapter: str, asking: Asking) -> T:
+    async def _tokenize(self, ask: _Ask[T], target: Target, adapter: str, asking: Asking) -> T:
         """Tokenizers keep nothing between calls, so a second one may be asked when the first fails."""
-        choose = partial(choose_tokenizer, model=model, turn=asking.turn, adapter=adapter)
+        choose = partial(
+            choose_tokenizer, model=target.model, revision=target.revision, turn=asking.turn, adapter=adapter
+        )
         tokenizer, executor = self._find(asking, choose)
         try:
             return await self._call(tokenizer.address, ask, executor, asking)
@@ -114,8 +128,11 @@ class Encoder:
         snapshot = self._fleet.snapshot()
         return asking.residency.find(lambda place: decide(snapshot.within(place)))
 
-    def _agreed(self, model: str, adapter: str, asking: Asking) -> Sequence[ExecutorModel]:
-        executors = self._find(asking, lambda fleet: fleet.agreed(model, adapter))
+    def _resolve_adapter(self, target: Target, name: str, asking: Asking) -> str:
+        return self._find(asking, lambda fleet: fleet.resolve_adapter(target.model, name, target.revision))
+
+    def _agreed(self, target: Target, adapter: str, asking: Asking) -> Sequence[ExecutorModel]:
+        executors = self._find(asking, lambda fleet: fleet.agreed(target.model, adapter, target.revision))
         return [executor.model for executor in executors if executor.model]
 
     async def _call(self, address: str, ask: _Ask[T], model: ExecutorModel, asking: Asking) -> T:
@@ -176,6 +193,13 @@ def _explain(error: WeirError, address: str, *, clients_clock: bool) -> WeirErro
     if isinstance(error, (WorkerLost, Cancelled)):
         return WorkerLost(f"tokenizer {address} was lost: {error.message}", metadata={"worker": address})
     return error
+
+
+def _check_revision(version: Version, target: Target) -> None:
+    """A tokenizer may have changed what it holds since it was chosen: its ids would mean something else."""
+    if target.revision not in ("", version.revision):
+        message = f"{target} was asked for, and the tokenizer holds revision {version.revision!r} now"
+        raise RevisionMismatch(message, metadata={"tokenizer_revision": str(version)})
 
 
 def _check_length(prompt: TokenIdsPrompt, limit: int) -> None:

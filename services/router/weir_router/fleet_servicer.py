@@ -28,7 +28,7 @@ from weir_router.routing import Routing
 
 class FleetServicer(FleetServiceServicer):
     def __init__(self, routing: Routing):
-        self._routing = routing
+        self.routing = routing
 
     async def GetFleet(self, request: GetFleetRequest, context: Any) -> GetFleetResponse:
         raise Unsupported("GetFleet is not built")

@@ -15,6 +15,7 @@ from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.stream_pb2 import Receipt, Timings
 from weir_chassis.clock import Clock
 from weir_router.attempt import Progress
+from weir_router.models.target import Target
 from weir_router.policies.choose import Choice
 from weir_router.regions import Residency
 from weir_router.request import ClientRequest, EncodedPrompt
@@ -29,6 +30,8 @@ class Journey:
     started_at: float
     # None: it may go on for ever.
     expires_at: float | None
+    # Once it is known.
+    target: Target | None = None
     admission_seconds: float = 0.0
     tokenize_seconds: float = 0.0
     attempts: int = 0
@@ -74,6 +77,9 @@ class Journey:
             worker=progress.executors[-1],
             prefill_worker=progress.executors[0] if progress.first_end is not None else "",
             policy=self.choice.policy if self.choice else "",
+            alias=self.target.alias if self.target else "",
+            arm=self.target.arm if self.target else "",
+            selected_by=self.target.selected_by if self.target else "",
             seed=self.request.sampling.seed,
             engine_cached_tokens=end.engine_cached_tokens,
             store_cached_tokens=end.store_cached_tokens,

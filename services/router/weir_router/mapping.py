@@ -32,17 +32,17 @@ _FIELDS: dict[type[Event], str] = {
 
 
 def from_generate(
-    request: GenerateRequest, request_id: str, seed: int, *, residency: Residency, tenant: str = ""
+    request: GenerateRequest, request_id: str, seed: int, *, residency: Residency, tenant: str = "", subject: str = ""
 ) -> ClientRequest:
     """`seed` is for a request that names none. The request must be valid."""
-    return _request(request, _prompt(request), request_id, seed, residency=residency, tenant=tenant)
+    return _request(request, _prompt(request), request_id, seed, residency=residency, tenant=tenant, subject=subject)
 
 
 def from_chat(
-    request: ChatRequest, request_id: str, seed: int, *, residency: Residency, tenant: str = ""
+    request: ChatRequest, request_id: str, seed: int, *, residency: Residency, tenant: str = "", subject: str = ""
 ) -> ClientRequest:
     """As `from_generate`."""
-    return _request(request, request.prompt, request_id, seed, residency=residency, tenant=tenant)
+    return _request(request, request.prompt, request_id, seed, residency=residency, tenant=tenant, subject=subject)
 
 
 def generate_response(event: Event) -> GenerateResponse:
@@ -82,6 +82,7 @@ def _request(
     *,
     residency: Residency,
     tenant: str,
+    subject: str,
 ) -> ClientRequest:
     return ClientRequest(
         request_id=request_id,
@@ -95,6 +96,7 @@ def _request(
         adapter=request.adapter,
         skip_special_tokens=request.skip_special_tokens if request.HasField("skip_special_tokens") else None,
         routing=request.routing,
+        subject=subject,
     )
 
 

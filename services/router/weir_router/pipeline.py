@@ -23,11 +23,12 @@ from weir_chassis.leases import LeaseLedger
 from weir_router.admission import Admission
 from weir_router.attempt import Attempt, Leg
 from weir_router.delivery import Event, Outbox
-from weir_router.encoder import Encoder, hash_blocks
+from weir_router.encoder import hash_blocks
 from weir_router.faults.retries import Retries
 from weir_router.faults.table import before_or_after, verdict
 from weir_router.journey import Journey, duration
 from weir_router.metrics import RouterMetrics
+from weir_router.models.models import Models
 from weir_router.policies.choose import Choice, choose_prefill, prefill_workers
 from weir_router.policies.policy import Demand
 from weir_router.prefill_queue import PrefillQueue
@@ -58,7 +59,7 @@ class Pipeline:
         routing: Routing,
         prefill_queue: PrefillQueue | None,
         admission: Admission,
-        encoder: Encoder,
+        models: Models,
         retries: Retries,
         limits: Limits,
         clock: Clock,
@@ -66,7 +67,7 @@ class Pipeline:
         metrics: RouterMetrics,
     ):
         self._routing, self._fleet = routing, routing.fleet
-        self._admission, self._encoder, self._limits = admission, encoder, limits
+        self._admission, self._models, self._limits = admission, models, limits
         self._prefill_queue, self._retries = prefill_queue, retries
         self._clock, self._leases, self._metrics = clock, leases, metrics
         # Of requests, for taking turns; of attempts, so that no handle is ever used twice on any stream.
@@ -77,27 +78,20 @@ class Pipeline:
         journey = self._begin(request, left_seconds)
         with self._observed(journey):
             async with time_limit(left_seconds) as limit:
-                model = self._resolve(request)
+                self._models.check(request)
                 self._retries.note_request()
                 async with self._admission.place(request.priority, request.request_id) as journey.admission_seconds:
-                    prompt = await self._tokenize(model, journey)
+                    prompt = await self._tokenize(journey)
                     await self._generate(journey, prompt, write, limit)
-
-    def _resolve(self, request: ClientRequest) -> str:
-        """The model. What nobody has is refused before it waits for a place."""
-        snapshot = self._fleet.snapshot()
-        model = snapshot.resolve_model(request.model)
-        snapshot.resolve_adapter(model, request.adapter)
-        return model
 
     def _begin(self, request: ClientRequest, left_seconds: float | None) -> Journey:
         now = self._clock.monotonic()
         expires_at = None if left_seconds is None else now + left_seconds
         return Journey(request, next(self._turns), self._clock, started_at=now, expires_at=expires_at)
 
-    async def _tokenize(self, model: str, journey: Journey) -> EncodedPrompt:
+    async def _tokenize(self, journey: Journey) -> EncodedPrompt:
         start = self._clock.monotonic()
-        prompt = await self._encoder.encode(model, journey)
+        prompt = await self._models.encode(journey)
         journey.tokenize_seconds = self._clock.monotonic() - start
         return prompt
 
@@ -226,16 +220,22 @@ class Pipeline:
 
     @contextmanager
     def _observed(self, journey: Journey) -> Iterator[None]:
-        """Counts what was refused before the client was told that it was accepted."""
+        """Counts what was refused before the client was told that it was accepted, and what came of all the rest."""
+        failure: BaseException | None = None
         try:
             yield
         except WeirError as error:
+            failure = error
             if journey.accepted_at is None:
                 self._metrics.refused(error)
             if not verdict(error, before_or_after(answering=journey.delivered_tokens > 0)).billed:
                 self._metrics.unbilled_tokens.labels(reason_name(error.reason)).inc(journey.delivered_tokens)
             raise
+        except BaseException as error:
+            failure = error
+            raise
         finally:
+            self._models.ended(journey, failure)
             if journey.first_delta_at is not None:
                 self._metrics.ttft_seconds.observe(journey.first_delta_at - journey.started_at)
             self._metrics.completion_tokens.inc(journey.delivered_tokens)

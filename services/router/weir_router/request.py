@@ -49,6 +49,8 @@ class ClientRequest:
     skip_special_tokens: bool | None
     # As the client left it: all of it may be unset.
     routing: RoutingOptions = field(default_factory=RoutingOptions)
+    # Whom experiments are about, within the tenant; empty: nobody in particular.
+    subject: str = ""
 
     @property
     def n(self) -> int:

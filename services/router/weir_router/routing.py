@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weir_router.fleet.fleet import Fleet
+from weir_router.models.aliases import Aliases
 from weir_router.policies.choose import Choice, choose, rank_executors
 from weir_router.policies.make import POLICIES
 from weir_router.policies.policy import Demand, Policy, Scored
@@ -17,11 +18,13 @@ class Routing:
 
     def __init__(self, fleet: Fleet, config: RoutingConfig):
         self.fleet, self.config = fleet, config
+        self.aliases = Aliases(config.aliases)
         self._policies: dict[str, Policy] = {}  # by model, as they are asked for
 
     def apply(self, config: RoutingConfig) -> tuple[RoutingConfig, Sequence[str]]:
         """What is in force from now on, and why that is not all of it: of this, nothing."""
         self.config = config
+        self.aliases.apply(config.aliases)
         self._policies.clear()
         return config, ()
 

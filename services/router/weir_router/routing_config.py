@@ -9,6 +9,8 @@ policy = "least_outstanding_tokens"
 [tenants."acme"]                  # "*": those that are not named; without an entry, anywhere
 regions = ["eu-west", "eu-north"] # a worker whose region nobody has said is in none
 fallback_regions = ["uk"]         # only while nobody in `regions` can take the request
+
+[aliases.chat]                    # models/config.py
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from typing import Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from weir_chassis.toml_config import Table, parse_toml
+from weir_router.models.config import AliasTable, Name
 from weir_router.policies.make import PolicyName
 from weir_router.regions import TenantRegions
 
 # A table of the file each; what a mistaken file may make us check.
 _MAX_MODELS: Final = 1000
+_MAX_ALIASES: Final = 1000
 _MAX_TENANTS: Final = 10_000
 _MAX_REGIONS: Final = 16
 
@@ -53,7 +57,7 @@ class TenantRules(Table):
 class RoutingConfig(Table):
     defaults: ModelRouting = ModelRouting()
     models: Mapping[str, ModelRouting] = Field(default_factory=dict, max_length=_MAX_MODELS)
-
+    aliases: Mapping[Name, AliasTable] = Field(default_factory=dict, max_length=_MAX_ALIASES)
     tenants: Mapping[str, TenantRules] = Field(default_factory=dict, max_length=_MAX_TENANTS)
 
     @cached_property

@@ -21,6 +21,8 @@ from weir_router.faults.retries import Retries
 from weir_router.fleet.fleet import open_fleet
 from weir_router.fleet_servicer import FleetServicer
 from weir_router.metrics import RouterMetrics
+from weir_router.models.metrics import ModelMetrics
+from weir_router.models.models import Models
 from weir_router.pipeline import Limits, Pipeline
 from weir_router.prefill_queue import PrefillQueue
 from weir_router.routing import Routing
@@ -47,11 +49,12 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
         budget = RetryBudget(settings.retry_budget_share, settings.retry_budget_floor, _BUDGET_SECONDS)
         retries = Retries(budget, chassis.clock, metrics)
         encoder = Encoder(fleet, retries, settings.tokenizer_timeout_seconds, settings.cache_pools)
+        models = Models(routing, encoder, chassis.clock, ModelMetrics(chassis.metrics))
         pipeline = Pipeline(
             routing=routing,
             prefill_queue=_join_prefill_queue(settings, chassis, metrics),
             admission=admission,
-            encoder=encoder,
+            models=models,
             retries=retries,
             limits=limits,
             clock=chassis.clock,
@@ -61,6 +64,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
         embedder = Embedder(
             routing=routing,
             admission=admission,
+            models=models,
             encoder=encoder,
             retries=retries,
             clock=chassis.clock,
@@ -70,6 +74,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
         detector = Detector(
             routing=routing,
             admission=admission,
+            models=models,
             encoder=encoder,
             retries=retries,
             clock=chassis.clock,

@@ -33,6 +33,7 @@ from weir_router import mapping, validation
 from weir_router.delivery import Event
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
+from weir_router.models.subject import subject_from
 from weir_router.pipeline import Pipeline
 from weir_router.routing import Routing
 
@@ -51,9 +52,12 @@ class RouterServicer(RouterServiceServicer):
             await context.write(mapping.generate_response(event))
 
         validation.check_generate(request)
-        tenant = tenant_from(context.invocation_metadata())
+        metadata = context.invocation_metadata()
+        tenant, subject = tenant_from(metadata), subject_from(metadata, request.routing.session)
         residency = self._routing.residency(tenant, request.routing.constraints.regions)
-        wanted = mapping.from_generate(request, _request_id(), self._seed(), residency=residency, tenant=tenant)
+        wanted = mapping.from_generate(
+            request, _request_id(), self._seed(), residency=residency, tenant=tenant, subject=subject
+        )
         await self._pipeline.run(wanted, write, time_left(context))
 
     async def Chat(  # type: ignore[override]  # as above
@@ -63,9 +67,12 @@ class RouterServicer(RouterServiceServicer):
             await context.write(mapping.chat_response(event))
 
         validation.check_chat(request)
-        tenant = tenant_from(context.invocation_metadata())
+        metadata = context.invocation_metadata()
+        tenant, subject = tenant_from(metadata), subject_from(metadata, request.routing.session)
         residency = self._routing.residency(tenant, request.routing.constraints.regions)
-        wanted = mapping.from_chat(request, _request_id(), self._seed(), residency=residency, tenant=tenant)
+        wanted = mapping.from_chat(
+            request, _request_id(), self._seed(), residency=residency, tenant=tenant, subject=subject
+        )
         await self._pipeline.run(wanted, write, time_left(context))
 
     async def Embed(

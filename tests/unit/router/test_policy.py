@@ -241,3 +241,12 @@ def test_a_new_worker_fills_to_its_share_of_what_the_others_have() -> None:
     assert first(fleet(new, old), demand(prompt_tokens=10)) == "new"
     assert first(fleet(replace(new, routed_tokens=200), old), demand(prompt_tokens=10)) == "old"
     assert first(fleet(new, executor("old")), demand(prompt_tokens=10)) == "old", "an idle one that is warm is better"
+
+
+def test_a_tokenizer_of_the_named_revision_is_asked() -> None:
+    snapshot = fleet(
+        executor("a"), executor("b", revision="r2"), tokenizers=(tokenizer("t"), tokenizer("u", revision="r2"))
+    )
+    for turn in range(3):
+        chosen, model = choose_tokenizer(snapshot, "m", turn=turn, revision="r2")
+        assert (chosen.address, model.version.revision) == ("u", "r2")

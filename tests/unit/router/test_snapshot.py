@@ -125,3 +125,29 @@ def test_a_template_is_the_versions_own() -> None:
     snapshot = fleet(executor(), tokenizers=(tokenizer("t", template=False), tokenizer("u", revision="r2")))
     assert not snapshot.has_chat_template(version("r1"))
     assert snapshot.has_chat_template(version("r2"))
+
+
+def test_a_named_revision_is_the_only_one_that_agrees() -> None:
+    snapshot = fleet(
+        executor("a", adapters={"x": "f1"}),
+        executor("b", revision="r2"),
+        tokenizers=(tokenizer("t"), tokenizer("u", revision="r2")),
+    )
+    assert [view.address for view in snapshot.agreed("m", revision="r2")] == ["b"]
+    assert snapshot.answers("m", "r1")
+    assert snapshot.answers("m", "r2")
+    assert not snapshot.answers("m", "r3")
+    assert snapshot.resolve_adapter("m", "x", "r1") == "f1"
+    with pytest.raises(NotFound):
+        snapshot.resolve_adapter("m", "x", "r2")
+    with pytest.raises(NoWorker, match="at revision 'r3'"):
+        snapshot.agreed("m", revision="r3")
+
+
+def test_a_revision_whose_tokenizer_is_away_is_not_mismatched_by_that_of_another() -> None:
+    away = tokenizer("u", revision="r2", state=DOWN)
+    snapshot = fleet(executor("a"), executor("b", revision="r2"), tokenizers=(tokenizer("t"), away))
+    assert [view.address for view in snapshot.agreed("m", revision="r2")] == ["b"]
+    assert not snapshot.answers("m", "r2")
+    with pytest.raises(RevisionMismatch):
+        fleet(executor("b", revision="r2")).agreed("m", revision="r2")

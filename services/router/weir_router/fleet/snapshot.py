@@ -200,38 +200,42 @@ class FleetSnapshot:
             raise ModelNotFound(name, known)
         raise InvalidArgument("model", f"is required: {', '.join(known)} are served here")
 
-    def serving(self, model: str) -> list[ExecutorView]:
-        """Executors of the model that take requests, whatever their revision."""
-        return [e for e in self.executors if e.model and e.model.version.model == model and _serves(e)]
+    def serving(self, model: str, revision: str = "") -> list[ExecutorView]:
+        """Executors of the model that take requests; without a revision, whatever theirs is."""
+        return [e for e in self.executors if e.model and _is(e.model.version, model, revision) and _serves(e)]
 
-    def tokenizer_versions(self, model: str) -> set[Version]:
-        """Of the tokenizers that answer; of all, as last known, when none does."""
-        return _versions((t for t in self.tokenizers if _serves(t)), model) or _versions(self.tokenizers, model)
+    def tokenizer_versions(self, model: str, revision: str = "") -> set[Version]:
+        """Of the tokenizers that answer; of all, as last known, when none of those has the model (at the revision)."""
+        serving = [tokenizer for tokenizer in self.tokenizers if _serves(tokenizer)]
+        return _versions(serving, model, revision) or _versions(self.tokenizers, model, revision)
 
-    def resolve_adapter(self, model: str, name: str) -> str:
+    def resolve_adapter(self, model: str, name: str, revision: str = "") -> str:
         """The fingerprint of the adapter that a request means: where executors differ, what most of them hold.
 
         Empty for none. Raises NotFound, and what `agreed` does.
         """
         if not name:
             return ""
-        held = Counter(executor.adapters[name] for executor in self.agreed(model) if name in executor.adapters)
+        agreed = self.agreed(model, revision=revision)
+        held = Counter(executor.adapters[name] for executor in agreed if name in executor.adapters)
         if held:
             return max(sorted(held), key=held.__getitem__)
         if any(name in executor.adapters for executor in self.executors if not _serves(executor)):
             raise NoWorker(f"no executor that holds adapter {name!r} is healthy")
         raise NotFound(name, f"no executor of {model!r} has loaded an adapter {name!r}")
 
-    def agreed(self, model: str, adapter: str = "") -> list[ExecutorView]:
-        """Executors that may be given requests for the model, with the adapter of this fingerprint.
+    def agreed(self, model: str, adapter: str = "", revision: str = "") -> list[ExecutorView]:
+        """Executors that may be given requests for the model, of the revision if one is named, with the adapter of
+        this fingerprint.
 
         Raises NoWorker when none is serving, RevisionMismatch when those that are hold another revision, NotFound when
         none of those that agree has the adapter.
         """
-        serving = self.serving(model)
+        serving = self.serving(model, revision)
         if not serving:
-            raise NoWorker(f"no executor that serves {model!r} is healthy")
-        versions = self.tokenizer_versions(model)
+            named = f" at revision {revision!r}" if revision else ""
+            raise NoWorker(f"no executor that serves {model!r}{named} is healthy")
+        versions = self.tokenizer_versions(model, revision) or self.tokenizer_versions(model)
         if not versions:
             raise NoWorker(f"no tokenizer for {model!r} has answered yet")
         agreed = [executor for executor in serving if executor.model and executor.model.version in versions]
@@ -242,10 +246,10 @@ class FleetSnapshot:
             raise NotFound(adapter, f"no executor of {model!r} has the adapter any more")
         return holding
 
-    def answers(self, model: str) -> bool:
-        """Whether a request for the model would find a worker of each kind."""
+    def answers(self, model: str, revision: str = "") -> bool:
+        """Whether a request for the model, at the revision if one is named, would find a worker of each kind."""
         held = {version for tokenizer in self.tokenizers if _serves(tokenizer) for version in _held(tokenizer)}
-        agreed = any(e.model.version in held and e.decodes for e in self.serving(model) if e.model)
+        agreed = any(e.model.version in held and e.decodes for e in self.serving(model, revision) if e.model)
         return agreed and any(map(_serves, self.postprocessors))
 
     def mismatched(self) -> list[str]:
@@ -263,12 +267,16 @@ class FleetSnapshot:
         return any(m.has_chat_template for t in self.tokenizers for m in t.models if m.version == version)
 
 
+def _is(version: Version, model: str, revision: str) -> bool:
+    return version.model == model and revision in ("", version.revision)
+
+
 def _serves(worker: ExecutorView | TokenizerView | PostprocessorView) -> bool:
     return worker.state is WorkerState.SERVING
 
 
-def _versions(tokenizers: Iterable[TokenizerView], model: str) -> set[Version]:
-    return {version for tokenizer in tokenizers for version in _held(tokenizer) if version.model == model}
+def _versions(tokenizers: Iterable[TokenizerView], model: str, revision: str) -> set[Version]:
+    return {version for tokenizer in tokenizers for version in _held(tokenizer) if _is(version, model, revision)}
 
 
 def _held(tokenizer: TokenizerView) -> Iterable[Version]:

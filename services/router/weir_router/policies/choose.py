@@ -97,13 +97,19 @@ def choose_postprocessor(snapshot: FleetSnapshot, demand: Demand) -> Postprocess
 
 
 def choose_tokenizer(
-    snapshot: FleetSnapshot, model: str, *, turn: int, excluded: frozenset[str] = frozenset(), adapter: str = ""
+    snapshot: FleetSnapshot,
+    model: str,
+    *,
+    turn: int,
+    excluded: frozenset[str] = frozenset(),
+    adapter: str = "",
+    revision: str = "",
 ) -> tuple[TokenizerView, ExecutorModel]:
     """Replicas in turn, and the model of an executor that agrees with the one chosen and has the adapter.
 
     Raises NoWorker, RevisionMismatch, NotFound.
     """
-    executors = {e.model.version: e.model for e in snapshot.agreed(model, adapter) if e.model}
+    executors = {e.model.version: e.model for e in snapshot.agreed(model, adapter, revision) if e.model}
     candidates = [
         (tokenizer, executors[known.version])
         for tokenizer in snapshot.tokenizers

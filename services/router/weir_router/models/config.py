@@ -1,0 +1,91 @@
+"""What the routing file says of models: `[aliases.NAME]`, checked. Pure.
+
+[[aliases.chat.targets]]
+model = "demo"
+revision = "2026-10"              # empty: whichever the fleet agrees on
+weight = 90
+arm = "control"                   # the experiment's name for it; by itself `demo@2026-10`
+
+[[aliases.chat.targets]]
+model = "demo"
+revision = "2026-11"
+weight = 10
+arm = "new"
+canary = { steps = [0.01, 0.05, 0.25] }   # shares of the alias' traffic on its way to its weight
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from weir_chassis.toml_config import Table
+from weir_router.models.target import Target
+
+# An experiment has a few arms; each is hashed for every request of the alias.
+_MAX_TARGETS: Final = 16
+
+# As a model's name in a request is bounded.
+Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+
+class CanaryTable(Table):
+    """How a target is compared with the others of its alias. Rates are shares of requests."""
+
+    steps: tuple[float, ...] = Field(default=(0.01, 0.05, 0.25, 0.5), max_length=16, description="shares of traffic")
+    step_seconds: float = Field(default=300.0, gt=0.0, le=604_800.0, description="a step lasts so long at least")
+    min_requests: int = Field(default=30, ge=5, le=1000, description="of each side, before anything is judged")
+    window_seconds: float = Field(default=900.0, gt=0.0, le=86_400.0, description="what is older does not count")
+    max_error_increase: float = Field(default=0.02, ge=0.0, le=1.0, description="over the baseline's error rate")
+    max_refusal_increase: float = Field(default=0.05, ge=0.0, le=1.0, description="over the baseline's refusals")
+    ttft_quantile: float = Field(default=0.9, ge=0.5, le=0.99, description="at which first tokens are compared")
+    max_ttft_ratio: float = Field(default=1.5, ge=1.0, le=1000.0, description="to the baseline's TTFT")
+    on_worse: Literal["rollback", "hold"] = Field(default="rollback", description="once that is certain")
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if not all(0 < step < 1 for step in self.steps) or any(a >= b for a, b in pairwise(self.steps)):
+            raise ValueError("steps: each is in (0, 1) and more than the one before")
+        return self
+
+
+class TargetTable(Table):
+    model: Name = Field(description="as executors serve it; not another alias")
+    revision: str = Field(default="", max_length=128, description="empty: whichever the fleet agrees on")
+    weight: float = Field(default=1.0, ge=0.0, le=1e9, description="its share among the alias' targets")
+    arm: str = Field(default="", max_length=64, description="name in the experiment; empty: model@revision")
+    canary: CanaryTable | None = Field(default=None, description="it gets its weight step by step, while it does well")
+
+    @property
+    def name(self) -> str:
+        """Of the arm, which is what subjects are hashed by: another weight moves none but those that it must."""
+        return self.arm or str(self.target(""))
+
+    def target(self, alias: str) -> Target:
+        return Target(self.model, self.revision, alias, self.arm)
+
+
+class AliasTable(Table):
+    targets: tuple[TargetTable, ...] = Field(min_length=1, max_length=_MAX_TARGETS)
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Self:
+        names = [target.name for target in self.targets]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two targets are called {twice[0]!r}; name their arms")
+        if not any(target.weight for target in self.baseline):
+            raise ValueError("no target but a canary has a weight")
+        if len(self.targets) - len(self.baseline) > 1:
+            raise ValueError("more than one target is a canary: it would not be known which of them did what")
+        return self
+
+    @property
+    def baseline(self) -> tuple[TargetTable, ...]:
+        """What a canary is compared with."""
+        return tuple(target for target in self.targets if target.canary is None)
+
+    @property
+    def canary(self) -> TargetTable | None:
+        return next((target for target in self.targets if target.canary is not None), None)

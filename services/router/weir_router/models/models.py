@@ -1,0 +1,91 @@
+"""Which model and version answers a request: what the client named becomes a target, and the prompt its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weir_chassis.clock import Clock
+from weir_chassis.errors import ModelNotFound
+from weir_chassis.telemetry import get_logger
+from weir_router.encoder import Encoder
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.journey import Journey
+from weir_router.models.aliases import TargetView
+from weir_router.models.metrics import ModelMetrics
+from weir_router.models.outcome import outcome_of
+from weir_router.models.target import Target
+from weir_router.regions import Residency
+from weir_router.request import ClientRequest, EncodedPrompt
+from weir_router.routing import Routing
+
+
+class Models:
+    def __init__(self, routing: Routing, encoder: Encoder, clock: Clock, metrics: ModelMetrics):
+        self._routing, self._fleet, self._encoder = routing, routing.fleet, encoder
+        self._clock, self._metrics = clock, metrics
+
+    def resolve(self, name: str, subject: str, residency: Residency) -> Target:
+        """What is served under the name now, to this subject. Raises NoWorker, InvalidArgument, ModelNotFound."""
+        snapshot, aliases = self._fleet.snapshot(), self._routing.aliases
+        if name in aliases:
+            return _first_answering(aliases.order(name, subject), snapshot.within(residency))
+        try:
+            return Target(snapshot.resolve_model(name))
+        except ModelNotFound:
+            raise ModelNotFound(name, [*snapshot.known_models(), *aliases.names]) from None
+
+    def check(self, request: ClientRequest) -> None:
+        """What nobody has is refused before it waits for a place."""
+        target = self._target_of(request)
+        self._fleet.snapshot().resolve_adapter(target.model, request.adapter, target.revision)
+
+    async def encode(self, journey: Journey) -> EncodedPrompt:
+        """The prompt in its target's own tokens. Raises as `resolve` and `Encoder.encode` do."""
+        journey.target = self._target_of(journey.request)
+        return await self._encoder.encode(journey.target, journey)
+
+    def _target_of(self, request: ClientRequest) -> Target:
+        return self.resolve(request.model, _subject_of(request), request.residency)
+
+    def ended(self, journey: Journey, error: BaseException | None) -> None:
+        """Counts for the alias' targets what has come of a request. `error`: what its client was told, if anything."""
+        if journey.target is None or not journey.target.alias:
+            return
+        now = self._clock.monotonic()
+        first = journey.first_delta_at
+        outcome = outcome_of(
+            error,
+            accepted=journey.accepted_at is not None,
+            ttft_seconds=None if first is None else first - journey.started_at,
+            waited=now - journey.started_at,
+        )
+        self._metrics.ended(journey.target, outcome)
+        canary = self._routing.aliases.note(journey.target, outcome, now)
+        if canary is not None:
+            self._tell(canary)
+
+    def _tell(self, canary: TargetView) -> None:
+        self._metrics.decided(canary)
+        assert canary.stage is not None
+        get_logger().warning(
+            f"canary_{canary.stage.value}",
+            alias=canary.target.alias,
+            arm=canary.name,
+            weight_now=canary.weight_now,
+            reason=canary.reason,
+        )
+
+
+def _subject_of(request: ClientRequest) -> str:
+    """Whom the request is about, for its tenant; by itself where nobody is named."""
+    return f"{request.tenant}\0{request.subject}" if request.subject else request.request_id
+
+
+def subject_of_tenant(tenant: str) -> str:
+    """For what all requests of a tenant must agree on."""
+    return f"{tenant}\0"
+
+
+def _first_answering(targets: Sequence[Target], snapshot: FleetSnapshot) -> Target:
+    """The subject's own target; where nobody serves that now, the one that it would have without it."""
+    return next((target for target in targets if snapshot.answers(target.model, target.revision)), targets[0])
