@@ -131,6 +131,17 @@ bench-latency: $(SETUP) ## how soon a cancellation is seen, and what a long prom
 bench-services: $(SETUP) ## the CPU that each service adds per token and per request
 	PYTHONPATH=tests $(BIN)/python -m bench services
 
+# ROUTER_PEERS="smg dynamo"; each is installed once, under .weir/peers.
+ROUTER_PEERS ?= smg dynamo
+
+.PHONY: bench-router
+bench-router: $(SETUP) ## what the router costs and adds beside smg, Dynamo and no router (ROUTER_PEERS=…; three minutes)
+	PYTHONPATH=tests $(BIN)/python -m bench router --peers $(ROUTER_PEERS)
+
+.PHONY: bench-router-soak
+bench-router-soak: $(SETUP) ## the router's memory over 100,000 requests (three minutes)
+	PYTHONPATH=tests $(BIN)/python -m bench router --soak 100000
+
 .PHONY: bench-speculation
 bench-speculation: $(SETUP) ## the demo model with and without guesses ahead (a minute)
 	PYTHONPATH=tests $(BIN)/python -m bench speculation
@@ -140,7 +151,7 @@ bench-prefix: $(SETUP) ## 32 requests that share 1,024 tokens, by where the pref
 	PYTHONPATH=tests $(BIN)/python -m bench prefix
 
 .PHONY: bench
-bench: bench-engine bench-kvstore bench-services bench-latency bench-speculation bench-prefix ## all that need no GPU
+bench: bench-engine bench-kvstore bench-services bench-router bench-latency bench-speculation bench-prefix ## all that need no GPU
 
 .PHONY: chaos
 chaos: $(SETUP) ## random submits, cancels, preemptions and failures, the books checked after every step (a minute)

@@ -1,9 +1,11 @@
-"""Measured runs: `make bench-engine`, `-kvstore`, `-latency`, `-services`, `-speculation`, `-prefix`; JSON last.
+"""Measured runs: `make bench-engine`, `-kvstore`, `-latency`, `-services`, `-router`, and so on; JSON last.
 
 python -m bench engine --peers vllm openvino --rows decode mixed --rounds 2
 python -m bench kvstore
 python -m bench latency
 python -m bench services
+python -m bench router --peers smg dynamo
+python -m bench router --soak 100000
 python -m bench speculation
 python -m bench prefix
 """
@@ -20,6 +22,8 @@ from bench.kvstore import run as kvstore
 from bench.model import make_model
 from bench.peers import PEERS, ROUNDED, SUITE, WEIR, chosen
 from bench.report import Figures
+from bench.router import run as router
+from bench.router.contenders import PEERS as ROUTERS
 from bench.rows import ROWS
 from weir_local.placement import find_model
 
@@ -52,6 +56,12 @@ def _services(_: argparse.Namespace, scratch: Path) -> Figures:
     return services.measure(scratch)
 
 
+def _router(arguments: argparse.Namespace, scratch: Path) -> Figures:
+    if arguments.soak:
+        return router.soak(scratch, arguments.soak)
+    return router.measure(scratch, arguments.peers, arguments.rounds)
+
+
 def _speculation(_: argparse.Namespace, __: Path) -> Figures:
     return speculation.measure()
 
@@ -79,6 +89,11 @@ def _parse() -> argparse.Namespace:
     of_latency.add_argument("--model-dir", type=Path, default=place, help="as above")
     of_services = benches.add_parser("services", help="the CPU that each service adds to the bare engine")
     of_services.set_defaults(measure=_services)
+    of_router = benches.add_parser("router", help="what a router costs and adds, beside its peers and none")
+    of_router.set_defaults(measure=_router)
+    of_router.add_argument("--peers", nargs="*", default=[], choices=list(ROUTERS))
+    of_router.add_argument("--rounds", type=int, default=1, help="times all is measured; the least counts")
+    of_router.add_argument("--soak", type=int, default=0, metavar="REQUESTS", help="memory over so many, and no more")
     of_speculation = benches.add_parser("speculation", help="the demo model with and without guesses ahead")
     of_speculation.set_defaults(measure=_speculation)
     of_prefix = benches.add_parser("prefix", help="a shared prefix by where it is: nowhere, in a pool, in the kvstore")

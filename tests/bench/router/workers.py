@@ -1,0 +1,206 @@
+"""Mock workers behind a Weir router, in one process: they keep the contracts and cost as little as Python can.
+
+python -m bench.router.workers        prints its addresses as JSON: two executors, a tokenizer, a postprocess service
+
+Every prompt has the same tokens, every answer the clock's (`clock_token.py`), one step of an executor is one message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import uvloop
+from grpc_health.v1 import health_pb2_grpc
+
+from bench.router import clock_token
+from bench.router.pace import STEP_SECONDS, Drawing, DueTokens, period_seconds
+from weir.executor.v1 import executor_pb2, executor_pb2_grpc
+from weir.inference.v1.model_pb2 import ModelVersion
+from weir.inference.v1.output_pb2 import FinishReason, TokenBatch, Usage
+from weir.inference.v1.stream_pb2 import Delta
+from weir.postprocess.v1 import postprocess_pb2, postprocess_pb2_grpc
+from weir.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from weir_chassis.health import Health
+from weir_chassis.limits import server_options
+
+MODEL = "mock"
+PROMPT_TOKENS, BLOCK_SIZE = 256, 16
+_VERSION = ModelVersion(model=MODEL, revision="r1", tokenizer_hash="0" * 32)
+_MAX_STREAMS = 4096
+
+
+class MockTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
+    def __init__(self) -> None:
+        hashes = bytes(range(256))[: PROMPT_TOKENS // BLOCK_SIZE * 16]
+        self._prompt = tokenizer_pb2.TokenizedPrompt(token_ids=range(PROMPT_TOKENS), block_hashes=hashes)
+
+    async def GetTokenizerInfo(self, request: Any, context: Any) -> tokenizer_pb2.GetTokenizerInfoResponse:
+        info = tokenizer_pb2.TokenizerInfo(model_version=_VERSION, vocab_size=1 << 20, has_chat_template=True)
+        return tokenizer_pb2.GetTokenizerInfoResponse(tokenizers=[info])
+
+    async def ApplyChatTemplate(self, request: Any, context: Any) -> tokenizer_pb2.ApplyChatTemplateResponse:
+        return tokenizer_pb2.ApplyChatTemplateResponse(model_version=_VERSION, prompt=self._prompt)
+
+    async def Tokenize(
+        self,
+        request: tokenizer_pb2.TokenizeRequest,
+        context: Any,
+    ) -> tokenizer_pb2.TokenizeResponse:
+        return tokenizer_pb2.TokenizeResponse(model_version=_VERSION, prompts=[self._prompt] * len(request.texts))
+
+
+class MockPostprocess(postprocess_pb2_grpc.PostprocessServiceServicer):
+    """The text of every row is the last token's; nothing is held back."""
+
+    async def Postprocess(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        while (message := await context.read()) is not grpc.aio.EOF:
+            response = _texts(message.tokens)
+            for finish in message.finishes:
+                response.finished.add(
+                    handle=finish.handle, output_index=finish.output_index, finish_reason=finish.finish_reason
+                )
+            if response.handles or response.finished:
+                await context.write(response)
+
+
+def _texts(batch: TokenBatch) -> postprocess_pb2.PostprocessResponse:
+    deltas, start, token_ids = [], 0, list(batch.token_ids)
+    for output_index, first, count in zip(
+        batch.output_indexes, batch.first_token_indexes, batch.token_counts, strict=True
+    ):
+        ids, start = token_ids[start : start + count], start + count
+        text = clock_token.text(ids[-1])
+        deltas.append(Delta(output_index=output_index, first_token_index=first, token_ids=ids, text=text))
+    return postprocess_pb2.PostprocessResponse(handles=batch.handles, deltas=deltas)
+
+
+class MockExecutor(executor_pb2_grpc.ExecutorServiceServicer):
+    async def GetModelInfo(self, request: Any, context: Any) -> executor_pb2.GetModelInfoResponse:
+        return executor_pb2.GetModelInfoResponse(
+            model_version=_VERSION, engine="mock", vocab_size=1 << 20, max_model_len=1 << 17, block_size=BLOCK_SIZE
+        )
+
+    async def GetLoad(self, request: Any, context: Any) -> executor_pb2.GetLoadResponse:
+        return executor_pb2.GetLoadResponse(epoch=1)
+
+    async def Generate(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        steps = _Steps()
+        reader = asyncio.create_task(steps.read(context))
+        try:
+            while True:
+                await context.write(await steps.next())
+        finally:
+            reader.cancel()
+
+
+class _Steps:
+    """One caller's requests. A request is accepted in one step and gets its first token in the next."""
+
+    def __init__(self) -> None:
+        self._new: dict[int, int] = {}  # handle → tokens wanted
+        self._drawings: dict[int, Drawing] = {}
+        self._handles: dict[Drawing, int] = {}
+        self._due = DueTokens()
+        self._something_new = asyncio.Event()
+        self._ended: list[int] = []
+        self._last_step = 0.0
+
+    async def read(self, context: Any) -> None:
+        while (message := await context.read()) is not grpc.aio.EOF:
+            if message.HasField("submit"):
+                self._new[message.submit.handle] = message.submit.stopping.max_tokens
+            elif not message.abort.HasField("output_index"):
+                self._abort(message.abort.handle)
+            self._something_new.set()
+
+    async def next(self) -> executor_pb2.GenerateResponse:
+        """The next step, when there is one to make."""
+        while True:
+            await self._wait()
+            step = self._step(time.monotonic())
+            if step.ByteSize():
+                return step
+
+    async def _wait(self) -> None:
+        left = self._due.seconds_left(time.monotonic())
+        if self._new or left == 0.0:
+            await asyncio.sleep(0)  # as fast as the steps are taken
+            return
+        self._something_new.clear()
+        try:
+            async with asyncio.timeout(None if left is None else max(left, STEP_SECONDS)):
+                await self._something_new.wait()
+        except TimeoutError:
+            pass
+
+    def _step(self, now: float) -> executor_pb2.GenerateResponse:
+        drawings = self._due.take(now)
+        step = executor_pb2.GenerateResponse(accepted_handles=self._new)
+        if drawings:
+            self._add_tokens(step, drawings)
+        for handle in self._ended:
+            step.ended.add(handle=handle)
+        self._ended.clear()
+        self._begin(now)
+        return step
+
+    def _begin(self, now: float) -> None:
+        period = period_seconds() if self._new else 0.0
+        for handle, count in self._new.items():
+            drawing = Drawing(count, period, now)
+            self._drawings[handle], self._handles[drawing] = drawing, handle
+            self._due.add(drawing)
+        self._new.clear()
+
+    def _add_tokens(self, step: executor_pb2.GenerateResponse, drawings: Sequence[Drawing]) -> None:
+        handles, count = [self._handles[drawing] for drawing in drawings], len(drawings)
+        step.tokens.handles.extend(handles)
+        step.tokens.output_indexes.extend([0] * count)
+        step.tokens.first_token_indexes.extend([drawing.index - 1 for drawing in drawings])
+        step.tokens.token_counts.extend([1] * count)
+        step.tokens.token_ids.extend([clock_token.now()] * count)
+        for handle, drawing in zip(handles, drawings, strict=True):
+            if not drawing.left:
+                step.finished.add(handle=handle, finish_reason=FinishReason.FINISH_REASON_LENGTH)
+                step.ended.add(handle=handle, usage=Usage(prompt_tokens=PROMPT_TOKENS))
+                self._forget(handle)
+
+    def _abort(self, handle: int) -> None:
+        if self._new.pop(handle, None) is not None or handle in self._drawings:
+            self._ended.append(handle)
+        if (drawing := self._drawings.get(handle)) is not None:
+            drawing.left = 0
+            self._forget(handle)
+
+    def _forget(self, handle: int) -> None:
+        del self._handles[self._drawings.pop(handle)]
+
+
+async def _main() -> None:
+    server = grpc.aio.server(options=server_options(_MAX_STREAMS))
+    health = Health()
+    # What a router does not call on this way is answered with UNIMPLEMENTED.
+    executor_pb2_grpc.add_ExecutorServiceServicer_to_server(MockExecutor(), server)  # type: ignore[abstract]
+    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(MockTokenizer(), server)  # type: ignore[abstract]
+    postprocess_pb2_grpc.add_PostprocessServiceServicer_to_server(MockPostprocess(), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    for module, name in (
+        (executor_pb2, "ExecutorService"),
+        (tokenizer_pb2, "TokenizerService"),
+        (postprocess_pb2, "PostprocessService"),
+    ):
+        health.set(module.DESCRIPTOR.services_by_name[name].full_name, True)
+    addresses = [f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}" for _ in range(2)]
+    await server.start()
+    told = {"executors": addresses, "tokenizers": addresses[:1], "postprocessors": addresses[:1]}
+    print(json.dumps(told), flush=True)  # to whoever started it
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    uvloop.run(_main())

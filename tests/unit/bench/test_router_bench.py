@@ -1,0 +1,90 @@
+"""The parts of `make bench-router` that decide: what is due, what was heard, what a figure is."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.router import clock_token
+from bench.router.chunks import Chunks
+from bench.router.contenders import DIRECT_GRPC, WEIR
+from bench.router.doors import complete_tokens
+from bench.router.pace import VARIABLE, Drawing, DueTokens, period_seconds, write_pace
+from bench.router.processes import cpu_seconds, family, resident_mib
+from bench.router.run import Sample, Samples
+
+
+@given(st.integers(0, 10**15), st.integers(0, 9 * 10**8))
+def test_a_token_tells_its_age(drawn_ns: int, age_ns: int) -> None:
+    token_id = clock_token.FIRST + drawn_ns // 10_000 % clock_token.STEPS
+    assert clock_token.age_seconds(token_id, drawn_ns + age_ns) == pytest.approx(age_ns / 1e9, abs=1.1e-5)
+
+
+@given(st.lists(st.integers(clock_token.FIRST, clock_token.FIRST + clock_token.STEPS - 1)), st.integers(1, 40))
+def test_tokens_are_found_wherever_the_answer_is_cut(token_ids: list[int], size: int) -> None:
+    events = "".join(f'data: {{"text":"{clock_token.text(token_id)}"}}\n\n' for token_id in token_ids).encode()
+    framed = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in _cut(events, 7)) + b"0\r\n\r\n"
+    chunks, rest, found = Chunks(), b"", []
+    for part in _cut(b"HTTP/1.1 200 OK\r\nX: 1\r\n\r\n" + framed, size):
+        assert not chunks.done
+        tokens, rest = complete_tokens(rest + chunks.feed(part))
+        found += tokens
+    assert chunks.done
+    assert found == token_ids
+    assert rest == b""
+
+
+def _cut(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def test_every_stream_gets_its_tokens_at_its_own_pace() -> None:
+    due, fast, slow = DueTokens(), Drawing(left=3, period=1.0, due=0.0), Drawing(left=2, period=2.0, due=0.5)
+    assert due.seconds_left(0.0) is None
+    due.add(fast)
+    due.add(slow)
+    taken = [[(1 if one is fast else 2) for one in due.take(now)] for now in (0.0, 0.4, 1.0, 2.0, 3.0)]
+    assert taken == [[1], [], [2, 1], [1], [2]]
+    assert due.seconds_left(3.0) is None
+
+
+def test_a_stream_that_is_over_gets_nothing() -> None:
+    due, drawing = DueTokens(), Drawing(left=5, period=0.0, due=0.0)
+    due.add(drawing)
+    assert due.take(1.0) == [drawing]
+    drawing.left = 0
+    assert due.take(1.0) == []
+
+
+def test_the_pace_is_as_the_file_says_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "pace"))
+    write_pace(tmp_path / "pace", 100)
+    assert period_seconds() == pytest.approx(0.01)
+    write_pace(tmp_path / "pace", 0)
+    assert period_seconds() == 0.0
+
+
+def test_what_this_process_uses_is_seen() -> None:
+    before, own = cpu_seconds([os.getpid()]), time.process_time()
+    while time.process_time() - own < 0.05:
+        pass
+    assert cpu_seconds([os.getpid()]) - before >= 0.04
+    assert os.getpid() in family(os.getpid())
+    assert resident_mib([os.getpid()]) > 1
+
+
+def test_figures_are_the_best_rounds_without_the_floor() -> None:
+    samples = Samples()
+    for cpu, ttft in ((2.0, 0.004), (1.0, 0.005)):
+        samples.taken.setdefault((WEIR.name, "long"), []).append(Sample(cpu, 100_000, 10, ttft, 0.1))
+        samples.taken.setdefault((WEIR.name, "alone"), []).append(Sample(cpu, 100, 10, ttft, 0.1))
+    samples.taken[DIRECT_GRPC.name, "alone"] = [Sample(0.0, 100, 10, 0.001, 0.1)]
+    assert samples.best(WEIR.name, "us_per_token") == pytest.approx(10.0)
+    assert samples.added(WEIR, "ttft_ms") == pytest.approx(3.0)
+    assert samples.best("nobody", "us_per_token") is None
+    assert samples.added(WEIR, "p99_ms") is None
