@@ -18,10 +18,10 @@ from weir_chassis.clock import SystemClock
 from weir_chassis.kv_events import follower, publisher
 from weir_chassis.metrics import Metrics
 from weir_chassis.nats import NatsConnection
-from weir_chassis.settings import NatsSettings
+from weir_chassis.settings import ServiceSettings
 
 
-class _Settings(NatsSettings):
+class _Settings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="WEIR_TEST_")
 
 

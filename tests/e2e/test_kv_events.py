@@ -28,14 +28,14 @@ from weir_chassis.kv_events.follower import KvEventFollower
 from weir_chassis.kv_events.wire import Source
 from weir_chassis.metrics import Metrics
 from weir_chassis.nats import NatsConnection
-from weir_chassis.settings import NatsSettings
+from weir_chassis.settings import ServiceSettings
 from weir_client.stack import RunningService
 from weir_local.processes import Stack
 
 _CAUGHT_UP_SECONDS = 40.0
 
 
-class _Settings(NatsSettings):
+class _Settings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="WEIR_TEST_")
 
 

@@ -10,7 +10,9 @@ from time import monotonic
 from typing import Any
 
 from weir_chassis import server as chassis_server
+from weir_chassis.fleet.announcer import announced
 from weir_chassis.inmemory import InMemoryServer, connector
+from weir_chassis.inmemory.broker import InMemoryBus
 from weir_chassis.server import Chassis, ServiceDefinition
 from weir_chassis.settings import ServiceSettings
 from weir_chassis.stopping import Stop
@@ -27,33 +29,36 @@ async def started(
 ) -> AsyncIterator[list[RunningService]]:
     """All services built in order, the router last. Leaving drains and closes them in reverse."""
     servers: dict[str, InMemoryServer] = {}
+    bus = InMemoryBus()
     async with AsyncExitStack() as stack:
         for plan in plans:
             began = monotonic()
-            await stack.enter_async_context(_placed(plan, servers))
+            await stack.enter_async_context(_placed(plan, servers, bus))
             on_ready(plan, monotonic() - began)
         yield [RunningService(plan.service, plan.address, os.getpid()) for plan in plans if plan.service == "router"]
 
 
 @asynccontextmanager
-async def _placed(plan: PlannedService, servers: dict[str, InMemoryServer]) -> AsyncIterator[None]:
+async def _placed(plan: PlannedService, servers: dict[str, InMemoryServer], bus: InMemoryBus) -> AsyncIterator[None]:
     """One service of its own chassis: its own metrics, books, health and tasks, as in a process of its own."""
     service: ServiceDefinition[Any] = import_module(f"weir_{plan.service}.service").SERVICE
     settings = service.settings.model_validate(dict(plan.settings))
     chassis = chassis_server.new_chassis(service.name, connect=connector(servers))
+    chassis.buses.in_memory = bus.connect()
     server = _door(plan, service, settings, chassis, servers)
     async with chassis_server.placed(service, settings, chassis, server) as servicers:
         await server.start()
         chassis.identity.place(address=plan.address)
         chassis_server.announce(chassis, servicers)
-        try:
-            yield
-        finally:
-            chassis.health.stop()
+        async with announced(settings, chassis):
             try:
-                await chassis_server.drain(servicers, chassis, settings.drain_seconds, Stop())
-            finally:  # a second Ctrl-C cancels the drain
-                await server.stop(_FLUSH_SECONDS)
+                yield
+            finally:
+                chassis.health.stop()
+                try:
+                    await chassis_server.drain(servicers, chassis, settings.drain_seconds, Stop())
+                finally:  # a second Ctrl-C cancels the drain
+                    await server.stop(_FLUSH_SECONDS)
 
 
 def _door(

@@ -101,8 +101,7 @@ def _on_loopback(free_port: Callable[[], int]) -> Place:
 def _in_memory(name: str, settings: Mapping[str, str]) -> PlannedService:
     address = f"memory:{name}"
     # It has no port to be known by.
-    named = {"nats_source": address} if "nats_url" in settings else {}
-    return PlannedService(name.rstrip("0123456789"), address, {**settings, **named})
+    return PlannedService(name.rstrip("0123456789"), address, {**settings, "advertise": address})
 
 
 def _at(service: str, port: int, settings: Mapping[str, str]) -> PlannedService:

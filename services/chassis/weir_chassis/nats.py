@@ -15,21 +15,23 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from weir_chassis.background import first_of
-from weir_chassis.broker import Deliver, Message, Session, SessionLost
+from weir_chassis.broker import Broker, Deliver, Message, Session, SessionLost
 from weir_chassis.clock import Clock
 from weir_chassis.metrics import Metrics
-from weir_chassis.server import ANY_HOST, Chassis
-from weir_chassis.settings import MAX_SOURCE_CHARS, NatsSettings, SettingsError
+from weir_chassis.settings import ANY_HOST, MAX_SOURCE_CHARS, ServiceSettings, SettingsError
 from weir_chassis.telemetry import get_logger
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
+
+    from weir_chassis.server import Chassis
 
 _SCHEMES: Final = ("nats", "tls")
 _CONNECT_SECONDS: Final = 2
@@ -45,19 +47,36 @@ _MAX_PENDING_BYTES: Final = 8 * 1024 * 1024
 _MAX_UNREAD_MESSAGES, _MAX_UNREAD_BYTES = 65_536, 32 * 1024 * 1024
 
 
-def connect_nats(settings: NatsSettings, chassis: Chassis) -> NatsConnection | None:
-    """A connection that is kept up in the background from now on. None when no NATS is configured.
+@dataclass(slots=True)
+class Buses:
+    """What a process is connected to: one of each at most."""
+
+    # Once somebody has asked for it.
+    nats: NatsConnection | None = None
+    # Handed in where services share a process.
+    in_memory: Broker | None = None
+
+
+def connect_nats(settings: ServiceSettings, chassis: Chassis) -> NatsConnection | None:
+    """The process's connection, kept up in the background from now on. None when no NATS is configured.
 
     Raises SettingsError for options that can never work; a server that is not there is waited for.
     """
     if settings.nats_url is None:
         return None
-    connection = NatsConnection(settings, chassis.service, chassis.metrics, chassis.clock, chassis.random)
-    chassis.background.start(connection.run(), name="keep_nats")
-    return connection
+    if chassis.buses.nats is None:
+        connection = NatsConnection(settings, chassis.service, chassis.metrics, chassis.clock, chassis.random)
+        chassis.background.start(connection.run(), name="keep_nats")
+        chassis.buses.nats = connection
+    return chassis.buses.nats
 
 
-def source_name(settings: NatsSettings, random: Random) -> str:
+def open_broker(settings: ServiceSettings, chassis: Chassis) -> Broker | None:
+    """NATS where it is configured, else the bus of services that share a process; None: neither. Raises as above."""
+    return connect_nats(settings, chassis) or chassis.buses.in_memory
+
+
+def source_name(settings: ServiceSettings, random: Random) -> str:
     """Under which name a service publishes: as others know it. Of its own where nobody could: any free port."""
     if name := settings.nats_source or settings.advertise:
         return name[:MAX_SOURCE_CHARS]
@@ -127,7 +146,7 @@ class NatsSession:
 class NatsConnection:
     """Keeps a session alive while `run` runs. Used from one event loop."""
 
-    def __init__(self, settings: NatsSettings, name: str, metrics: Metrics, clock: Clock, random: Random) -> None:
+    def __init__(self, settings: ServiceSettings, name: str, metrics: Metrics, clock: Clock, random: Random) -> None:
         """Connects to nothing yet. Raises SettingsError for options that can never work."""
         self._options = _client_options(settings, name)
         self._clock, self._random = clock, random
@@ -240,7 +259,7 @@ async def _close(client: Client) -> None:
         await asyncio.wait_for(client.close(), _CLOSE_SECONDS)
 
 
-def _client_options(settings: NatsSettings, name: str) -> dict[str, Any]:
+def _client_options(settings: ServiceSettings, name: str) -> dict[str, Any]:
     try:
         import nats  # noqa: F401, PLC0415  # whether it is there is told at the start, not at the first connection
     except ImportError as error:
@@ -283,7 +302,7 @@ def _servers(urls: str) -> list[str]:
     return servers
 
 
-def _tls_context(settings: NatsSettings) -> ssl.SSLContext | None:
+def _tls_context(settings: ServiceSettings) -> ssl.SSLContext | None:
     """None: the system's authorities, where the server asks for TLS."""
     if settings.nats_tls_ca_file is None and settings.nats_tls_cert_file is None:
         return None

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random, SystemRandom
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +22,7 @@ from weir_chassis.calls import Calls
 from weir_chassis.channel import Connect, open_channel
 from weir_chassis.clock import Clock, SystemClock
 from weir_chassis.errors import Draining
+from weir_chassis.fleet.announcer import announced
 from weir_chassis.fleet.identity import Identity
 from weir_chassis.fleet.servicer import SERVICE_NAME as INSTANCE_SERVICE
 from weir_chassis.fleet.servicer import InstanceServicer
@@ -31,7 +32,8 @@ from weir_chassis.leases import LeaseLedger
 from weir_chassis.limits import server_options
 from weir_chassis.malloc import keep_freed_memory
 from weir_chassis.metrics import Metrics, metrics_server, watch_event_loop
-from weir_chassis.settings import ServiceSettings, SettingsError, load_settings, variable_names
+from weir_chassis.nats import Buses
+from weir_chassis.settings import ANY_HOST, ServiceSettings, SettingsError, load_settings, variable_names
 from weir_chassis.stopping import Stop, stop_on_signals, stop_with_parent
 from weir_chassis.telemetry import configure_logging, get_logger
 
@@ -40,7 +42,6 @@ S = TypeVar("S", bound=ServiceSettings)
 # Statuses of calls that were cut still have to leave before the connection closes.
 _FLUSH_SECONDS = 1.0
 _ADDRESS = ("host", "port")
-ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not listened on
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
@@ -80,6 +81,7 @@ class Chassis:
     clock: Clock
     random: Random
     connect: Connect = open_channel
+    buses: Buses = field(default_factory=Buses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +139,12 @@ async def serve(service: ServiceDefinition[S], settings: S, *, stop: Stop | None
             address = await _listen(server, settings)
             chassis.identity.place(address=advertised(settings, address))
             announce(chassis, servicers)
-            get_logger().info("serving", address=address, models=list(servicers.models))
-            await _until_stopped(stop, chassis.background)
-            chassis.health.stop()
-            get_logger().info("draining", calls=len(chassis.calls), seconds=settings.drain_seconds)
-            await drain(servicers, chassis, settings.drain_seconds, stop)
+            async with announced(settings, chassis):
+                get_logger().info("serving", address=address, models=list(servicers.models))
+                await _until_stopped(stop, chassis.background)
+                chassis.health.stop()
+                get_logger().info("draining", calls=len(chassis.calls), seconds=settings.drain_seconds)
+                await drain(servicers, chassis, settings.drain_seconds, stop)
             await server.stop(_FLUSH_SECONDS)
     get_logger().info("stopped", failed=chassis.background.failure is not None)
     return EXIT_FAILED if chassis.background.failure else EXIT_OK

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # Enough to recognise a value by; a mistaken paste of a key or a file should not fill the terminal.
 _MAX_SHOWN_CHARS = 80
+ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not listened on
 # Of 4 bytes at most, so that a source's name has no more than 255.
 MAX_SOURCE_CHARS = 63
 # The contract's, of a region.
@@ -61,14 +62,10 @@ class ServiceSettings(BaseSettings):
         description="host:port by which others reach it, as a container has to say; empty: host and port",
     )
 
-    def replace(self, **changes: Any) -> Self:
-        """A checked copy with other values, for tests and for starting services from a program."""
-        return type(self).model_validate({**self.model_dump(), **changes})
-
-
-class NatsSettings(ServiceSettings):
-    """What a service is told besides, if it publishes or follows. Without `nats_url` it does neither."""
-
+    announce_lease_seconds: float = Field(
+        default=10.0, ge=0.1, le=3600.0, description="on NATS: one that is not heard of for so long may be gone"
+    )
+    # Without `nats_url` it neither publishes nor follows, and is found by its address alone.
     nats_url: SecretStr | None = Field(
         default=None, min_length=1, description="nats://[user:password@]host:port,…, or tls://…; unset: none"
     )
@@ -84,6 +81,10 @@ class NatsSettings(ServiceSettings):
     nats_tls_ca_file: Path | None = Field(default=None, description="unset: the system's authorities")
     nats_tls_cert_file: Path | None = Field(default=None, description="for a server that asks its clients for one")
     nats_tls_key_file: Path | None = None
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with other values, for tests and for starting services from a program."""
+        return type(self).model_validate({**self.model_dump(), **changes})
 
 
 S = TypeVar("S", bound=ServiceSettings)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from weir_chassis.settings import NatsSettings
+from weir_chassis.settings import ServiceSettings
 from weir_executor.mapping import MAX_NAME_BYTES
 
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -60,7 +60,7 @@ class PriceSettings(BaseModel):
     currency: str = Field(default="", pattern="^([A-Z]{3})?$", description="ISO 4217")
 
 
-class ExecutorSettings(NatsSettings):
+class ExecutorSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="WEIR_EXECUTOR_", frozen=True, extra="forbid")
 
     # ── the model ─────────────────────────────────────────────────────────────────────────────────────────────────────

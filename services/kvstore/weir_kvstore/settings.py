@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from weir_chassis.followed_file import read_config
-from weir_chassis.settings import NatsSettings
+from weir_chassis.settings import ServiceSettings
 from weir_kvstore.bounds import MAX_LEASE_SECONDS
 from weir_kvstore.tiers_config import DiskTier, PeerTier, RamTier, RedisTier, TierConfig, TiersConfig, parse
 
@@ -17,7 +17,7 @@ from weir_kvstore.tiers_config import DiskTier, PeerTier, RamTier, RedisTier, Ti
 _OF_TIERS: Final = ("capacity_bytes", "disk_path", "disk_bytes", "redis_url", "redis_bytes", "peer_address")
 
 
-class KvStoreSettings(NatsSettings):
+class KvStoreSettings(ServiceSettings):
     """One frozen object, made once."""
 
     model_config = SettingsConfigDict(env_prefix="WEIR_KVSTORE_")

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from weir_chassis.followed_file import read_config
-from weir_chassis.settings import NatsSettings
+from weir_chassis.settings import ServiceSettings
 from weir_router.routing_config import RoutingConfig, parse
 
 
@@ -31,7 +31,7 @@ Addresses = Annotated[
 ]
 
 
-class RouterSettings(NatsSettings):
+class RouterSettings(ServiceSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="WEIR_ROUTER_")
 
     executors: Addresses = Field(default=(), description="addresses of executors, `host:port,host:port`")

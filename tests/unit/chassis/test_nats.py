@@ -23,12 +23,12 @@ from weir_chassis.clock import SystemClock
 from weir_chassis.metrics import Metrics
 from weir_chassis.nats import NatsConnection, connect_nats, source_name
 from weir_chassis.server import new_chassis
-from weir_chassis.settings import NatsSettings, SettingsError
+from weir_chassis.settings import ServiceSettings, SettingsError
 
 TLS = Path(__file__).parent / "tls"
 
 
-class ToySettings(NatsSettings):
+class ToySettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="WEIR_TOY_")
 
 
@@ -37,7 +37,7 @@ def settings(url: str, **others: object) -> ToySettings:
 
 
 @asynccontextmanager
-async def connected(told: NatsSettings, registry: CollectorRegistry | None = None) -> AsyncIterator[NatsConnection]:
+async def connected(told: ServiceSettings, registry: CollectorRegistry | None = None) -> AsyncIterator[NatsConnection]:
     connection = NatsConnection(told, "toy", Metrics("toy", registry), SystemClock(), Random(0))
     async with Background() as background:
         background.start(connection.run(), name="nats")

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from random import Random
 
 from weir.fleet.v1.instance_pb2 import Instance, InstanceKind
+from weir_chassis.background import first_of
 from weir_chassis.clock import Clock
 from weir_chassis.health import Health
 
@@ -53,9 +54,11 @@ class Identity:
         message.draining = self._health.stopped.is_set()
         return message
 
-    async def changed(self) -> None:
-        """Returns at the next change of what `instance` says, but for its health."""
-        await self._changed.wait()
+    async def differs_from(self, said: Instance) -> None:
+        """Returns when `instance` says something else."""
+        while self.instance() == said:
+            stopped = () if said.draining else (self._health.stopped.wait(),)
+            await first_of(self._changed.wait(), *stopped)
 
     def _announce(self) -> None:
         # Each change retires the event that others wait on, so that none is missed and none has to be cleared.

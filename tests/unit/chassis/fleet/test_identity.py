@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from random import Random
 
@@ -41,11 +42,17 @@ async def test_what_its_parts_say_is_one_instance_and_a_new_description_replaces
     assert known.instance().draining
 
 
-async def test_every_change_is_heard_of() -> None:
-    known = identity()
-    changes = [partial(known.describe, Instance()), partial(known.place, address="e:2")]
+async def test_every_change_is_heard_of_and_nothing_else() -> None:
+    health = Health()
+    known = identity(health=health)
+    changes: list[Callable[[], None]] = [
+        partial(known.describe, Instance(capacity=1)),
+        partial(known.place, address="e:2"),
+        health.stop,
+    ]
     for change in changes:
-        waiting = asyncio.create_task(known.changed())
+        waiting = asyncio.create_task(known.differs_from(known.instance()))
+        known.place()  # says what it said before
         await settle()
         assert not waiting.done()
         change()
