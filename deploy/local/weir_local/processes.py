@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-from weir_chassis.channel import open_channel
+from weir_chassis.child_process import ChildProcess, EndedEarlyError, StartError
 from weir_client.stack import RunningService
 from weir_local.placement import PlannedService
 
@@ -27,16 +22,6 @@ STOP_SECONDS = 40.0
 # log.
 MAX_RESTARTS, STEADY_SECONDS = 5, 60.0
 _RESTART_PAUSE_SECONDS = 0.5
-_POLL_SECONDS = 0.05
-_LOG_TAIL_LINES = 5
-
-
-class StartError(Exception):
-    """A service did not start, or dies again and again. The message ends with the last lines of its log."""
-
-
-class EndedEarlyError(StartError):
-    """The process ended before it was ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +36,7 @@ class Events:
 @dataclass(slots=True)
 class Child:
     plan: PlannedService
-    log: Path
-    process: asyncio.subprocess.Process
+    process: ChildProcess
     # Ends in a row that came within STEADY_SECONDS of the start.
     quick_ends: int = 0
 
@@ -78,7 +62,7 @@ async def started(plans: list[PlannedService], log_directory: Path, events: Even
         for index, plan in enumerate(plans):
             log = log_directory / f"{plan.service}-{index}.log"
             log.unlink(missing_ok=True)
-            stack.children.append(Child(plan, log, await _spawn(plan, log)))
+            stack.children.append(Child(plan, await _start(plan, log)))
         await _all_ready(stack.children, events)
         keepers = [asyncio.create_task(_keep_alive(child, stack, events)) for child in stack.children]
         yield stack
@@ -89,21 +73,8 @@ async def started(plans: list[PlannedService], log_directory: Path, events: Even
         await _stop(stack.children)
 
 
-async def _spawn(plan: PlannedService, log: Path) -> asyncio.subprocess.Process:
-    module = f"weir_{plan.service}"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WEIR_")}
-    environment |= plan.environment() | {f"{module}_EXIT_WITH_PARENT".upper(): str(os.getpid())}
-    with log.open("ab") as file:  # what a child that died had to say stays above what its successor says
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            module,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches us alone; we tell the children in our own order
-        )
+async def _start(plan: PlannedService, log: Path) -> ChildProcess:
+    return await ChildProcess.start(plan.service, plan.address, plan.environment(), log)
 
 
 async def _all_ready(children: list[Child], events: Events) -> None:
@@ -117,24 +88,10 @@ async def _all_ready(children: list[Child], events: Events) -> None:
 
 
 async def _until_ready(child: Child, events: Events) -> None:
-    """Raises EndedEarlyError when the process ends, StartError when the time is over."""
-    began, service = monotonic(), child.plan.service
-    async with open_channel(child.plan.address) as channel:
-        while not await _serving(channel):
-            if child.process.returncode is not None:
-                raise EndedEarlyError(f"{service} ended with code {child.process.returncode}:\n{_tail(child.log)}")
-            if monotonic() - began > START_SECONDS:
-                raise StartError(f"{service} was not ready after {START_SECONDS:.0f} s:\n{_tail(child.log)}")
-            await asyncio.sleep(_POLL_SECONDS)
+    """Raises StartError."""
+    began = monotonic()
+    await child.process.until_serving(START_SECONDS)
     events.ready(child.plan, monotonic() - began)
-
-
-async def _serving(channel: grpc.aio.Channel) -> bool:
-    try:
-        response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
-    except grpc.RpcError:
-        return False
-    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 async def _keep_alive(child: Child, stack: Stack, events: Events) -> None:
@@ -146,9 +103,9 @@ async def _keep_alive(child: Child, stack: Stack, events: Events) -> None:
             events.lost(child.plan, code)
             child.quick_ends = child.quick_ends + 1 if monotonic() - began < STEADY_SECONDS else 1
             if child.quick_ends > MAX_RESTARTS:
-                raise StartError(f"{child.plan.service} ended {child.quick_ends} times:\n{_tail(child.log)}")
+                raise StartError(f"{child.plan.service} ended {child.quick_ends} times:\n{child.process.tail()}")
             await asyncio.sleep(_RESTART_PAUSE_SECONDS)
-            began, child.process = monotonic(), await _spawn(child.plan, child.log)
+            began, child.process = monotonic(), await _start(child.plan, child.process.log)
             events.changed(stack.services)
             with suppress(EndedEarlyError):  # one more end, which the next round counts
                 await _until_ready(child, events)
@@ -180,10 +137,4 @@ async def _ended(children: list[Child]) -> None:
 
 def _signal(children: list[Child], number: signal.Signals) -> None:
     for child in children:
-        if child.process.returncode is None:
-            with suppress(ProcessLookupError):
-                child.process.send_signal(number)
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+        child.process.signal(number)

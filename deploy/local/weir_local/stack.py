@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from weir.router.v1.router_pb2 import Model
 from weir_chassis.channel import open_channel
+from weir_chassis.child_process import StartError
 from weir_chassis.health import model_name
 from weir_chassis.settings import SettingsError
 from weir_chassis.telemetry import configure_logging
@@ -85,7 +86,7 @@ async def running(placement: Placement, remember: Remember | None = None) -> Asy
                 yield LocalStack(router=plans[-1].address, failed=failed)
         finally:
             clear_stack(state, plans[-1].address)
-    except (processes.StartError, FileNotFoundError, SettingsError, PlacementError) as error:
+    except (StartError, FileNotFoundError, SettingsError, PlacementError) as error:
         raise click.ClickException(f"{error}\nlogs: {state / 'logs'}") from error
 
 
@@ -98,7 +99,7 @@ async def until_healthy(router: str, executors: int) -> None:
             if sum(model.healthy_workers for model in models) == executors and await _answers(channel, models):
                 return
             await asyncio.sleep(_POLL_SECONDS)
-    raise processes.StartError(f"the router does not find its {executors} executors and their helpers healthy")
+    raise StartError(f"the router does not find its {executors} executors and their helpers healthy")
 
 
 async def _answers(channel: grpc.aio.Channel, models: list[Model]) -> bool:
@@ -159,7 +160,7 @@ def _check_port(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             hint = "does 'weir up' run already? choose another port with --port, 0 for any"
-            raise processes.StartError(f"port {port} of {HOST} is taken: {hint}") from error
+            raise StartError(f"port {port} of {HOST} is taken: {hint}") from error
 
 
 def _on_signals(task: asyncio.Task[Any]) -> asyncio.Future[None]:

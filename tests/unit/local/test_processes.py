@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from weir_chassis.child_process import StartError
 from weir_local import processes
 from weir_local.placement import PlannedService
-from weir_local.processes import Child, Events, Stack, StartError
+from weir_local.processes import Child, Events, Stack
 
 _DIES = "print('my last words', flush=True); raise SystemExit(3)"
 _STAYS = """
@@ -40,7 +41,7 @@ class Toys:
     async def spawn(self, service: str, code: str) -> Child:
         (self.directory / f"weir_{service}.py").write_text(code)
         plan, log = PlannedService(service, "127.0.0.1:1", {}), self.directory / f"{service}.log"
-        return Child(plan, log, await processes._spawn(plan, log))
+        return Child(plan, await processes._start(plan, log))
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toys:
 
 async def until_said(child: Child, word: str) -> None:
     async with asyncio.timeout(10):
-        while word not in child.log.read_text():  # another process writes it
+        while word not in child.process.log.read_text():  # another process writes it
             await asyncio.sleep(0.01)
 
 
@@ -63,7 +64,7 @@ async def test_a_child_that_dies_while_it_starts_is_counted_and_its_words_are_ke
     with pytest.raises(StartError, match=r"toy ended 6 times:\n.*my last words"):
         stack.failed.result()
     assert toys.lost == [3] * 6
-    assert child.log.read_text().count("my last words") == 6
+    assert child.process.log.read_text().count("my last words") == 6
 
 
 async def test_ends_that_are_far_apart_do_not_add_up(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,21 +46,6 @@ def read_weights(directory: Path, max_bytes: int, note: Note) -> tuple[bytes, st
     return weights, digest.hexdigest()
 
 
-def below(folder: Path, directory: str) -> Path:
-    """`directory` in the folder that operators keep adapters in. Raises InvalidArgument for what is outside of it,
-    by `..`, by an absolute path or by a link."""
-    if not directory or "\0" in directory:
-        raise InvalidArgument("directory", "missing; a directory below the adapter folder")
-    root = folder.resolve()
-    found = (root / directory).resolve()
-    if root not in found.parents:
-        raise InvalidArgument("directory", f"{directory[:200]!r} is not below the adapter folder")
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if root not in (found / name).resolve().parents:
-            raise InvalidArgument("directory", f"{directory[:200]!r}: {name} is a link to outside the adapter folder")
-    return found
-
-
 def _open_checked(path: Path, max_bytes: int, note: Note) -> bytes:
     try:
         with path.open("rb") as file:

@@ -12,9 +12,11 @@ from pathlib import Path
 from weir_chassis.errors import Cancelled, InvalidArgument, NotFound, Unsupported, WeirError
 from weir_chassis.telemetry import get_logger
 from weir_executor.adapters.base import Base, check_base
-from weir_executor.adapters.files import below, read_config
+from weir_executor.adapters.config import CONFIG_FILE
+from weir_executor.adapters.files import WEIGHTS_FILE, read_config
 from weir_executor.adapters.table import AdapterTable, HeldAdapter
 from weir_executor.engine import AdapterInfo, Engine
+from weir_executor.folders import below
 
 _MAX_REVISION_BYTES = 128
 
@@ -99,7 +101,7 @@ class AdapterOperations:
     def _read(self, name: str, directory: str, base_revision: str | None, progress: _Progress) -> AdapterInfo:
         if self._folder is None:
             raise Unsupported("this executor has no adapter folder: WEIR_EXECUTOR_ADAPTER_DIR is not set")
-        path = below(self._folder, directory)
+        path = below(self._folder, directory, (CONFIG_FILE, WEIGHTS_FILE), "adapter folder")
         config = read_config(path, self._engine.info.max_adapter_rank)
         check_base(config, self._base, base_revision)
         return self._engine.load_adapter(name, path, config, progress.note)

@@ -6,16 +6,19 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from time import monotonic
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from weir_chassis.telemetry import get_logger
 from weir_executor.paged.model.layers import Linear, MakeLinear, linear
 from weir_executor.paged.model.quantization.scheme import WeightScheme
 from weir_executor.paged.model.shard import WHOLE, Shard
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_TELL_SECONDS = 1.0
 
 
 Wrap = Callable[[Linear, Sequence[str], Sequence[int], int], Linear]
@@ -52,6 +55,7 @@ class Checkpoint:
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
         self._file_of = _locate(model_dir)
+        self._read_bytes, self._told_at = 0, monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +122,18 @@ class Checkpoint:
             tensor: torch.Tensor = self._open(file_name).get_tensor(name)
         except SafetensorError as error:
             raise self.wrong(name, str(error)) from error
+        self._tell(tensor.nbytes)
         return tensor
+
+    def _tell(self, read_bytes: int) -> None:
+        """Loading a large model takes minutes, in which somebody waits."""
+        self._read_bytes += read_bytes
+        if monotonic() - self._told_at < _TELL_SECONDS:
+            return
+        self._told_at = monotonic()
+        total = sum(path.stat().st_size for path in self._dir.glob("*.safetensors"))
+        # Tensors that are looked at twice count twice, and nobody is to see more than all.
+        get_logger().info("model_loading", loaded_bytes=min(self._read_bytes, total), total_bytes=total)
 
     def _part(self, name: str, whole: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         part = self.shard.part_of(whole, shape)
