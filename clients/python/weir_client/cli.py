@@ -17,6 +17,7 @@ from weir_client.adapters import adapters
 from weir_client.client import Client, system, user
 from weir_client.kv import kv
 from weir_client.memory import memory
+from weir_client.operations import operations
 from weir_client.options import ADAPTER, MODEL, ROUTER, TENANT, TIMEOUT, Asked, sampling_options
 from weir_client.running import load_command, run_async
 from weir_client.stack import router_address
@@ -182,6 +183,7 @@ async def status_command(as_json: bool, with_requests: bool, executor: str | Non
 main.add_command(memory)
 main.add_command(adapters)
 main.add_command(kv)
+main.add_command(operations)
 
 
 def _typed_lines() -> Iterator[str]:

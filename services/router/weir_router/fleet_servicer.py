@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from weir.router.v1.fleet_pb2 import (
@@ -23,12 +24,17 @@ from weir.router.v1.fleet_pb2 import (
 )
 from weir.router.v1.fleet_pb2_grpc import FleetServiceServicer
 from weir_chassis.errors import Unsupported
+from weir_router.operations.actions import plan
+from weir_router.operations.mapping import to_operation
+from weir_router.operations.model_hosts import ModelHosts
+from weir_router.operations.operations import Operations
 from weir_router.routing import Routing
 
 
 class FleetServicer(FleetServiceServicer):
-    def __init__(self, routing: Routing):
+    def __init__(self, routing: Routing, operations: Operations, model_hosts: ModelHosts):
         self.routing = routing
+        self._operations, self._model_hosts = operations, model_hosts
 
     async def GetFleet(self, request: GetFleetRequest, context: Any) -> GetFleetResponse:
         raise Unsupported("GetFleet is not built")
@@ -37,16 +43,20 @@ class FleetServicer(FleetServiceServicer):
         raise Unsupported("ExplainRoute is not built")
 
     async def StartOperation(self, request: StartOperationRequest, context: Any) -> StartOperationResponse:
-        raise Unsupported("StartOperation is not built")
+        hosts = self._model_hosts
+        action = await plan(request, self.routing.fleet.snapshot(), hosts.addresses, hosts.holding)
+        return StartOperationResponse(operation=to_operation(self._operations.start(action)))
 
     async def WatchOperation(
         self, request: WatchOperationRequest, context: Any
     ) -> AsyncIterator[WatchOperationResponse]:
-        raise Unsupported("WatchOperation is not built")
-        yield
+        async with aclosing(self._operations.watch(request.operation_id)) as versions:
+            async for operation in versions:
+                yield WatchOperationResponse(operation=to_operation(operation))
 
     async def ListOperations(self, request: ListOperationsRequest, context: Any) -> ListOperationsResponse:
-        raise Unsupported("ListOperations is not built")
+        return ListOperationsResponse(operations=map(to_operation, self._operations))
 
     async def CancelOperation(self, request: CancelOperationRequest, context: Any) -> CancelOperationResponse:
-        raise Unsupported("CancelOperation is not built")
+        self._operations.cancel(request.operation_id)
+        return CancelOperationResponse()

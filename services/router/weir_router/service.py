@@ -23,6 +23,8 @@ from weir_router.fleet_servicer import FleetServicer
 from weir_router.metrics import RouterMetrics
 from weir_router.models.metrics import ModelMetrics
 from weir_router.models.models import Models
+from weir_router.operations.model_hosts import ModelHosts
+from weir_router.operations.operations import Operations
 from weir_router.pipeline import Limits, Pipeline
 from weir_router.prefill_queue import PrefillQueue
 from weir_router.routing import Routing
@@ -81,11 +83,18 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             metrics=metrics,
         )
         servicer = RouterServicer(pipeline, embedder, detector, routing, chassis.random)
+        operations = Operations(
+            chassis.background,
+            chassis.connect,
+            lambda: f"{chassis.random.getrandbits(64):016x}",
+            max_seconds=settings.operation_seconds,
+        )
+        fleet_servicer = FleetServicer(routing, operations, ModelHosts(settings.model_hosts, chassis.connect))
         with _followed(settings, routing, chassis):
             yield Servicers(
                 [
                     Registration(add_RouterServiceServicer_to_server, servicer, NAME),
-                    Registration(add_FleetServiceServicer_to_server, FleetServicer(routing), FLEET_NAME),
+                    Registration(add_FleetServiceServicer_to_server, fleet_servicer, FLEET_NAME),
                 ]
             )
 
@@ -113,4 +122,9 @@ def _join_prefill_queue(settings: RouterSettings, chassis: Chassis, metrics: Rou
     return queue
 
 
-SERVICE = ServiceDefinition(name="router", settings=RouterSettings, build=build)
+SERVICE = ServiceDefinition(
+    name="router",
+    settings=RouterSettings,
+    build=build,
+    unbounded=frozenset({f"/{FLEET_NAME}/WatchOperation"}),
+)

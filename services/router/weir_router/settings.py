@@ -37,6 +37,11 @@ class RouterSettings(ServiceSettings):
     executors: Addresses = Field(default=(), description="addresses of executors, `host:port,host:port`")
     tokenizers: Addresses = Field(default=(), description="addresses of tokenizers")
     postprocessors: Addresses = Field(default=(), description="addresses of postprocess services")
+    model_hosts: Addresses = Field(default=(), description="addresses of model hosts, on which models can be loaded")
+    # The largest models come from a slow disk in about an hour.
+    operation_seconds: float = Field(
+        default=3600.0, gt=0.0, le=86_400.0, description="loading or unloading may take on one executor or host"
+    )
 
     config_file: Path | None = Field(default=None, description="TOML: how requests are routed; followed as it changes")
     config_poll_seconds: float = Field(default=2.0, gt=0.0, le=3600.0, description="how often it is looked at")

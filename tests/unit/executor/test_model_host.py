@@ -199,7 +199,7 @@ def _registrations(servicers: Any) -> list[Registration]:
 
 @pytest.mark.parametrize("ports", ["a", "9-8", "0-3", "65535-65536"])
 def test_what_is_no_range_of_ports_is_refused(ports: str) -> None:
-    with pytest.raises(ValueError, match="ports are|no range"):
+    with pytest.raises(ValueError, match=r"ports are|no range"):
         port_range(ports)
 
 
