@@ -209,6 +209,7 @@ def test_one_port_is_a_range() -> None:
 
 
 def test_settings_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
+    right: dict[str, Any] = {"model_folder": tmp_path, "log_dir": tmp_path, "max_models": 3}
     for wrong in ({"model_folder": tmp_path / "none"}, {"ports": "7711-7712"}, {"ports": "x"}):
         with pytest.raises(ValidationError):
-            ModelHostSettings(**{"model_folder": tmp_path, "log_dir": tmp_path, "max_models": 3, **wrong})
+            ModelHostSettings(**{**right, **wrong})
