@@ -46,6 +46,16 @@ def parse_toml(
         raise ConfigError("\n".join(_describe(error, {**_MESSAGES, **(messages or {})}, tags))) from error
 
 
+def overlaid(defaults: T, own: T) -> T:
+    """What `own` says, and `defaults` where it says nothing; so in the tables within it, too."""
+    changed = {name: getattr(own, name) for name in own.model_fields_set}
+    for name, value in changed.items():
+        base = getattr(defaults, name)
+        if isinstance(value, Table) and isinstance(base, Table):
+            changed[name] = overlaid(base, value)
+    return defaults.model_copy(update=changed)
+
+
 def _describe(error: ValidationError, messages: Mapping[str, str], tags: Collection[str]) -> Iterator[str]:
     for problem in error.errors(include_url=False):
         message = messages.get(problem["type"], problem["msg"].removeprefix("Value error, "))

@@ -56,6 +56,7 @@ class Leg:
 
     def note_prefilled(self) -> None:
         self.reservation.spend(self.prompt_tokens)
+        self.reservation.prefilled()
         self.prompt_tokens = 0
 
 

@@ -12,17 +12,18 @@ from weir_router.regions import Residency
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call(Generic[T]):
-    """`turn` is its number at this router; `expires_at` is None when it may go on for ever."""
+    """`expires_at` is None when it may go on for ever."""
 
     request: T
     request_id: str
     tenant: str
     residency: Residency
-    turn: int
     clock: Clock
     expires_at: float | None
+    # Its number among those for its model, once that is known.
+    turn: int = 0
 
     def left_seconds(self) -> float | None:
         return None if self.expires_at is None else max(0.0, self.expires_at - self.clock.monotonic())

@@ -43,7 +43,6 @@ class Detector:
         self._routing, self._fleet = routing, routing.fleet
         self._admission, self._models, self._encoder, self._retries = admission, models, encoder, retries
         self._clock, self._metrics = clock, metrics
-        self._turns = count()
 
     async def run(
         self, request: DetectWatermarkRequest, request_id: str, tenant: str, left_seconds: float | None
@@ -51,10 +50,11 @@ class Detector:
         """Raises a WeirError: refused, or failed. The request is valid."""
         residency = self._routing.residency(tenant)
         expires_at = None if left_seconds is None else self._clock.monotonic() + left_seconds
-        call = Call(request, request_id, tenant, residency, next(self._turns), self._clock, expires_at)
+        call = Call(request, request_id, tenant, residency, self._clock, expires_at)
         try:
             async with time_limit(left_seconds):
                 target = self._models.resolve(request.model, subject_of_tenant(tenant), residency)
+                call.turn = self._routing.next_turn(target.model)
                 self._retries.note_request()
                 async with self._admission.place(0, request_id):
                     version, token_ids = await self._encoder.encode_text(target, request.text, call)

@@ -15,6 +15,7 @@ from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.stream_pb2 import Receipt, Timings
 from weir_chassis.clock import Clock
 from weir_router.attempt import Progress
+from weir_router.mapping import worker_score
 from weir_router.models.target import Target
 from weir_router.policies.choose import Choice
 from weir_router.regions import Residency
@@ -24,14 +25,14 @@ from weir_router.request import ClientRequest, EncodedPrompt
 @dataclass(slots=True)
 class Journey:
     request: ClientRequest
-    # The number of this request at this router.
-    turn: int
     clock: Clock
     started_at: float
     # None: it may go on for ever.
     expires_at: float | None
     # Once it is known.
     target: Target | None = None
+    # The number of this request among those for its model, once that is known.
+    turn: int = 0
     admission_seconds: float = 0.0
     tokenize_seconds: float = 0.0
     attempts: int = 0
@@ -77,6 +78,7 @@ class Journey:
             worker=progress.executors[-1],
             prefill_worker=progress.executors[0] if progress.first_end is not None else "",
             policy=self.choice.policy if self.choice else "",
+            scores=[worker_score(scored) for scored in self.choice.scores] if self.choice else (),
             alias=self.target.alias if self.target else "",
             arm=self.target.arm if self.target else "",
             selected_by=self.target.selected_by if self.target else "",

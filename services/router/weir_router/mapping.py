@@ -6,7 +6,7 @@ from typing import Any
 
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters
-from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt
+from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt, WorkerScore
 from weir.router.v1.router_pb2 import (
     ChatRequest,
     ChatResponse,
@@ -18,6 +18,7 @@ from weir.router.v1.router_pb2 import (
 from weir_router.delivery import Event
 from weir_router.fleet.model_version import Version
 from weir_router.fleet.snapshot import ExecutorView, FleetSnapshot, WorkerState
+from weir_router.policies.policy import Scored
 from weir_router.regions import Residency
 from weir_router.request import ClientRequest, Prompt, TextPrompt, TokenIdsPrompt
 
@@ -62,6 +63,10 @@ def list_models(snapshot: FleetSnapshot) -> ListModelsResponse:
         if executor.model is not None:
             by_version.setdefault(executor.model.version, []).append(executor)
     return ListModelsResponse(models=[_model(v, by_version[v], snapshot) for v in sorted(by_version)])
+
+
+def worker_score(scored: Scored) -> WorkerScore:
+    return WorkerScore(worker=scored.candidate.address, score=scored.score, terms=scored.terms)
 
 
 def _model(version: Version, executors: list[ExecutorView], snapshot: FleetSnapshot) -> Model:

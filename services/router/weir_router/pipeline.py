@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
@@ -29,7 +29,7 @@ from weir_router.faults.table import before_or_after, verdict
 from weir_router.journey import Journey, duration
 from weir_router.metrics import RouterMetrics
 from weir_router.models.models import Models
-from weir_router.policies.choose import Choice, choose_prefill, prefill_workers
+from weir_router.policies.choose import Choice, prefill_workers
 from weir_router.policies.policy import Demand
 from weir_router.prefill_queue import PrefillQueue
 from weir_router.request import ClientRequest, EncodedPrompt
@@ -70,8 +70,8 @@ class Pipeline:
         self._admission, self._models, self._limits = admission, models, limits
         self._prefill_queue, self._retries = prefill_queue, retries
         self._clock, self._leases, self._metrics = clock, leases, metrics
-        # Of requests, for taking turns; of attempts, so that no handle is ever used twice on any stream.
-        self._turns, self._handles = count(), count(1)
+        # Of attempts, so that no handle is ever used twice on any stream.
+        self._handles = count(1)
 
     async def run(self, request: ClientRequest, write: Write, left_seconds: float | None) -> None:
         """Writes the request's events in the order of stream.proto, or raises a WeirError."""
@@ -87,7 +87,7 @@ class Pipeline:
     def _begin(self, request: ClientRequest, left_seconds: float | None) -> Journey:
         now = self._clock.monotonic()
         expires_at = None if left_seconds is None else now + left_seconds
-        return Journey(request, next(self._turns), self._clock, started_at=now, expires_at=expires_at)
+        return Journey(request, self._clock, started_at=now, expires_at=expires_at)
 
     async def _tokenize(self, journey: Journey) -> EncodedPrompt:
         start = self._clock.monotonic()
@@ -144,7 +144,7 @@ class Pipeline:
             # That nobody else is there matters less to the client than what happened.
             raise failure or error from None
         able = prefill_workers(snapshot, demand, choice, self._limits.disaggregate_tokens)
-        return replace(choice, prefill=choose_prefill(able, demand.turn, assigned))
+        return self._routing.choose_prefill(choice, demand, able, assigned)
 
     @contextmanager
     def _attempt(self, journey: Journey, prompt: EncodedPrompt, choice: Choice, limit: TimeLimit) -> Iterator[Attempt]:
@@ -157,7 +157,7 @@ class Pipeline:
             n=journey.request.n,
             executor=executor.stream,
             lane=self._fleet.postprocessor(choice.postprocessor, journey.residency).stream,
-            reservation=executor.outstanding.reserve(reserved),
+            reservation=executor.outstanding.reserve(reserved, choice.uncached_tokens),
             outbox=outbox,
             accepted=None if journey.accepted_at is not None else _accepted(journey, prompt),
             clock=self._clock,

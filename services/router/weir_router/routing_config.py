@@ -4,7 +4,10 @@
 policy = "least_outstanding_tokens"
 
 [models."demo"]                   # what differs for this one
-policy = "least_outstanding_tokens"
+policy = "prefix_aware"
+
+[models."demo".prefix_aware]      # what that policy may be told
+explore = 0.02
 
 [tenants."acme"]                  # "*": those that are not named; without an entry, anywhere
 regions = ["eu-west", "eu-north"] # a worker whose region nobody has said is in none
@@ -21,9 +24,9 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
-from weir_chassis.toml_config import Table, parse_toml
+from weir_chassis.toml_config import Table, overlaid, parse_toml
 from weir_router.models.config import AliasTable, Name
-from weir_router.policies.make import PolicyName
+from weir_router.policies.make import PolicyOptions
 from weir_router.regions import TenantRegions
 
 # A table of the file each; what a mistaken file may make us check.
@@ -35,8 +38,8 @@ _MAX_REGIONS: Final = 16
 RegionName = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class ModelRouting(Table):
-    policy: PolicyName = Field(default="least_outstanding_tokens", description="by which an executor is chosen")
+class ModelRouting(PolicyOptions):
+    """All that may differ from model to model."""
 
 
 class TenantRules(Table):
@@ -67,7 +70,7 @@ class RoutingConfig(Table):
     def of_model(self, model: str) -> ModelRouting:
         """The model's own table, and the defaults where it says nothing."""
         own = self.models.get(model)
-        return self.defaults if own is None else self.defaults.model_copy(update=own.model_dump(exclude_unset=True))
+        return self.defaults if own is None else overlaid(self.defaults, own)
 
 
 def parse(text: str) -> RoutingConfig:

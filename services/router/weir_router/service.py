@@ -47,7 +47,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
     admission = Admission(queue, chassis.clock, chassis.leases, metrics)
     limits = Limits(settings.max_pending_tokens, settings.end_wait_seconds, settings.disaggregate_tokens)
     async with open_fleet(settings, chassis, metrics) as fleet:
-        routing = Routing(fleet, settings.routing())
+        routing = Routing(fleet, settings.routing(), first_turn=lambda: chassis.random.getrandbits(32))
         budget = RetryBudget(settings.retry_budget_share, settings.retry_budget_floor, _BUDGET_SECONDS)
         retries = Retries(budget, chassis.clock, metrics)
         encoder = Encoder(fleet, retries, settings.tokenizer_timeout_seconds, settings.cache_pools)

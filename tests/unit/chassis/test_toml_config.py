@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import Field
 
-from weir_chassis.toml_config import ConfigError, Table, parse_toml
+from weir_chassis.toml_config import ConfigError, Table, overlaid, parse_toml
 
 
 class Part(Table):
@@ -45,3 +45,14 @@ def test_every_problem_is_told_and_no_secret() -> None:
 def test_an_error_may_have_words_of_its_own() -> None:
     with pytest.raises(ConfigError, match="name: give one"):
         parse_toml(Whole, "", messages={"missing": "give one"})
+
+
+def test_what_one_says_is_laid_over_what_another_says() -> None:
+    class Outer(Table):
+        name: str = "none"
+        inner: Part = Part()
+
+    defaults = Outer(name="a", inner=Part(url="u", count=2))
+    assert overlaid(defaults, Outer()) == defaults
+    assert overlaid(defaults, Outer(inner=Part(count=3))) == Outer(name="a", inner=Part(url="u", count=3))
+    assert overlaid(defaults, Outer(name="b")) == Outer(name="b", inner=Part(url="u", count=2))

@@ -21,6 +21,22 @@ def test_a_report_counts_only_what_is_not_ours() -> None:
     assert (count.routed_tokens, count.foreign_tokens) == (40, 0)
 
 
+def test_prompts_that_are_not_computed_are_counted_until_they_are() -> None:
+    count = Outstanding()
+    reservation = count.reserve(100, prefill_tokens=60)
+    other = count.reserve(50, prefill_tokens=50)
+    count.report(200, outstanding_prefill_tokens=150)
+    assert (count.routed_prefill_tokens, count.foreign_prefill_tokens) == (110, 40)
+    reservation.prefilled()
+    reservation.spend(60)
+    assert (count.routed_prefill_tokens, count.routed_tokens) == (50, 90)
+    other.release()
+    reservation.release()
+    assert (count.routed_prefill_tokens, count.routed_tokens) == (0, 0)
+    count.forget()
+    assert count.foreign_prefill_tokens == 0
+
+
 @settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.integers(1, 100), st.lists(st.integers(0, 60), max_size=5)), max_size=8))
 def test_whatever_is_spent_the_count_is_what_is_left_and_ends_at_zero(requests: list[tuple[int, list[int]]]) -> None:

@@ -73,6 +73,8 @@ async def test_a_text_is_answered() -> None:
         assert answer.finished[0].WhichOneof("stopped_by") is None
         assert answer.receipt.worker == "memory:executor-0"
         assert answer.receipt.policy == "least_outstanding_tokens"
+        (score,) = answer.receipt.scores
+        assert (score.worker, dict(score.terms)) == (answer.receipt.worker, {"outstanding_tokens": 0.0, "share": 1.0})
 
 
 async def test_a_chat_is_answered_through_the_template() -> None:

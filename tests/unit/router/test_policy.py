@@ -183,7 +183,8 @@ def test_tokenizers_take_turns_and_each_comes_with_an_executor_that_agrees() -> 
 def prefill_of(*executors: ExecutorView, min_tokens: int = 1, **fields: Any) -> str | None:
     """Who computes the prompt for whom `choose` has chosen."""
     snapshot, wanted = fleet(*executors), demand(**fields)
-    return choose_prefill(prefill_workers(snapshot, wanted, choose(snapshot, wanted), min_tokens), wanted.turn)
+    choice = choose(snapshot, wanted)
+    return choose_prefill(choice, wanted, prefill_workers(snapshot, wanted, choice, min_tokens), _POLICY).prefill
 
 
 @given(
@@ -203,7 +204,7 @@ def test_who_only_prefills_is_never_chosen_for_the_whole_and_who_decodes_never_f
         return
     choice = choose(snapshot, wanted)
     assert by_address[choice.executor].decodes
-    prefill = choose_prefill(prefill_workers(snapshot, wanted, choice, min_tokens), turn)
+    prefill = choose_prefill(choice, wanted, prefill_workers(snapshot, wanted, choice, min_tokens), _POLICY).prefill
     prefills = [view for view in executors if view.role is PREFILL]
     assert (prefill is not None) == (bool(prefills) and min_tokens <= 30)
     if prefill is not None:
@@ -231,8 +232,11 @@ def test_a_vector_may_come_from_any_role() -> None:
 
 def test_who_has_asked_for_a_prompt_gets_it_unless_it_has_gone() -> None:
     able = [executor("a", role=PREFILL, routed=5), executor("b", role=PREFILL)]
-    assert [choose_prefill(able, 0, assigned) for assigned in ("a", "b", "c", None)] == ["a", "b", "b", "b"]
-    assert choose_prefill([], 0, "a") is None
+    wanted = demand(cached_tokens={"a": 8})
+    choice = choose(fleet(executor("d", role=DECODE)), wanted)
+    chosen = [choose_prefill(choice, wanted, able, _POLICY, assigned) for assigned in ("a", "b", "c", None)]
+    assert [(one.prefill, one.uncached_tokens) for one in chosen] == [("a", 2), ("b", 10), ("b", 10), ("b", 10)]
+    assert choose_prefill(choice, wanted, [], _POLICY, "a") == choice
 
 
 def test_a_new_worker_fills_to_its_share_of_what_the_others_have() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from weir_router.fleet.model_version import Version
 from weir_router.fleet.snapshot import (
     ExecutorModel,
     ExecutorView,
     FleetSnapshot,
+    Load,
     PostprocessorView,
+    Price,
     Role,
     TokenizerModel,
     TokenizerView,
@@ -39,7 +42,13 @@ def executor(
     adapters: Mapping[str, str] | None = None,
     role: Role = Role.BOTH,
     region: str = "",
+    weight: float = 1.0,
+    ramp: float = 1.0,
+    price: Price | None = None,
+    load: Load | None = None,
+    **counts: Any,
 ) -> ExecutorView:
+    """`counts`: the view's other fields by name."""
     known = ExecutorModel(version(revision, model), 300, max_model_len, block_size, embedding_size)
     return ExecutorView(
         address,
@@ -49,7 +58,10 @@ def executor(
         foreign_tokens=foreign,
         adapters=adapters or {},
         role=role,
-        traits=Traits(region=region),
+        traits=Traits(region=region, weight=weight, price=price),
+        load=load,
+        ramp=ramp,
+        **counts,
     )
 
 
@@ -96,5 +108,7 @@ def demand(
     turn: int = 0,
     excluded: frozenset[str] = frozenset(),
     adapter: str = "",
+    **more: Any,
 ) -> Demand:
-    return Demand(version(revision), prompt_tokens, max_tokens, n, turn, excluded, adapter)
+    """`more`: the demand's other fields by name."""
+    return Demand(version(revision), prompt_tokens, max_tokens, n, turn, excluded, adapter, **more)

@@ -61,14 +61,22 @@ class ExecutorLink(StreamLink[ExecutorStream]):
             self.traits,
             self._report.load(now) if self._report is not None else None,
             self.ramp(now),
+            routed_prefill_tokens=count.routed_prefill_tokens,
+            foreign_prefill_tokens=count.foreign_prefill_tokens,
         )
 
     def recounted(self, view: ExecutorView) -> ExecutorView:
         """The view with the counts of now: itself where they are the same."""
-        routed, foreign = self.outstanding.routed_tokens, self.outstanding.foreign_tokens
-        if routed == view.routed_tokens and foreign == view.foreign_tokens:
+        count = self.outstanding
+        routed, foreign = count.routed_tokens, count.foreign_tokens
+        # The prompts' part changes when the whole does, and when a prompt is known to be computed.
+        if (
+            routed == view.routed_tokens
+            and foreign == view.foreign_tokens
+            and count.routed_prefill_tokens == view.routed_prefill_tokens
+        ):
             return view
-        return view.recounted(routed, foreign)
+        return view.recounted(routed, foreign, count.routed_prefill_tokens, count.foreign_prefill_tokens)
 
     async def probe(self) -> None:
         timeout = self.context.settings.probe_timeout_seconds
@@ -112,4 +120,4 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         if self._stream is not None and report.has_progressed(known):
             self._stream.note_progress()
         self._report = report
-        self.outstanding.report(report.response.outstanding_tokens)
+        self.outstanding.report(report.response.outstanding_tokens, report.response.outstanding_prefill_tokens)

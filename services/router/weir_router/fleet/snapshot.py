@@ -112,12 +112,17 @@ class ExecutorView:
     load: Load | None = None
     # (0, 1]: the share of its part that it is to get while it is new.
     ramp: float = 1.0
+    # Of the routed and of the foreign tokens, those of prompts that it has yet to compute.
+    routed_prefill_tokens: int = 0
+    foreign_prefill_tokens: int = 0
 
     @property
     def outstanding_tokens(self) -> int:
         return self.routed_tokens + self.foreign_tokens
 
-    def recounted(self, routed_tokens: int, foreign_tokens: int) -> ExecutorView:
+    def recounted(
+        self, routed_tokens: int, foreign_tokens: int, routed_prefill_tokens: int, foreign_prefill_tokens: int
+    ) -> ExecutorView:
         """The same with these counts. Field by field, for `dataclasses.replace` takes three times as long."""
         return ExecutorView(
             self.address,
@@ -130,6 +135,8 @@ class ExecutorView:
             self.traits,
             self.load,
             self.ramp,
+            routed_prefill_tokens,
+            foreign_prefill_tokens,
         )
 
     @property

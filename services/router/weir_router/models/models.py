@@ -42,6 +42,7 @@ class Models:
     async def encode(self, journey: Journey) -> EncodedPrompt:
         """The prompt in its target's own tokens. Raises as `resolve` and `Encoder.encode` do."""
         journey.target = self._target_of(journey.request)
+        journey.turn = self._routing.next_turn(journey.target.model)
         return await self._encoder.encode(journey.target, journey)
 
     def _target_of(self, request: ClientRequest) -> Target:

@@ -6,8 +6,8 @@ Who may take the request is found here, once for all policies; the model's polic
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 from weir_chassis.errors import NoWorker, PromptTooLong, Unsupported
 from weir_router.fleet.snapshot import (
@@ -21,8 +21,12 @@ from weir_router.fleet.snapshot import (
     revision_mismatch,
 )
 from weir_router.policies.policy import Candidate, Demand, Policy, Scored
+from weir_router.policies.prediction import uncached_tokens
 
 T = TypeVar("T")
+
+# As many as the receipt has room for.
+MAX_TOLD_SCORES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,12 @@ class Choice:
     postprocessor: str
     # What the request may cost the executor at most: its prompt and all its outputs.
     reserved_tokens: int
-    # The policy by which the executor was chosen, and what it thought of all that might have been: best first.
+    # The policy by which the executor was chosen, and what it thought of those that might have been: best first, and no
+    # more of them than a receipt tells of.
     policy: str
     scores: Sequence[Scored]
+    # Of the prompt, what the first executor is believed not to hold.
+    uncached_tokens: int
     # Where the executor is; empty: nobody has said.
     region: str = ""
     # Who computes the prompt and each output's first token before the executor goes on; None: itself.
@@ -51,15 +58,23 @@ def choose(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Choice:
     best = scores[0].candidate
     postprocessor = choose_postprocessor(snapshot, demand)
     reserved = _reserved_tokens(best.model, demand)
-    region = best.executor.traits.region
-    return Choice(best.address, best.model, postprocessor.address, reserved, policy.name, scores, region)
+    uncached = uncached_tokens(best, demand)
+    region, told = best.executor.traits.region, scores[:MAX_TOLD_SCORES]
+    return Choice(best.address, best.model, postprocessor.address, reserved, policy.name, told, uncached, region)
 
 
-def choose_prefill(able: Sequence[ExecutorView], turn: int, assigned: str | None = None) -> str | None:
-    """Which of these is to compute the prompt: who has asked for it, if it is among them. None: there is none."""
-    if any(executor.address == assigned for executor in able):
-        return assigned
-    return _least(able, lambda executor: executor.outstanding_tokens / executor.ramp, turn).address if able else None
+def choose_prefill(
+    choice: Choice, demand: Demand, able: Sequence[ExecutorView], policy: Policy, assigned: str | None = None
+) -> Choice:
+    """The same with whoever of these is to compute the prompt: who has asked for it, if it is among them; else the
+    policy's first. Of nobody, nobody: its executor computes it itself.
+    """
+    candidates = [Candidate(executor, executor.model) for executor in able if executor.model]
+    if not candidates:
+        return choice
+    asked = next((candidate for candidate in candidates if candidate.address == assigned), None)
+    best = asked or policy.rank(candidates, demand)[0].candidate
+    return replace(choice, prefill=best.address, uncached_tokens=uncached_tokens(best, demand))
 
 
 def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min_tokens: int) -> Sequence[ExecutorView]:
