@@ -1,4 +1,4 @@
-"""Whether a store that failed is asked again: a kvstore, a Redis, a peer."""
+"""Whether somebody who failed is asked again: a kvstore, a Redis, a peer, a worker."""
 
 from __future__ import annotations
 
@@ -16,13 +16,23 @@ class Breaker:
     is never told holds nobody up for ever.
     """
 
-    def __init__(self, clock: Clock, random: Random, *, max_failures: int = 3) -> None:
-        """Opens at the `max_failures`-th failure in a row; one may be chance."""
+    def __init__(
+        self,
+        clock: Clock,
+        random: Random,
+        *,
+        max_failures: int = 3,
+        first_seconds: float = _FIRST_SECONDS,
+        longest_seconds: float = _LONGEST_SECONDS,
+    ) -> None:
+        """Opens at the `max_failures`-th failure in a row; one may be chance. For `first_seconds`, and longer later."""
+        assert 0 < first_seconds <= longest_seconds, (first_seconds, longest_seconds)
         self._clock, self._random = clock, random
         self._max_failures = max_failures
+        self._first_seconds, self._longest_seconds = first_seconds, longest_seconds
         self._failures = 0
         self._trying = False
-        self._backoff_seconds = _FIRST_SECONDS
+        self._backoff_seconds = first_seconds
         self._closed_again_at: float | None = None  # None: closed
 
     @property
@@ -45,7 +55,7 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        self._failures, self._backoff_seconds = 0, _FIRST_SECONDS
+        self._failures, self._backoff_seconds = 0, self._first_seconds
         self._closed_again_at, self._trying = None, False
 
     def failed(self) -> None:
@@ -55,8 +65,19 @@ class Breaker:
         if self._failures < self._max_failures:
             return
         if self._trying:
-            self._backoff_seconds = min(_LONGEST_SECONDS, 2 * self._backoff_seconds)
+            self._backoff_seconds = min(self._longest_seconds, 2 * self._backoff_seconds)
         self._closed_again_at, self._trying = self._clock.monotonic() + self._jittered(), False
+
+    def trip(self) -> None:
+        """Opens now, for a reason that is not a row of failures."""
+        assert not self.open, "it is open"
+        self._failures = self._max_failures - 1
+        self.failed()
+
+    def undecided(self) -> None:
+        """The trial is over and has shown nothing: the next caller may try."""
+        if self._trying:
+            self._closed_again_at, self._trying = self._clock.monotonic(), False
 
     def _jittered(self) -> float:
         # So that those who lost the same store do not come back to it together.

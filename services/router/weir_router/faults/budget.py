@@ -7,18 +7,7 @@ https://finagle.github.io/blog/2016/02/08/retry-budgets, with the floor as the l
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-
-# What the window is made of: what comes within one slice lapses together.
-_SLICES = 10
-
-
-@dataclass(slots=True)
-class _Slice:
-    begins_at: float
-    requests: int = 0
-    extras: int = 0
+from weir_router.faults.tally import Tally
 
 
 class RetryBudget:
@@ -31,37 +20,20 @@ class RetryBudget:
         assert 0 <= share <= 1, share
         assert floor >= 0, floor
         self._share, self._floor = share, floor
-        self._window_seconds, self._slice_seconds = window_seconds, window_seconds / _SLICES
-        self._slices: deque[_Slice] = deque()  # at most _SLICES + 2
-        self._requests = self._extras = 0
+        self._tally = Tally(window_seconds)  # of requests, and of the extra tries made beside them
 
     def note_request(self, now: float) -> None:
         """A client has asked for something."""
-        self._current(now).requests += 1
-        self._requests += 1
+        self._tally.add(now, whole=1)
 
     def take(self, now: float) -> bool:
         """Whether there may be one more extra try; if so, it is counted."""
         if self.left(now) < 1:
             return False
-        self._current(now).extras += 1
-        self._extras += 1
+        self._tally.add(now, part=1)
         return True
 
     def left(self, now: float) -> int:
-        """Extra tries that there may be now."""
-        self._forget(now)
-        return max(self._floor, int(self._share * self._requests)) - self._extras
-
-    def _current(self, now: float) -> _Slice:
-        self._forget(now)
-        if not self._slices or now >= self._slices[-1].begins_at + self._slice_seconds:
-            self._slices.append(_Slice(now))
-        return self._slices[-1]
-
-    def _forget(self, now: float) -> None:
-        """A slice lapses a whole window after it began to end, so that no try is forgotten early."""
-        while self._slices and now >= self._slices[0].begins_at + self._slice_seconds + self._window_seconds:
-            lapsed = self._slices.popleft()
-            self._requests -= lapsed.requests
-            self._extras -= lapsed.extras
+        """Extra tries that there may be now; below 0 when the requests that paid for some have lapsed."""
+        self._tally.forget(now)
+        return max(self._floor, int(self._share * self._tally.whole)) - self._tally.part

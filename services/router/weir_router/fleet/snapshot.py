@@ -115,6 +115,8 @@ class ExecutorView:
     # Of the routed and of the foreign tokens, those of prompts that it has yet to compute.
     routed_prefill_tokens: int = 0
     foreign_prefill_tokens: int = 0
+    # It failed too often lately: others are preferred while there are any.
+    ejected: bool = False
 
     @property
     def outstanding_tokens(self) -> int:
@@ -158,6 +160,7 @@ class TokenizerView:
     # As last known.
     models: tuple[TokenizerModel, ...] = ()
     traits: Traits = Traits()
+    ejected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,7 @@ class PostprocessorView:
     # This router's requests on it.
     live_requests: int = 0
     traits: Traits = Traits()
+    ejected: bool = False
 
 
 @dataclass(frozen=True, slots=True)

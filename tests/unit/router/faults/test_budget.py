@@ -57,5 +57,5 @@ def test_it_holds_no_more_than_its_slices() -> None:
     budget = RetryBudget(0.1, 1, WINDOW)
     for step in range(10_000):
         budget.note_request(step * 0.01)
-    assert len(budget._slices) <= 12
+    assert len(budget._tally._slices) <= 12
     assert 100 <= budget.left(100.0) <= 110, "ten seconds, and at most the slice that lapses next"
