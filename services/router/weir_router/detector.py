@@ -16,6 +16,7 @@ from weir_chassis.errors import InvalidArgument, NoWorker, WeirError, from_rpc_e
 from weir_router.admission import Admission
 from weir_router.call import Call, explain
 from weir_router.encoder import Encoder
+from weir_router.faults.breakers import watched
 from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where
 from weir_router.fleet.model_version import Version
@@ -96,10 +97,11 @@ class Detector:
             watermark=call.request.watermark,
         )
         stub, timeout = self._fleet.executor(address, call.residency).stub, hop_timeout(call.left_seconds())
-        try:
-            found = await stub.DetectWatermark(asked, timeout=timeout, metadata=call_metadata())
-        except grpc.RpcError as error:
-            raise explain(from_rpc_error(error), address) from None
+        with watched(self._fleet.breakers.begin(address, version.model)):
+            try:
+                found = await stub.DetectWatermark(asked, timeout=timeout, metadata=call_metadata())
+            except grpc.RpcError as error:
+                raise explain(from_rpc_error(error), address) from None
         return DetectWatermarkResponse(
             scored_tokens=found.scored_tokens,
             green_tokens=found.green_tokens,

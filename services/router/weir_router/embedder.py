@@ -22,6 +22,7 @@ from weir_chassis.leases import LeaseLedger
 from weir_router.admission import Admission
 from weir_router.call import Call, explain
 from weir_router.encoder import Encoder
+from weir_router.faults.breakers import watched
 from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where
 from weir_router.fleet.snapshot import ExecutorModel
@@ -131,12 +132,12 @@ class Embedder:
             tenant=call.tenant,
             tenant_salt=inputs.tenant_salt,
         )
-        timeout = hop_timeout(call.left_seconds())
-        try:
-            stub = self._fleet.executor(address, call.residency).stub
-            answer = await stub.Embed(asked, timeout=timeout, metadata=call_metadata())
-        except grpc.RpcError as error:
-            raise explain(from_rpc_error(error), address) from None
+        stub, timeout = self._fleet.executor(address, call.residency).stub, hop_timeout(call.left_seconds())
+        with watched(self._fleet.breakers.begin(address, inputs.version.model)):
+            try:
+                answer = await stub.Embed(asked, timeout=timeout, metadata=call_metadata())
+            except grpc.RpcError as error:
+                raise explain(from_rpc_error(error), address) from None
         return EmbedResponse(embeddings=answer.embeddings, usage=answer.usage, model_version=inputs.version.message())
 
 

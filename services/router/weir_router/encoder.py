@@ -24,6 +24,7 @@ from weir_chassis.errors import (
     WorkerLost,
     from_rpc_error,
 )
+from weir_router.faults.breakers import watched
 from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where
 from weir_router.fleet.fleet import Fleet
@@ -138,11 +139,13 @@ class Encoder:
     async def _call(self, address: str, ask: _Ask[T], model: ExecutorModel, asking: Asking) -> T:
         left = asking.left_seconds()
         timeout = hop_timeout(left, limit=self._timeout_seconds)
-        try:
-            return await ask(self._fleet.tokenizer_stub(address, asking.residency), model, timeout)
-        except grpc.RpcError as error:
-            clients_clock = left is not None and left <= self._timeout_seconds
-            raise _explain(from_rpc_error(error), address, clients_clock=clients_clock) from None
+        stub = self._fleet.tokenizer_stub(address, asking.residency)
+        with watched(self._fleet.breakers.begin(address)):
+            try:
+                return await ask(stub, model, timeout)
+            except grpc.RpcError as error:
+                clients_clock = left is not None and left <= self._timeout_seconds
+                raise _explain(from_rpc_error(error), address, clients_clock=clients_clock) from None
 
 
 async def _encode_texts(

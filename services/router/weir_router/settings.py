@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from weir_chassis.followed_file import read_config
 from weir_chassis.settings import ServiceSettings
+from weir_router.faults.breaker import BreakerLimits
 from weir_router.routing_config import RoutingConfig, parse
 
 
@@ -86,6 +87,18 @@ class RouterSettings(ServiceSettings):
     )
     # About what one worker of a small fleet has running when it dies.
     retry_budget_floor: int = Field(default=32, ge=0, le=10_000, description="and so many a minute in any case")
+    eject_failures: int = Field(
+        default=5, ge=1, le=1000, description="failures in a row after which a worker is left out for a while"
+    )
+    eject_failed_share: float = Field(
+        default=0.5, gt=0.0, le=1.0, description="or this share of what it was given in ten seconds, if that was enough"
+    )
+    eject_first_seconds: float = Field(default=1.0, gt=0.0, le=600.0, description="for how long at first; it doubles")
+    eject_longest_seconds: float = Field(default=30.0, gt=0.0, le=3600.0, description="for how long at most")
+    # Half of those who could take the same requests must bear the load of all.
+    max_ejected_share: float = Field(
+        default=0.5, ge=0.0, lt=1.0, description="of the workers of one model, or of one kind, left out at once"
+    )
     # At 16 tokens a block a few dozen blocks: below, what the transfer takes and delays is more than it spares.
     disaggregate_tokens: int = Field(
         default=512,
@@ -121,9 +134,19 @@ class RouterSettings(ServiceSettings):
         """As the file says. Raises ConfigError."""
         return RoutingConfig() if self.config_file is None else read_config(self.config_file, parse)
 
+    def breaker_limits(self) -> BreakerLimits:
+        return BreakerLimits(
+            failures_in_a_row=self.eject_failures,
+            failed_share=self.eject_failed_share,
+            first_seconds=self.eject_first_seconds,
+            longest_seconds=self.eject_longest_seconds,
+        )
+
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
         if self.reconnect_max_seconds < self.reconnect_min_seconds:
             raise ValueError("WEIR_ROUTER_RECONNECT_MAX_SECONDS is less than WEIR_ROUTER_RECONNECT_MIN_SECONDS")
+        if self.eject_longest_seconds < self.eject_first_seconds:
+            raise ValueError("WEIR_ROUTER_EJECT_LONGEST_SECONDS is less than WEIR_ROUTER_EJECT_FIRST_SECONDS")
         self.routing()
         return self

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from weir_chassis.errors import WeirError
+from weir_chassis.errors import Draining, WeirError, WorkerLost
 from weir_router.faults.breaker import Use
 from weir_router.faults.table import Where
 
 
 class Uses:
-    """By handle, as many as live on the stream. `begin` is given the model; None: nobody watches."""
+    """By handle, as many as live on the stream.
 
-    def __init__(self, begin: Callable[[str], Use] | None = None) -> None:
-        self._begin = begin
+    `begin` is given the model; None: nobody watches. `drains`: whether the worker has said that it takes nothing new.
+    """
+
+    def __init__(self, begin: Callable[[str], Use] | None = None, drains: Callable[[], bool] = lambda: False) -> None:
+        self._begin, self._drains = begin, drains
         self._live: dict[int, Use] = {}
 
     def begin(self, handle: int, model: str = "") -> None:
@@ -33,7 +36,10 @@ class Uses:
         if (use := self._live.pop(handle, None)) is not None:
             use.ended()
 
-    def all_failed(self, error: WeirError, where: Where) -> None:
+    def lost(self, error: WorkerLost) -> WeirError:
+        """The stream is over. Returns what its requests are to be told: a drain was planned, and is nobody's fault."""
+        drains = self._drains()
         live, self._live = self._live, {}
         for use in live.values():
-            use.failed(error, where)
+            use.failed(error, Where.DRAIN if drains else Where.AFTER_FIRST_TOKEN)
+        return Draining(error.message, metadata=error.metadata) if drains else error

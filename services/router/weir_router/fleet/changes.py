@@ -15,3 +15,6 @@ class Changes:
         self.of_counts = 0
         self.of_loads = 0
         self.of_facts = 1
+
+    def note_fact(self) -> None:
+        self.of_facts += 1

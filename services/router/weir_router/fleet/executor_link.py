@@ -89,7 +89,7 @@ class ExecutorLink(StreamLink[ExecutorStream]):
 
     async def hold(self) -> None:
         try:
-            with self.connected(ExecutorStream(self.address, self.context.clock)) as stream:
+            with self.connected(ExecutorStream(self.address, self.context.clock, self.uses())) as stream:
                 await stream.run(self.stub.Generate())
         finally:
             self._report = None

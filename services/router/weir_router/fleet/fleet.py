@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from weir_chassis.health import model_name
 from weir_chassis.server import Chassis
 from weir_chassis.telemetry import get_logger
+from weir_router.faults.breakers import Breakers
 from weir_router.fleet.changes import Changes
 from weir_router.fleet.executor_link import ExecutorLink
 from weir_router.fleet.link import Link, LinkContext
@@ -32,7 +33,15 @@ class Fleet:
 
     def __init__(self, settings: RouterSettings, chassis: Chassis, metrics: RouterMetrics):
         self._clock, self._changes = chassis.clock, Changes()
-        self._snapshots = Snapshots(self._changes)
+        self.breakers = Breakers(
+            settings.breaker_limits(),
+            settings.max_ejected_share,
+            clock=chassis.clock,
+            random=chassis.random,
+            metrics=metrics,
+            on_change=self._changes.note_fact,
+        )
+        self._snapshots = Snapshots(self._changes, self.breakers.mark)
         context = LinkContext(
             settings,
             chassis.connect,
@@ -40,6 +49,7 @@ class Fleet:
             chassis.random.random,
             self._changed,
             self._changes,
+            self.breakers,
             started_at=chassis.clock.monotonic(),
         )
         self._health, self._metrics = chassis.health, metrics
@@ -68,7 +78,7 @@ class Fleet:
 
     def _changed(self) -> None:
         """A worker came, went or changed: what the world may know of it."""
-        self._changes.of_facts += 1
+        self._changes.note_fact()
         snapshot = self.snapshot()
         self._announce_models(snapshot)
         self._report_mismatches(snapshot)

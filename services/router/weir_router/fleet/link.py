@@ -24,6 +24,7 @@ from weir_chassis.channel import Connect
 from weir_chassis.clock import Clock
 from weir_chassis.errors import WeirError, WorkerLost, from_rpc_error
 from weir_chassis.telemetry import get_logger
+from weir_router.faults.breakers import Breakers
 from weir_router.fleet.changes import Changes
 from weir_router.fleet.ramp import ramp
 from weir_router.fleet.snapshot import Traits, WorkerState
@@ -45,6 +46,8 @@ class LinkContext:
     jitter: Callable[[], float]
     on_change: Callable[[], None]
     changes: Changes = field(default_factory=Changes)
+    # None: nobody is ejected.
+    breakers: Breakers | None = None
     started_at: float = float("-inf")
 
 
@@ -88,6 +91,8 @@ class Link(ABC):
             await self.context.clock.sleep(pause * (0.5 + 0.5 * self.context.jitter()))
 
     async def close(self) -> None:
+        if self.context.breakers is not None:
+            self.context.breakers.forget(self.address)
         await self.channel.close()
 
     @abstractmethod
@@ -145,6 +150,8 @@ class Link(ABC):
             try:
                 await self.poll()
                 answered_at = clock.monotonic()
+                if self.context.breakers is not None:
+                    self.context.breakers.answered_probe(self.address)
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     answered_at = clock.monotonic()  # a refusal is an answer; a lost connection ends the health watch

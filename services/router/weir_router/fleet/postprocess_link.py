@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -32,7 +33,7 @@ class PostprocessLink(StreamLink[PostprocessStream]):
 
     def recounted(self, view: PostprocessorView) -> PostprocessorView:
         live = self._stream.num_live if self._stream else 0
-        return view if live == view.live_requests else self.view()
+        return view if live == view.live_requests else replace(view, live_requests=live)
 
     async def probe(self) -> None:
         """It has nothing to tell about itself but that it serves. One that drains would refuse the stream."""
@@ -40,7 +41,8 @@ class PostprocessLink(StreamLink[PostprocessStream]):
             raise Draining("it answers and takes nothing new")
 
     async def hold(self) -> None:
-        with self.connected(PostprocessStream(self.address, self.context.clock, self.context.changes)) as stream:
+        stream = PostprocessStream(self.address, self.context.clock, self.context.changes, self.uses())
+        with self.connected(stream):
             await stream.run(self._stub.Postprocess())
 
     async def poll(self) -> None:

@@ -139,6 +139,7 @@ class ExecutorView:
             self.ramp,
             routed_prefill_tokens,
             foreign_prefill_tokens,
+            self.ejected,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from weir_router.fleet.changes import Changes
@@ -19,8 +19,9 @@ _FRESH_SECONDS: Final = 0.1
 class Snapshots:
     """One worker's view costs a microsecond or two, so a snapshot of a large fleet costs what a request may not."""
 
-    def __init__(self, changes: Changes) -> None:
-        self._changes = changes
+    def __init__(self, changes: Changes, mark: Callable[[FleetSnapshot], FleetSnapshot] = lambda made: made) -> None:
+        """`mark` says in a snapshot what no worker says of itself: who is ejected."""
+        self._changes, self._mark = changes, mark
         self._snapshot = FleetSnapshot()
         self._facts = self._loads = self._counts = -1
         self._expires_at = float("-inf")
@@ -36,12 +37,13 @@ class Snapshots:
         facts, loads, counts = self._changes.of_facts, self._changes.of_loads, self._changes.of_counts
         if facts != self._facts or loads != self._loads or now >= self._expires_at:
             self._facts, self._loads, self._expires_at = facts, loads, now + _FRESH_SECONDS
-            self._snapshot = FleetSnapshot(
+            made = FleetSnapshot(
                 tuple([link.view(now) for link in executors]),
                 tuple([link.view() for link in tokenizers]),
                 tuple([link.view() for link in postprocessors]),
                 generation=facts,
             )
+            self._snapshot = self._mark(made)
         elif counts != self._counts:
             known = self._snapshot
             self._snapshot = FleetSnapshot(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from weir_chassis.errors import NoWorker, WorkerLost
+from weir_router.faults.uses import Uses
 from weir_router.fleet.link import Link, LinkContext
 from weir_router.fleet.snapshot import WorkerState
 
@@ -34,6 +36,12 @@ class StreamLink(Link, Generic[S]):
         if self._stream is None:
             raise NoWorker(f"{self.kind} {self.address} is not connected")
         return self._stream
+
+    def uses(self) -> Uses:
+        """For a new stream: what becomes of its requests is told to the worker's breaker."""
+        breakers = self.context.breakers
+        begin = None if breakers is None else partial(breakers.begin, self.address)
+        return Uses(begin, lambda: self.state is WorkerState.DRAINING)
 
     def current_state(self) -> WorkerState:
         # The stream's end is known a moment before the rest of the link has been taken down.

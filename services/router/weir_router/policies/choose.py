@@ -1,6 +1,7 @@
 """Where a request goes: pure functions from a snapshot to names. They make no call and keep no state.
 
-Who may take the request is found here, once for all policies; the model's policy says which of them does.
+Who may take the request is found here, once for all policies; the model's policy says which of them does. Workers that
+are ejected are left out unless there is nobody else, for then that they failed is no reason to fail another request.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min
     return [
         executor
         for executor in snapshot.agreed(demand.version.model, demand.adapter)
-        if executor.role is Role.PREFILL and executor.address not in demand.excluded
+        if executor.role is Role.PREFILL and executor.address not in demand.excluded and not executor.ejected
         if executor.model and executor.model.version == demand.version and _fits(executor.model, demand)
         if executor.model.block_size == choice.model.block_size and executor.traits.region == choice.region
     ]
@@ -100,7 +101,8 @@ def rank_executors(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> S
     fitting = [candidate for candidate in eligible if _fits(candidate.model, demand)]
     if not fitting:
         raise _too_long(demand, max(candidate.model.max_model_len for candidate in eligible))
-    return policy.rank(fitting, demand)
+    well = [candidate for candidate in fitting if not candidate.executor.ejected]
+    return policy.rank(well or fitting, demand)
 
 
 def choose_postprocessor(snapshot: FleetSnapshot, demand: Demand) -> PostprocessorView:
@@ -108,7 +110,8 @@ def choose_postprocessor(snapshot: FleetSnapshot, demand: Demand) -> Postprocess
     replicas = [p for p in snapshot.postprocessors if _may_serve(p, demand.excluded)]
     if not replicas:
         raise NoWorker("no postprocess service is healthy")
-    return _least(replicas, lambda replica: replica.live_requests, demand.turn)
+    well = [replica for replica in replicas if not replica.ejected]
+    return _least(well or replicas, lambda replica: replica.live_requests, demand.turn)
 
 
 def choose_tokenizer(
@@ -134,7 +137,8 @@ def choose_tokenizer(
     ]
     if not candidates:
         raise NoWorker(f"no tokenizer for {model!r} is healthy")
-    return candidates[turn % len(candidates)]
+    well = [candidate for candidate in candidates if not candidate[0].ejected] or candidates
+    return well[turn % len(well)]
 
 
 def _eligible(snapshot: FleetSnapshot, demand: Demand) -> list[Candidate]:

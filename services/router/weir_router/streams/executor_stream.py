@@ -25,6 +25,7 @@ from weir.executor.v1.executor_pb2 import (
 from weir.inference.v1.output_pb2 import TokenBatch
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Internal, WeirError, WorkerLost, from_failure
+from weir_router.faults.uses import Uses
 from weir_router.streams import token_batch
 from weir_router.streams.duplex import Duplex
 
@@ -56,9 +57,10 @@ Call = grpc.aio.StreamStreamCall[GenerateRequest, GenerateResponse]
 class ExecutorStream:
     """One call's life."""
 
-    def __init__(self, address: str, clock: Clock):
+    def __init__(self, address: str, clock: Clock, uses: Uses | None = None):
+        """`uses`: who is told what becomes of its requests."""
         self.address = address
-        self._clock = clock
+        self._clock, self._uses = clock, uses or Uses()
         self._sinks: dict[int, ExecutorSink] = {}
         # Handles of requests that have ended and left blocks for another executor, until they are withdrawn.
         self._handed_off: set[int] = set()
@@ -104,6 +106,7 @@ class ExecutorStream:
         if self._owing_since is None:
             self._owing_since = self._clock.monotonic()
         self._sinks[submit.handle] = sink
+        self._uses.begin(submit.handle, submit.model_version.model)
         self._send(GenerateRequest(submit=submit))
 
     def abort_output(self, handle: int, output_index: int) -> None:
@@ -115,6 +118,7 @@ class ExecutorStream:
         """Ends a request, if it lives, and gives back what it left; its sink hears nothing more."""
         if self._sinks.pop(handle, None) is not None or handle in self._handed_off:
             self._handed_off.discard(handle)
+            self._uses.ended(handle)
             self._send(GenerateRequest(abort=Abort(handle=handle)))
 
     def _send(self, message: GenerateRequest) -> None:
@@ -138,10 +142,13 @@ class ExecutorStream:
             if (sink := self._sinks.pop(end.handle, None)) is not None:
                 if end.handoff.num_blocks:
                     self._handed_off.add(end.handle)
+                self._uses.succeeded(end.handle)
                 sink.on_ended(end)
         for failed in step.failed:
             if (sink := self._sinks.pop(failed.handle, None)) is not None:
-                sink.on_failed(from_failure(failed.failure))
+                error = from_failure(failed.failure)
+                self._uses.failed(failed.handle, error)
+                sink.on_failed(error)
         self.note_progress()
 
     def _pass_tokens(self, batch: TokenBatch) -> None:
@@ -164,8 +171,9 @@ class ExecutorStream:
         sinks, self._sinks = self._sinks, {}
         self._outgoing.clear()
         self._handed_off.clear()
+        error = self._uses.lost(self._lost(self.cause))
         for sink in sinks.values():
-            sink.on_failed(self._lost(self.cause))
+            sink.on_failed(error)
 
     def _lost(self, cause: str) -> WorkerLost:
         return WorkerLost(f"executor {self.address} was lost: {cause}", metadata={"worker": self.address})

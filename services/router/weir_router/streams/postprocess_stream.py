@@ -21,6 +21,7 @@ from weir.postprocess.v1.postprocess_pb2 import (
 )
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Internal, WeirError, WorkerLost, from_failure
+from weir_router.faults.uses import Uses
 from weir_router.fleet.changes import Changes
 from weir_router.streams import token_batch
 from weir_router.streams.duplex import Duplex
@@ -44,10 +45,10 @@ Call = grpc.aio.StreamStreamCall[PostprocessRequest, PostprocessResponse]
 class PostprocessStream:
     """One call's life."""
 
-    def __init__(self, address: str, clock: Clock, changes: Changes | None = None):
-        """`changes`: where it is noted that `num_live` is another now."""
+    def __init__(self, address: str, clock: Clock, changes: Changes | None = None, uses: Uses | None = None):
+        """`changes`: where it is noted that `num_live` is another now. `uses`: who is told what becomes of requests."""
         self.address = address
-        self._clock, self._changes = clock, changes or Changes()
+        self._clock, self._changes, self._uses = clock, changes or Changes(), uses or Uses()
         self._sinks: dict[int, TextSink] = {}
         # Outputs whose finish was sent and has not come back, and when it was.
         self._finishing: dict[tuple[int, int], float] = {}
@@ -86,6 +87,7 @@ class PostprocessStream:
             raise self._lost("its stream has ended")
         assert request.handle not in self._sinks, f"handle {request.handle} lives"
         self._sinks[request.handle] = sink
+        self._uses.begin(request.handle)
         self._changes.of_counts += 1
         self._unsent.opens.append(request)
         self._wake()
@@ -116,12 +118,14 @@ class PostprocessStream:
 
     def close(self, handle: int) -> None:
         """Forgets a request, if it lives; its sink hears nothing more."""
+        self._uses.ended(handle)
         if self._drop(handle) and self._open:
             self._unsent.closed_handles.append(handle)
             self._wake()
 
     def done(self, handle: int) -> None:
         """Every output of the request has come back, so the replica has forgotten it by itself."""
+        self._uses.succeeded(handle)
         self._drop(handle)
 
     def _drop(self, handle: int) -> bool:
@@ -152,17 +156,19 @@ class PostprocessStream:
             if (sink := self._sinks.get(row.handle)) is not None:
                 sink.on_text_finished(row)
         for failed in message.failed:
-            sink = self._sinks.get(failed.handle)
+            sink, error = self._sinks.get(failed.handle), from_failure(failed.failure)
+            self._uses.failed(failed.handle, error)
             self._drop(failed.handle)
             if sink is not None:
-                sink.on_text_failed(from_failure(failed.failure))
+                sink.on_text_failed(error)
 
     def _fail_all(self) -> None:
         sinks, self._sinks = self._sinks, {}
         self._finishing.clear()
         self._unsent, self._has_unsent = PostprocessRequest(), False
+        error = self._uses.lost(self._lost(self.cause))
         for sink in sinks.values():
-            sink.on_text_failed(self._lost(self.cause))
+            sink.on_text_failed(error)
 
     def _lost(self, cause: str) -> WorkerLost:
         return WorkerLost(f"postprocess {self.address} was lost: {cause}", metadata={"worker": self.address})

@@ -2,19 +2,22 @@ from __future__ import annotations
 
 from random import Random
 
-from weir_chassis.errors import Internal, WorkerLost
+from weir_chassis.errors import Draining, Internal, WorkerLost
 from weir_chassis.testing import VirtualClock
-from weir_router.faults.breaker import BreakerLimits, State, WorkerBreaker
-from weir_router.faults.table import Where
+from weir_router.faults.breaker import BreakerLimits, State, Use, WorkerBreaker
 from weir_router.faults.uses import Uses
 
 
 class Bench:
-    def __init__(self, failures_in_a_row: int = 1) -> None:
-        limits = BreakerLimits(failures_in_a_row=failures_in_a_row)
+    def __init__(self, *, drains: bool = False) -> None:
+        limits = BreakerLimits(failures_in_a_row=1)
         self.breaker = WorkerBreaker(limits, VirtualClock(), Random(0), lambda *_: None)
         self.models: list[str] = []
-        self.uses = Uses(lambda model: (self.models.append(model), self.breaker.begin())[1])
+        self.uses = Uses(self.begin, lambda: drains)
+
+    def begin(self, model: str) -> Use:
+        self.models.append(model)
+        return self.breaker.begin()
 
 
 def test_each_end_is_told_once() -> None:
@@ -31,19 +34,21 @@ def test_each_end_is_told_once() -> None:
     assert bench.breaker.state is State.OPEN
 
 
-def test_the_end_of_the_stream_is_the_end_of_all() -> None:
-    drained, lost = Bench(), Bench()
-    for bench, where in ((drained, Where.DRAIN), (lost, Where.AFTER_FIRST_TOKEN)):
+def test_the_end_of_the_stream_is_the_end_of_all_and_a_drain_is_nobodys_fault() -> None:
+    error = WorkerLost("gone", metadata={"worker": "w"})
+    for drains, state in ((True, State.CLOSED), (False, State.OPEN)):
+        bench = Bench(drains=drains)
         bench.uses.begin(1)
         bench.uses.begin(2)
-        bench.uses.all_failed(WorkerLost("gone"), where)
+        told = bench.uses.lost(error)
         bench.uses.ended(1)
-    assert drained.breaker.state is State.CLOSED
-    assert lost.breaker.state is State.OPEN
+        assert bench.breaker.state is state
+        assert isinstance(told, Draining if drains else WorkerLost)
+        assert (told.message, told.metadata) == ("gone", {"worker": "w"})
 
 
 def test_a_stream_that_nobody_watches_tells_nobody() -> None:
     uses = Uses()
     uses.begin(1, "m")
     uses.failed(1, Internal("x"))
-    uses.all_failed(Internal("x"), Where.STALL)
+    assert isinstance(uses.lost(WorkerLost("x")), WorkerLost)
