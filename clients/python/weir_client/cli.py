@@ -146,19 +146,22 @@ async def detect(text: str, green_fraction: float | None, **where: Any) -> None:
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per model.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per model or alias.")
 @ROUTER
 @run_async
 async def models(as_json: bool, router: str | None) -> None:
-    """List what is served, and by how many healthy workers.
+    """List what is served, by how many healthy workers, and the aliases.
 
     \b
     Example:
       weir models --json
     """
     async with Client(router_address(router)) as client:
-        for model in await client.models():
-            click.echo(printing.model_json(model) if as_json else printing.model_line(model))
+        listed = await client.list_models()
+    for model in listed.models:
+        click.echo(printing.model_json(model) if as_json else printing.model_line(model))
+    for alias in listed.aliases:
+        click.echo(printing.model_json(alias) if as_json else printing.alias_line(alias))
 
 
 @main.command("status")

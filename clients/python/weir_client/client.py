@@ -20,6 +20,7 @@ import grpc
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart
 from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.output_pb2 import Usage
+from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.stream_pb2 import OutputFinished, Receipt
 from weir.inference.v1.watermark_pb2 import Watermark
@@ -34,6 +35,7 @@ from weir.router.v1.router_pb2 import (
     GenerateRequest,
     GenerateResponse,
     ListModelsRequest,
+    ListModelsResponse,
     Model,
     TokenPrompt,
 )
@@ -90,15 +92,22 @@ class Client:
         request_id: str = "",
         tenant: str = "",
         adapter: str = "",
+        routing: RoutingOptions | None = None,
     ) -> AsyncIterator[ChatResponse]:
         """Answer `messages`. `timeout` in seconds is the deadline of the whole; leaving the iterator cancels it.
 
         `tenant`: whose share and quotas apply. Raises InvalidArgument for one that is no name. `adapter`: the name of
-        one that executors have loaded.
+        one that executors have loaded. `routing`: session, constraints and the like.
         """
         prompt = messages if isinstance(messages, ChatPrompt) else ChatPrompt(messages=messages)
         request = ChatRequest(
-            model=model, prompt=prompt, sampling=sampling, stopping=stopping, priority=priority, adapter=adapter
+            model=model,
+            prompt=prompt,
+            sampling=sampling,
+            stopping=stopping,
+            priority=priority,
+            adapter=adapter,
+            routing=routing,
         )
         return _events(self._stub.Chat(request, timeout=timeout, metadata=_metadata(request_id, tenant)))
 
@@ -114,9 +123,12 @@ class Client:
         request_id: str = "",
         tenant: str = "",
         adapter: str = "",
+        routing: RoutingOptions | None = None,
     ) -> AsyncIterator[GenerateResponse]:
         """Go on from a prompt of text or of token ids."""
-        request = GenerateRequest(model=model, sampling=sampling, stopping=stopping, priority=priority, adapter=adapter)
+        request = GenerateRequest(
+            model=model, sampling=sampling, stopping=stopping, priority=priority, adapter=adapter, routing=routing
+        )
         if isinstance(prompt, str):
             request.text = prompt
         else:
@@ -169,8 +181,12 @@ class Client:
             raise from_rpc_error(error) from error
 
     async def models(self, *, timeout: float | None = 10.0) -> list[Model]:
+        return list((await self.list_models(timeout=timeout)).models)
+
+    async def list_models(self, *, timeout: float | None = 10.0) -> ListModelsResponse:
+        """The models, and the other names that requests may give for them."""
         try:
-            return list((await self._stub.ListModels(ListModelsRequest(), timeout=timeout)).models)
+            return await self._stub.ListModels(ListModelsRequest(), timeout=timeout)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 

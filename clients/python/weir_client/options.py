@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from weir.inference.v1.guide_pb2 import Choice, Guide, JsonObject
+from weir.inference.v1.routing_pb2 import Constraints, RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.speculation_pb2 import SpeculationMode
 
@@ -34,6 +36,11 @@ _SAMPLING = [
     MODEL,
     TENANT,
     ADAPTER,
+    click.option("--session", default="", help="Its requests keep their arm, and their worker where they can."),
+    click.option("--max-ttft", type=float, metavar="SECONDS", help="Refuse when the first token would come later."),
+    click.option("--max-cost", type=float, metavar="UNITS", help="Refuse what may cost more, as in 0.002."),
+    click.option("--min-quality", type=float, metavar="0..1", help="Ask only models that are rated so high."),
+    click.option("--region", multiple=True, help="Go nowhere else. May be given several times."),
     click.option("--max-tokens", type=int, help="Tokens to generate at most."),
     click.option("--temperature", "-t", type=float, help="0 is greedy."),
     click.option("--top-p", type=float, help="Keep the most likely tokens up to this total probability."),
@@ -72,6 +79,11 @@ class Asked:
     model: str
     tenant: str
     adapter: str
+    session: str
+    max_ttft: float | None
+    max_cost: float | None
+    min_quality: float | None
+    region: tuple[str, ...]
     max_tokens: int | None
     temperature: float | None
     top_p: float | None
@@ -93,7 +105,25 @@ class Asked:
 
     def call(self) -> dict[str, Any]:
         """What any call to the router takes besides what it asks: keyword arguments of the client's methods."""
-        return {"model": self.model, "timeout": self.timeout, "tenant": self.tenant, "adapter": self.adapter}
+        return {
+            "model": self.model,
+            "timeout": self.timeout,
+            "tenant": self.tenant,
+            "adapter": self.adapter,
+            "routing": self.routing(),
+        }
+
+    def routing(self) -> RoutingOptions:
+        """Raises click.BadParameter for what the wire type cannot hold; the router checks the rest."""
+        routing = RoutingOptions(session=self.session)
+        values = {"min_quality": self.min_quality, "max_cost_micros": _micros(self.max_cost)}
+        constraints = _message(Constraints, values)
+        constraints.regions.extend(self.region)
+        if self.max_ttft is not None:
+            constraints.max_ttft.FromNanoseconds(round(self.max_ttft * 1e9))
+        if constraints.ByteSize():
+            routing.constraints.CopyFrom(constraints)
+        return routing
 
     def sampling(self) -> SamplingParameters:
         """Raises click.BadParameter for what the wire type cannot hold; the router checks the rest."""
@@ -127,6 +157,11 @@ class Asked:
         return stopping
 
 
+def _micros(units: float | None) -> int | None:
+    """Prices are in millionths. What costs less than one of them is rounded down: never more than was allowed."""
+    return None if units is None else math.floor(units * 1e6)
+
+
 def _text_of(value: str) -> str:
     """What the file of this name holds; or the value itself, when there is none."""
     try:
@@ -135,7 +170,7 @@ def _text_of(value: str) -> str:
         return value  # too long for a name, or no text: the router says what is wrong with it
 
 
-_Message = TypeVar("_Message", SamplingParameters, StoppingConditions)
+_Message = TypeVar("_Message", SamplingParameters, StoppingConditions, Constraints)
 
 
 def _message(kind: type[_Message], values: dict[str, Any]) -> _Message:

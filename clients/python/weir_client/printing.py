@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToJson
 
 from weir.inference.v1.chat_pb2 import ChatMessage
 from weir.inference.v1.embedding_pb2 import Embedding
-from weir.router.v1.router_pb2 import ChatResponse, DetectWatermarkResponse, GenerateResponse, Model
+from weir.router.v1.router_pb2 import ChatResponse, DetectWatermarkResponse, GenerateResponse, Model, ServedAlias
 from weir_chassis.errors import WeirError, reason_name
 from weir_client.client import Answer, Event, message
 
@@ -133,7 +133,11 @@ def model_line(model: Model) -> str:
     )
 
 
-def model_json(model: Model) -> str:
+def alias_line(alias: ServedAlias) -> str:
+    return f"{alias.name}  alias of {', '.join(alias.models)}"
+
+
+def model_json(model: Model | ServedAlias) -> str:
     return str(MessageToJson(model, preserving_proto_field_name=True, indent=None))
 
 

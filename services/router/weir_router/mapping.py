@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt, WorkerScore
+from weir.router.v1.fleet_pb2 import Alias, AliasTarget
 from weir.router.v1.router_pb2 import (
     ChatRequest,
     ChatResponse,
@@ -14,10 +16,12 @@ from weir.router.v1.router_pb2 import (
     GenerateResponse,
     ListModelsResponse,
     Model,
+    ServedAlias,
 )
 from weir_router.delivery import Event
 from weir_router.fleet.model_version import Version
 from weir_router.fleet.snapshot import ExecutorView, FleetSnapshot, WorkerState
+from weir_router.models.aliases import TargetView
 from weir_router.policies.policy import Scored
 from weir_router.regions import Residency
 from weir_router.request import ClientRequest, Prompt, TextPrompt, TokenIdsPrompt
@@ -56,13 +60,38 @@ def chat_response(event: Event) -> ChatResponse:
     return ChatResponse(**fields)
 
 
-def list_models(snapshot: FleetSnapshot) -> ListModelsResponse:
-    """One entry per version that an executor serves or has served."""
+def list_models(snapshot: FleetSnapshot, aliases: Mapping[str, Sequence[TargetView]]) -> ListModelsResponse:
+    """One entry per version that an executor serves or has served, and the aliases."""
     by_version: dict[Version, list[ExecutorView]] = {}
     for executor in snapshot.executors:
         if executor.model is not None:
             by_version.setdefault(executor.model.version, []).append(executor)
-    return ListModelsResponse(models=[_model(v, by_version[v], snapshot) for v in sorted(by_version)])
+    return ListModelsResponse(
+        models=[_model(v, by_version[v], snapshot) for v in sorted(by_version)],
+        aliases=[ServedAlias(name=name, models=_by_weight(targets)) for name, targets in aliases.items()],
+    )
+
+
+def alias(name: str, targets: Sequence[TargetView]) -> Alias:
+    return Alias(name=name, targets=[_alias_target(target) for target in targets])
+
+
+def _alias_target(view: TargetView) -> AliasTarget:
+    return AliasTarget(
+        model=view.target.model,
+        revision=view.target.revision,
+        arm=view.target.arm,
+        weight=view.weight,
+        weight_now=view.weight_now,
+        reason=view.reason,
+        requests=view.requests,
+        failed_requests=view.failed_requests,
+    )
+
+
+def _by_weight(targets: Sequence[TargetView]) -> list[str]:
+    ordered = sorted(targets, key=lambda view: -view.weight_now)
+    return [str(view.target) for view in ordered if view.weight_now]
 
 
 def worker_score(scored: Scored) -> WorkerScore:

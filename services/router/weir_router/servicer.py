@@ -97,7 +97,7 @@ class RouterServicer(RouterServiceServicer):
         raise Unsupported("CancelRequest is not built")
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:  # noqa: ARG002
-        return mapping.list_models(self.fleet.snapshot())
+        return mapping.list_models(self.fleet.snapshot(), self._routing.aliases.view())
 
     def _seed(self) -> int:
         """For a request that names none."""

@@ -73,7 +73,9 @@ class ScriptedRouter(RouterServiceServicer):
         raise Unsupported("nothing is retained here")
 
     async def ListModels(self, request: object, context: object) -> router_pb2.ListModelsResponse:
-        return router_pb2.ListModelsResponse(models=[router_pb2.Model(max_model_len=64)])
+        return router_pb2.ListModelsResponse(
+            models=[router_pb2.Model(max_model_len=64)], aliases=[router_pb2.ServedAlias(name="chat")]
+        )
 
 
 def script() -> list[ChatResponse]:
@@ -143,8 +145,10 @@ async def test_embed_sends_texts_and_token_ids_and_raises_what_the_router_meant(
 async def test_models_are_listed() -> None:
     registration = Registration(add_RouterServiceServicer_to_server, ScriptedRouter(), NAME)
     async with serve_in_memory(registration) as channel:
-        (model,) = await Client("", channel=channel).models()
-    assert model.max_model_len == 64
+        client = Client("", channel=channel)
+        (model,) = await client.models()
+        (alias,) = (await client.list_models()).aliases
+    assert (model.max_model_len, alias.name) == (64, "chat")
 
 
 def test_a_lost_delta_is_noticed() -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from google.protobuf.duration_pb2 import Duration
 
 from weir.inference.v1.guide_pb2 import Choice, Guide, JsonObject
+from weir.inference.v1.routing_pb2 import Constraints, RoutingOptions
 from weir.inference.v1.speculation_pb2 import SpeculationMode
 from weir_client.options import Asked, sampling_options
 
@@ -48,6 +50,32 @@ def test_a_guide_may_stand_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "schema.json"
     path.write_text('{"enum": ["é"]}', encoding="utf-8")
     assert asked("--json-schema", str(path)).sampling().guide == Guide(json_schema='{"enum": ["é"]}')
+
+
+def test_what_is_said_of_the_routing() -> None:
+    assert asked().routing() == RoutingOptions()
+    routing = asked(
+        "--session",
+        "s",
+        "--max-ttft",
+        "0.25",
+        "--max-cost",
+        "0.0000029",
+        "--min-quality",
+        "0.5",
+        "--region",
+        "eu",
+        "--region",
+        "uk",
+    ).routing()
+    constraints = Constraints(
+        max_ttft=Duration(nanos=250_000_000), max_cost_micros=2, min_quality=0.5, regions=["eu", "uk"]
+    )
+    assert routing == RoutingOptions(session="s", constraints=constraints)
+
+
+def test_a_cost_of_nothing_is_a_constraint() -> None:
+    assert asked("--max-cost", "0").routing().constraints.HasField("max_cost_micros")
 
 
 def test_no_guide_is_none() -> None:

@@ -10,7 +10,7 @@ from unit.client.test_client import script
 from weir.inference.v1.embedding_pb2 import Embedding
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.output_pb2 import Usage
-from weir.router.v1.router_pb2 import ChatResponse, Model
+from weir.router.v1.router_pb2 import ChatResponse, Model, ServedAlias
 from weir_chassis.errors import InvalidArgument, NoWorker
 from weir_client import printing
 from weir_client.client import Answer
@@ -72,6 +72,12 @@ def test_a_model_without_template_says_so() -> None:
     version = ModelVersion(model="m", revision="abc")
     line = printing.model_line(Model(model_version=version, max_model_len=64, workers=2, healthy_workers=1))
     assert line == "m  revision abc  context 64  1/2 workers healthy, no chat template"
+
+
+def test_an_alias_says_what_it_comes_to() -> None:
+    alias = ServedAlias(name="chat", models=["m@r1", "m@r2"])
+    assert printing.alias_line(alias) == "chat  alias of m@r1, m@r2"
+    assert printing.model_json(alias) == '{"name": "chat", "models": ["m@r1", "m@r2"]}'
 
 
 def test_an_embedding_is_one_line_of_json() -> None:

@@ -9,9 +9,12 @@ from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt
+from weir.router.v1.fleet_pb2 import AliasTarget
 from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest, TokenPrompt
 from weir_router import mapping
 from weir_router.delivery import Event
+from weir_router.models.aliases import TargetView
+from weir_router.models.target import Target
 from weir_router.regions import NO_CLIENT
 from weir_router.request import TextPrompt, TokenIdsPrompt
 
@@ -81,6 +84,27 @@ def test_a_model_is_listed_per_version_with_those_that_serve_it() -> None:
     )
     rows = [
         (m.model_version.revision, m.workers, m.healthy_workers, m.max_model_len, m.has_chat_template)
-        for m in mapping.list_models(snapshot).models
+        for m in mapping.list_models(snapshot, {}).models
     ]
     assert rows == [("r1", 2, 1, 200, True), ("r2", 1, 1, 100, False)]
+
+
+def test_an_alias_is_listed_with_what_it_comes_to_and_told_of_in_full() -> None:
+    views = [
+        TargetView(Target("m", "r1", "chat", "old"), "old", 1.0, 1.0, "", 7, 2),
+        TargetView(Target("m", "r2", "chat", "new"), "new", 9.0, 0.0, "error rate", 3, 3),
+        TargetView(Target("n", "", "chat", ""), "n", 2.0, 2.0, "", 0, 0),
+    ]
+    (alias,) = mapping.list_models(fleet(), {"chat": views}).aliases
+    assert (alias.name, list(alias.models)) == ("chat", ["n", "m@r1"])
+    told = mapping.alias("chat", views)
+    assert told.targets[1] == AliasTarget(
+        model="m",
+        revision="r2",
+        arm="new",
+        weight=9.0,
+        weight_now=0.0,
+        reason="error rate",
+        requests=3,
+        failed_requests=3,
+    )

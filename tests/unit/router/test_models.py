@@ -102,6 +102,13 @@ async def test_aliases_are_among_what_is_known(tmp_path: Path) -> None:
             await refused(running, model="other")
 
 
+async def test_aliases_are_listed_beside_the_models(tmp_path: Path) -> None:
+    async with two_revisions(tmp_path, AB.format(old=1, new=2)) as running:
+        listed = await running.router.ListModels(pb.ListModelsRequest())
+        assert [model.model_version.revision for model in listed.models] == ["r1", "r2"]
+        assert [(alias.name, list(alias.models)) for alias in listed.aliases] == [("chat", ["bytes@r2", "bytes@r1"])]
+
+
 async def test_an_embedding_goes_to_one_version_for_each_tenant(tmp_path: Path) -> None:
     async with two_revisions(tmp_path, AB.format(old=50, new=50)) as running:
         for tenant in ("a", "b", "c"):

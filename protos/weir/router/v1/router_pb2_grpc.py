@@ -34,7 +34,8 @@ class RouterServiceStub(object):
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
     Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    128 bytes; whose share and quotas apply), `weir-subject` (at most 128 bytes; whom experiments are about, within the tenant: one
+    subject keeps its arm. Unset: the session, and by itself where there is none).
     """
 
     def __init__(self, channel):
@@ -89,7 +90,8 @@ class RouterServiceServicer(object):
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
     Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    128 bytes; whose share and quotas apply), `weir-subject` (at most 128 bytes; whom experiments are about, within the tenant: one
+    subject keeps its arm. Unset: the session, and by itself where there is none).
     """
 
     def Generate(self, request, context):
@@ -198,7 +200,8 @@ class RouterService(object):
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
     Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    128 bytes; whose share and quotas apply), `weir-subject` (at most 128 bytes; whom experiments are about, within the tenant: one
+    subject keeps its arm. Unset: the session, and by itself where there is none).
     """
 
     @staticmethod

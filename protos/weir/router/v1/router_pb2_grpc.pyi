@@ -35,7 +35,8 @@ class RouterServiceStub:
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
     Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    128 bytes; whose share and quotas apply), `weir-subject` (at most 128 bytes; whom experiments are about, within the tenant: one
+    subject keeps its arm. Unset: the session, and by itself where there is none).
     """
 
     @_typing.overload
@@ -70,7 +71,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
     Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    128 bytes; whose share and quotas apply), `weir-subject` (at most 128 bytes; whom experiments are about, within the tenant: one
+    subject keeps its arm. Unset: the session, and by itself where there is none).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -101,7 +103,8 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
 
     Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
-    128 bytes; whose share and quotas apply).
+    128 bytes; whose share and quotas apply), `weir-subject` (at most 128 bytes; whom experiments are about, within the tenant: one
+    subject keeps its arm. Unset: the session, and by itself where there is none).
     """
 
     @_abc_1.abstractmethod
