@@ -37,8 +37,8 @@ async def ask(running: Suite, count: int = 1) -> list[Answer]:
 
 
 def ejected(snapshot: FleetSnapshot) -> set[str]:
-    workers = (*snapshot.executors, *snapshot.tokenizers, *snapshot.postprocessors)
-    return {worker.address for worker in workers if worker.ejected}
+    kinds = (snapshot.executors, snapshot.tokenizers, snapshot.postprocessors)
+    return {worker.address for kind in kinds for worker in kind if worker.ejected}
 
 
 async def test_a_worker_that_fails_every_request_is_left_out_and_comes_back_by_probe() -> None:
