@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,7 @@ class Suite:
     routing: Routing
     router: RouterServiceAsyncStub
     channel: grpc.aio.Channel
+    drain: Callable[[], Awaitable[None]] | None
 
     @property
     def executor(self) -> FakeExecutor:
@@ -105,7 +106,8 @@ class Suite:
 
     async def until_idle(self) -> None:
         """Nobody holds anything for anybody."""
-        await self.until(lambda: not self.chassis.leases.live())
+        # A stream that is over is kept for a while; it goes with its router at the latest.
+        await self.until(lambda: not set(self.chassis.leases.counts()) - {"retained_stream"})
         await self.until(lambda: not any(fake.live or fake.handoffs for fake in self.fakes.executors))
         await self.until(lambda: not any(fake.live for fake in self.fakes.postprocessors))
         snapshot = self.fleet.snapshot()
@@ -157,7 +159,8 @@ async def suite(
         assert isinstance(servicer, RouterServicer)
         operators = servicers.registrations[1].servicer
         assert isinstance(operators, FleetServicer)
-        running = Suite(fakes, chassis, servicer.fleet, operators.routing, RouterServiceStub(channel), channel)
+        stub = RouterServiceStub(channel)
+        running = Suite(fakes, chassis, servicer.fleet, operators.routing, stub, channel, servicers.drain)
         if ready:
             await running.until_serving()
         yield running

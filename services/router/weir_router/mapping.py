@@ -16,6 +16,7 @@ from weir.router.v1.router_pb2 import (
     GenerateResponse,
     ListModelsResponse,
     Model,
+    ResumeResponse,
     ServedAlias,
 )
 from weir_router.delivery import Event
@@ -58,6 +59,11 @@ def generate_response(event: Event) -> GenerateResponse:
 def chat_response(event: Event) -> ChatResponse:
     fields: dict[str, Any] = {_FIELDS[type(event)]: event}
     return ChatResponse(**fields)
+
+
+def resume_response(event: Event) -> ResumeResponse:
+    fields: dict[str, Any] = {_FIELDS[type(event)]: event}
+    return ResumeResponse(**fields)
 
 
 def list_models(snapshot: FleetSnapshot, aliases: Mapping[str, Sequence[TargetView]]) -> ListModelsResponse:

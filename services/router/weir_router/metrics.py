@@ -33,6 +33,9 @@ class RouterMetrics:
             "unbilled_tokens", "Tokens of streams that failed by no doing of their client's", ("reason",)
         )
         self.healthy_workers = metrics.gauge("healthy_workers", "Workers that take requests", ("kind",))
+        self.retained_streams = metrics.gauge("retained_streams", "Streams that are kept for whoever resumes them")
+        self.retained_bytes = metrics.gauge("retained_bytes", "What is kept of them")
+        self.resumes = metrics.counter("resumes", "Streams that were resumed")
 
     def refused(self, error: WeirError) -> None:
         self.refusals.labels(reason_name(error.reason)).inc()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 
 from weir.router.v1 import fleet_pb2
 from weir.router.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
@@ -27,6 +27,7 @@ from weir_router.operations.model_hosts import ModelHosts
 from weir_router.operations.operations import Operations
 from weir_router.pipeline import Limits, Pipeline
 from weir_router.prefill_queue import PrefillQueue
+from weir_router.retained.requests import RetainedRequests
 from weir_router.routing import Routing
 from weir_router.routing_config import parse
 from weir_router.servicer import RouterServicer
@@ -82,7 +83,8 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             clock=chassis.clock,
             metrics=metrics,
         )
-        servicer = RouterServicer(pipeline, embedder, detector, routing, chassis.random)
+        requests = _keep_streams(settings, chassis, pipeline, metrics)
+        servicer = RouterServicer(requests, embedder, detector, routing, chassis.random)
         operations = Operations(
             chassis.background,
             chassis.connect,
@@ -90,12 +92,13 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             max_seconds=settings.operation_seconds,
         )
         fleet_servicer = FleetServicer(routing, operations, ModelHosts(settings.model_hosts, chassis.connect))
-        with _followed(settings, routing, chassis):
+        with closing(requests), _followed(settings, routing, chassis):
             yield Servicers(
                 [
                     Registration(add_RouterServiceServicer_to_server, servicer, NAME),
                     Registration(add_FleetServiceServicer_to_server, fleet_servicer, FLEET_NAME),
-                ]
+                ],
+                drain=requests.drain,
             )
 
 
@@ -111,6 +114,21 @@ def _followed(settings: RouterSettings, routing: Routing, chassis: Chassis) -> I
     )
     with reread_on_hangup(file):
         yield
+
+
+def _keep_streams(
+    settings: RouterSettings, chassis: Chassis, pipeline: Pipeline, metrics: RouterMetrics
+) -> RetainedRequests:
+    requests = RetainedRequests(
+        pipeline.run,
+        settings.retention(),
+        clock=chassis.clock,
+        leases=chassis.leases,
+        background=chassis.background,
+        metrics=metrics,
+    )
+    chassis.background.start(requests.sweep(), name="sweep_retained")
+    return requests
 
 
 def _join_prefill_queue(settings: RouterSettings, chassis: Chassis, metrics: RouterMetrics) -> PrefillQueue | None:

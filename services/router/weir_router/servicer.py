@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
 
@@ -26,7 +25,6 @@ from weir.router.v1.router_pb2 import (
 )
 from weir.router.v1.router_pb2_grpc import RouterServiceServicer
 from weir_chassis.deadline import time_left
-from weir_chassis.errors import Unsupported
 from weir_chassis.telemetry import current_request
 from weir_chassis.tenant import tenant_from
 from weir_router import mapping, validation
@@ -34,15 +32,19 @@ from weir_router.delivery import Event
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
 from weir_router.models.subject import subject_from
-from weir_router.pipeline import Pipeline
+from weir_router.retained.cut import places_of
+from weir_router.retained.requests import RetainedRequests
+from weir_router.retained.stream import Name
 from weir_router.routing import Routing
 
 
 class RouterServicer(RouterServiceServicer):
     """Its streams are coroutines that write, so that a cancelled call is seen where it is waited."""
 
-    def __init__(self, pipeline: Pipeline, embedder: Embedder, detector: Detector, routing: Routing, random: Random):
-        self._pipeline, self._embedder, self._detector = pipeline, embedder, detector
+    def __init__(
+        self, requests: RetainedRequests, embedder: Embedder, detector: Detector, routing: Routing, random: Random
+    ):
+        self._requests, self._embedder, self._detector = requests, embedder, detector
         self._routing, self.fleet, self._random = routing, routing.fleet, random
 
     async def Generate(  # type: ignore[override]  # the stubs know streams as generators only
@@ -58,7 +60,7 @@ class RouterServicer(RouterServiceServicer):
         wanted = mapping.from_generate(
             request, _request_id(), self._seed(), residency=residency, tenant=tenant, subject=subject
         )
-        await self._pipeline.run(wanted, write, time_left(context))
+        await self._requests.answer(request, wanted, write, time_left(context))
 
     async def Chat(  # type: ignore[override]  # as above
         self, request: ChatRequest, context: ServicerContext[ChatRequest, ChatResponse]
@@ -73,7 +75,7 @@ class RouterServicer(RouterServiceServicer):
         wanted = mapping.from_chat(
             request, _request_id(), self._seed(), residency=residency, tenant=tenant, subject=subject
         )
-        await self._pipeline.run(wanted, write, time_left(context))
+        await self._requests.answer(request, wanted, write, time_left(context))
 
     async def Embed(
         self, request: EmbedRequest, context: ServicerContext[EmbedRequest, EmbedResponse]
@@ -89,12 +91,22 @@ class RouterServicer(RouterServiceServicer):
         tenant = tenant_from(context.invocation_metadata())
         return await self._detector.run(request, _request_id(), tenant, time_left(context))
 
-    async def Resume(self, request: ResumeRequest, context: Any) -> AsyncIterator[ResumeResponse]:  # noqa: ARG002
-        raise Unsupported("Resume is not built")
-        yield
+    async def Resume(  # type: ignore[override]  # as above
+        self, request: ResumeRequest, context: ServicerContext[ResumeRequest, ResumeResponse]
+    ) -> None:
+        async def write(event: Event) -> None:
+            await context.write(mapping.resume_response(event))
 
-    async def CancelRequest(self, request: CancelRequestRequest, context: Any) -> CancelRequestResponse:  # noqa: ARG002
-        raise Unsupported("CancelRequest is not built")
+        validation.check_resume(request)
+        name = Name(tenant_from(context.invocation_metadata()), request.request_id)
+        await self._requests.resume(name, places_of(request), write)
+
+    async def CancelRequest(
+        self, request: CancelRequestRequest, context: ServicerContext[CancelRequestRequest, CancelRequestResponse]
+    ) -> CancelRequestResponse:
+        validation.check_cancel_request(request)
+        await self._requests.cancel(Name(tenant_from(context.invocation_metadata()), request.request_id))
+        return CancelRequestResponse()
 
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:  # noqa: ARG002
         return mapping.list_models(self.fleet.snapshot(), self._routing.aliases.view())

@@ -11,6 +11,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from weir_chassis.followed_file import read_config
 from weir_chassis.settings import ServiceSettings
 from weir_router.faults.breaker import BreakerLimits
+from weir_router.retained.options import RetentionLimits
 from weir_router.routing_config import RoutingConfig, parse
 
 
@@ -111,6 +112,28 @@ class RouterSettings(ServiceSettings):
         le=60.0,
         description="how long a prompt waits on NATS for a prefill worker with room, before one is chosen for it",
     )
+    retain_max_seconds: float = Field(
+        default=3600.0, gt=0.0, le=86_400.0, description="the longest time that a client may ask to be retained for"
+    )
+    retain_default_seconds: float = Field(
+        default=60.0,
+        gt=0.0,
+        le=86_400.0,
+        description="for an idempotency key that comes without `retain`",
+    )
+    retained_streams: int = Field(
+        default=1024,
+        ge=1,
+        le=1_000_000,
+        description="streams kept; then the oldest that is over goes",
+    )
+    retained_bytes: int = Field(
+        default=256 << 20, ge=1 << 16, description="of all of them; then the oldest that are over go, then beginnings"
+    )
+    # A token with its text is some 20 bytes here, with log-probabilities of 20 others some 500.
+    retained_stream_bytes: int = Field(
+        default=8 << 20, ge=1 << 12, description="of one; a longer one loses its beginning and says so to who wants it"
+    )
     probe_timeout_seconds: float = Field(
         default=5.0, gt=0.0, le=60.0, description="one question about a worker's model or load"
     )
@@ -142,8 +165,19 @@ class RouterSettings(ServiceSettings):
             longest_seconds=self.eject_longest_seconds,
         )
 
+    def retention(self) -> RetentionLimits:
+        return RetentionLimits(
+            max_seconds=self.retain_max_seconds,
+            default_seconds=self.retain_default_seconds,
+            max_streams=self.retained_streams,
+            max_bytes=self.retained_bytes,
+            max_stream_bytes=self.retained_stream_bytes,
+        )
+
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
+        if self.retain_max_seconds < self.retain_default_seconds:
+            raise ValueError("WEIR_ROUTER_RETAIN_MAX_SECONDS is less than WEIR_ROUTER_RETAIN_DEFAULT_SECONDS")
         if self.reconnect_max_seconds < self.reconnect_min_seconds:
             raise ValueError("WEIR_ROUTER_RECONNECT_MAX_SECONDS is less than WEIR_ROUTER_RECONNECT_MIN_SECONDS")
         if self.eject_longest_seconds < self.eject_first_seconds:

@@ -17,8 +17,17 @@ from weir.inference.v1.routing_pb2 import Constraints, ContinuationMode, Routing
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.speculation_pb2 import Speculation, SpeculationMode
 from weir.inference.v1.watermark_pb2 import Watermark
-from weir.router.v1.router_pb2 import ChatRequest, DetectWatermarkRequest, EmbedInput, EmbedRequest, GenerateRequest
+from weir.router.v1.router_pb2 import (
+    CancelRequestRequest,
+    ChatRequest,
+    DetectWatermarkRequest,
+    EmbedInput,
+    EmbedRequest,
+    GenerateRequest,
+    ResumeRequest,
+)
 from weir_chassis.errors import InvalidArgument, Unsupported
+from weir_chassis.limits import MAX_REQUEST_ID_BYTES
 
 MAX_MODEL_BYTES = 128
 MAX_MESSAGES = 4096
@@ -87,6 +96,19 @@ def check_detect_watermark(request: DetectWatermarkRequest) -> None:
     _check_bytes("model", request.model, MAX_MODEL_BYTES)
     _require(bool(request.text), "text", "must not be empty")
     check_watermark("watermark", request.watermark)
+
+
+def check_resume(request: ResumeRequest) -> None:
+    """Raises InvalidArgument for the first field that is wrong."""
+    _check_bytes("request_id", request.request_id, MAX_REQUEST_ID_BYTES, least=1)
+    _check_count("next", request.next, MAX_N)
+    outputs = [each.output_index for each in request.next]
+    _require(len(set(outputs)) == len(outputs), "next", "names an output twice")
+
+
+def check_cancel_request(request: CancelRequestRequest) -> None:
+    """Raises InvalidArgument."""
+    _check_bytes("request_id", request.request_id, MAX_REQUEST_ID_BYTES, least=1)
 
 
 def check_chat_prompt(prompt: ChatPrompt) -> None:

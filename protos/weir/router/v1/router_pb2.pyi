@@ -33,11 +33,11 @@ class ResumeRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     NEXT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """As `Accepted` named it."""
+    """As `Accepted` named it, or as the call that began it did."""
     @_builtins.property
     def next(self) -> _containers.RepeatedCompositeFieldContainer[Global___NextToken]:
-        """Of each output that the client has tokens of: the index of the next token that it wants. Of the others, and when this is
-        empty, all.
+        """Of each output that the client has tokens of: what it wants next. Of the others, and when this is empty, all. At most 16, each of
+        another output.
         """
 
     def __init__(
@@ -60,26 +60,35 @@ class NextToken(_message.Message):
 
     OUTPUT_INDEX_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_INDEX_FIELD_NUMBER: _builtins.int
+    TEXT_BYTES_FIELD_NUMBER: _builtins.int
     output_index: _builtins.int
     first_token_index: _builtins.int
+    """The index of the next token that the client wants."""
+    text_bytes: _builtins.int
+    """How much of the output's text it has, in bytes of UTF-8, so that the text goes on exactly there. Unset: the text of all deltas
+    that brought any token before `first_token_index`, as they are kept.
+    """
     def __init__(
         self,
         *,
         output_index: _builtins.int = ...,
         first_token_index: _builtins.int = ...,
+        text_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_text_bytes", b"_text_bytes", "text_bytes", b"text_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_token_index", b"first_token_index", "output_index", b"output_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text_bytes", b"_text_bytes", "first_token_index", b"first_token_index", "output_index", b"output_index", "text_bytes", b"text_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__text_bytes: _TypeAlias = _typing.Literal["text_bytes"]  # noqa: Y015
+    _WhichOneofArgType__text_bytes: _TypeAlias = _typing.Literal["_text_bytes", b"_text_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_bytes) -> _WhichOneofReturnType__text_bytes | None: ...
 
 Global___NextToken: _TypeAlias = NextToken  # noqa: Y015
 
 @_typing.final
 class ResumeResponse(_message.Message):
-    """As the events of the stream that is resumed, `accepted` first; a delta that the client has a part of is cut where it goes on, and
-    brings all of its text when the client has none of its tokens and none of it when the cut is within.
+    """As the events of the stream that is resumed. All but deltas come again, in their order: `accepted` first, each `finished`. A delta
+    that the client has a part of is cut where it goes on.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -131,15 +131,17 @@ class RouterServiceServicer(object):
 
     def Resume(self, request, context):
         """Goes on with a stream that was asked to be retained, from any token of each output: what was said from there on, and what
-        comes. On any router that shares the first one's retained streams. NOT_FOUND: it is unknown here, another tenant's, or kept no
-        longer. A stream has one reader: a second one takes it over, and the first ends with CANCELLED.
+        comes. On any router that shares the first one's retained streams; where the one that ran the request is gone, the router that
+        is asked goes on with it, and the stream says `continued`. NOT_FOUND: it is unknown here, another tenant's, kept no longer, or
+        its beginning is. WORKER_LOST: whether it is kept elsewhere cannot be told now. A second `Resume` takes the stream over: whoever
+        read it before ends with CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelRequest(self, request, context):
-        """Ends a retained request, whoever reads it. NOT_FOUND as above; one that is over is no error.
+        """Ends a retained request, whoever reads it: its stream ends with CANCELLED. NOT_FOUND as above; one that is over is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -55,11 +55,13 @@ class RouterServiceStub:
     """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key."""
     Resume: _grpc.UnaryStreamMultiCallable[_router_pb2.ResumeRequest, _router_pb2.ResumeResponse]
     """Goes on with a stream that was asked to be retained, from any token of each output: what was said from there on, and what
-    comes. On any router that shares the first one's retained streams. NOT_FOUND: it is unknown here, another tenant's, or kept no
-    longer. A stream has one reader: a second one takes it over, and the first ends with CANCELLED.
+    comes. On any router that shares the first one's retained streams; where the one that ran the request is gone, the router that
+    is asked goes on with it, and the stream says `continued`. NOT_FOUND: it is unknown here, another tenant's, kept no longer, or
+    its beginning is. WORKER_LOST: whether it is kept elsewhere cannot be told now. A second `Resume` takes the stream over: whoever
+    read it before ends with CANCELLED.
     """
     CancelRequest: _grpc.UnaryUnaryMultiCallable[_router_pb2.CancelRequestRequest, _router_pb2.CancelRequestResponse]
-    """Ends a retained request, whoever reads it. NOT_FOUND as above; one that is over is no error."""
+    """Ends a retained request, whoever reads it: its stream ends with CANCELLED. NOT_FOUND as above; one that is over is no error."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -88,11 +90,13 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key."""
     Resume: _aio.UnaryStreamMultiCallable[_router_pb2.ResumeRequest, _router_pb2.ResumeResponse]  # type: ignore[assignment]
     """Goes on with a stream that was asked to be retained, from any token of each output: what was said from there on, and what
-    comes. On any router that shares the first one's retained streams. NOT_FOUND: it is unknown here, another tenant's, or kept no
-    longer. A stream has one reader: a second one takes it over, and the first ends with CANCELLED.
+    comes. On any router that shares the first one's retained streams; where the one that ran the request is gone, the router that
+    is asked goes on with it, and the stream says `continued`. NOT_FOUND: it is unknown here, another tenant's, kept no longer, or
+    its beginning is. WORKER_LOST: whether it is kept elsewhere cannot be told now. A second `Resume` takes the stream over: whoever
+    read it before ends with CANCELLED.
     """
     CancelRequest: _aio.UnaryUnaryMultiCallable[_router_pb2.CancelRequestRequest, _router_pb2.CancelRequestResponse]  # type: ignore[assignment]
-    """Ends a retained request, whoever reads it. NOT_FOUND as above; one that is over is no error."""
+    """Ends a retained request, whoever reads it: its stream ends with CANCELLED. NOT_FOUND as above; one that is over is no error."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """The one door. The gRPC deadline is the only clock; cancelling the call aborts the request and frees what it held.
@@ -154,8 +158,10 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_router_pb2.ResumeResponse], _abc.AsyncIterator[_router_pb2.ResumeResponse]]:
         """Goes on with a stream that was asked to be retained, from any token of each output: what was said from there on, and what
-        comes. On any router that shares the first one's retained streams. NOT_FOUND: it is unknown here, another tenant's, or kept no
-        longer. A stream has one reader: a second one takes it over, and the first ends with CANCELLED.
+        comes. On any router that shares the first one's retained streams; where the one that ran the request is gone, the router that
+        is asked goes on with it, and the stream says `continued`. NOT_FOUND: it is unknown here, another tenant's, kept no longer, or
+        its beginning is. WORKER_LOST: whether it is kept elsewhere cannot be told now. A second `Resume` takes the stream over: whoever
+        read it before ends with CANCELLED.
         """
 
     @_abc_1.abstractmethod
@@ -164,6 +170,6 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.CancelRequestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.CancelRequestResponse, _abc.Awaitable[_router_pb2.CancelRequestResponse]]:
-        """Ends a retained request, whoever reads it. NOT_FOUND as above; one that is over is no error."""
+        """Ends a retained request, whoever reads it: its stream ends with CANCELLED. NOT_FOUND as above; one that is over is no error."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
