@@ -11,7 +11,7 @@ from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest
 from weir_chassis.errors import InvalidArgument
-from weir_router.retained.options import RetentionLimits, fingerprint, retention_of
+from weir_router.retained.options import Body, RetentionLimits, fingerprint, retention_of
 
 LIMITS = RetentionLimits(max_seconds=100, default_seconds=5, max_streams=1, max_bytes=1, max_stream_bytes=1)
 
@@ -49,11 +49,11 @@ def test_the_order_in_which_a_client_writes_a_map_is_no_difference(biases: dict[
 def test_bodies_are_the_same_but_for_how_they_are_kept() -> None:
     plain = fingerprint(GenerateRequest(text="x"))
     assert fingerprint(asking(idempotency_key="k", retain=Duration(seconds=3))) == plain
-    others = (
+    others: tuple[Body, ...] = (
         GenerateRequest(text="y"),
         asking(session="s"),
         GenerateRequest(text="x", sampling=SamplingParameters(seed=0)),
         ChatRequest(),
         GenerateRequest(),
     )
-    assert len({plain, *map(fingerprint, others)}) == 6
+    assert len({plain, *(fingerprint(other) for other in others)}) == 6
