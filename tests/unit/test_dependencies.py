@@ -50,7 +50,8 @@ def third_party_imports(folder: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_imports_what_its_extra_installs(service: str) -> None:
-    allowed = distributions(service) | distributions("nats")  # the chassis imports that where a NATS_URL is set
+    # The chassis imports these where a NATS_URL or a REDIS_URL is set.
+    allowed = distributions(service) | distributions("nats") | distributions("redis")
     for folder in (ROOT / f"services/{service}", ROOT / "services/chassis"):
         strangers = {name: path for name, path in third_party_imports(folder).items() if name not in allowed}
         assert not strangers, strangers
@@ -66,8 +67,9 @@ def test_a_service_loads_nothing_of_another(service: str) -> None:
     assert not loaded & HEAVY - distributions(service)
 
 
-def test_the_store_loads_a_redis_client_only_where_a_tier_is_in_one() -> None:
+@pytest.mark.parametrize("service", ["kvstore", "router"])
+def test_a_service_loads_a_redis_client_only_where_it_is_told_of_a_redis(service: str) -> None:
     """Whoever has no Redis can do without its client."""
-    code = "import weir_kvstore.service, sys; print('redis' in sys.modules)"
+    code = f"import weir_{service}.service, sys; print('redis' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

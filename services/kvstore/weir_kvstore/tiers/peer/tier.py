@@ -15,13 +15,13 @@ from weir.kvstore.v1.kvstore_pb2 import GetStatsResponse
 from weir_chassis.channel import Connect
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Fault, WeirError, from_rpc_error
+from weir_chassis.store_link import Refused, StoreLink
 from weir_chassis.telemetry import get_logger
 from weir_kvstore.bounds import MAX_CHAIN_BLOCKS
 from weir_kvstore.checksum import matches
 from weir_kvstore.hop import Arrivals
 from weir_kvstore.record import Address, Bytes, Record
 from weir_kvstore.tier import Counters, TierReport
-from weir_kvstore.tiers.link import Link, Refused
 from weir_kvstore.tiers.peer.calls import PeerCalls
 from weir_kvstore.tiers.removals import Removals
 from weir_kvstore.tiers.together import Together
@@ -47,7 +47,7 @@ class PeerTier:
         self._place, self._connect, self._arrivals = place, connect, arrivals
         self._clock, self._random = clock, random
         self._counters = Counters()
-        self._link = Link(self.name, (WeirError,), clock=clock, random=random)
+        self._link = StoreLink(self.name, (WeirError,), clock=clock, random=random)
         self._blocks = Together(self._fetch)
         self._removals = Removals(self._remove)
         self._calls: PeerCalls | None = None

@@ -5,7 +5,7 @@
     books    who is charged what and who goes next: `books.lua`, one atomic step per call
     upkeep   in the background: blocks that were used, and books that no longer agree with what is there
     fetch    values that are asked for together come over together
-    link     the connections, their time limits, and a breaker
 
+The connections are `weir_chassis/redis.py`, their time limits and a breaker `weir_chassis/store_link.py`.
 Nothing here is imported, and neither is the client library, unless such a tier is configured.
 """

@@ -12,10 +12,10 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from weir_chassis.redis import refused_or
 from weir_kvstore.record import Bytes, Record
 from weir_kvstore.tenants import Quotas
 from weir_kvstore.tier import Counters
-from weir_kvstore.tiers.redis.client import refused_or
 from weir_kvstore.tiers.redis.layout import Keys, member
 
 # Of a put that nobody goes on with: many times a put's own time limit.

@@ -12,13 +12,13 @@ from typing import Final, TypeVar
 from redis.exceptions import RedisError, ResponseError
 
 from weir_chassis.clock import Clock
+from weir_chassis.redis import close_client, open_client
+from weir_chassis.store_link import StoreLink
 from weir_chassis.telemetry import get_logger
 from weir_kvstore.checksum import matches
 from weir_kvstore.record import Address, Bytes, Record
 from weir_kvstore.tier import Counters, TierReport
-from weir_kvstore.tiers.link import Link
 from weir_kvstore.tiers.redis.books import MAX_MEMBERS, Books, Rules
-from weir_kvstore.tiers.redis.client import close_client, open_client
 from weir_kvstore.tiers.redis.layout import Keys, decode, encode, member
 from weir_kvstore.tiers.redis.upkeep import Upkeep
 from weir_kvstore.tiers.removals import Removals
@@ -50,7 +50,7 @@ class RedisTier:
         self._counters = Counters()
         self._keys = Keys(place.name)
         self._redis = open_client(place.url, connections=place.connections)
-        self._link = Link(self.name, (RedisError,), clock=clock, random=random)
+        self._link = StoreLink(self.name, (RedisError,), clock=clock, random=random)
         self._books = Books(self._redis, self._keys, rules, self._counters)
         self._values = Together(self._fetch)
         self._removals = Removals(self._remove)

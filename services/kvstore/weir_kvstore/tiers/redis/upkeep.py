@@ -14,7 +14,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from weir_chassis.clock import Clock
-from weir_kvstore.tiers.link import Link
+from weir_chassis.store_link import StoreLink
 from weir_kvstore.tiers.redis.books import MAX_MEMBERS, Books
 from weir_kvstore.tiers.redis.layout import Keys, text
 from weir_kvstore.tiers.removals import Removals
@@ -30,7 +30,7 @@ class Upkeep:
     def __init__(
         self,
         redis: Redis,
-        link: Link,
+        link: StoreLink,
         books: Books,
         keys: Keys,
         removals: Removals,

@@ -20,10 +20,10 @@ class Refused(Exception):  # noqa: N818  # no error of the store's: it answers, 
     """Why it takes nothing. It is asked again as before."""
 
 
-class Link:
-    def __init__(self, tier: str, expected: tuple[type[Exception], ...], *, clock: Clock, random: Random) -> None:
+class StoreLink:
+    def __init__(self, store: str, expected: tuple[type[Exception], ...], *, clock: Clock, random: Random) -> None:
         """`expected` is what work raises when the other end fails; anything else is a mistake of ours, and logged."""
-        self._tier = tier
+        self._store = store
         self._expected = (*expected, OSError)  # a TimeoutError too
         self._breaker = Breaker(clock, random)
         self._failure = ""
@@ -47,7 +47,7 @@ class Link:
             return otherwise
         except Exception as error:
             if not isinstance(error, self._expected):
-                get_logger().error("shared_tier_failed", tier=self._tier, exc_info=error)
+                get_logger().error("far_store_failed", store=self._store, exc_info=error)
             self._failed(f"no answer within {seconds:g} s" if isinstance(error, TimeoutError) else str(error))
             return otherwise
         self._answered()
@@ -60,11 +60,11 @@ class Link:
     def _answered(self) -> None:
         self._breaker.succeeded()
         if self._failure:
-            get_logger().info("shared_tier_back", tier=self._tier)
+            get_logger().info("far_store_back", store=self._store)
         self._failure = ""
 
     def _failed(self, failure: str) -> None:
         self._breaker.failed()
         if not self._failure:
-            get_logger().warning("shared_tier_lost", tier=self._tier, fault=failure)
+            get_logger().warning("far_store_lost", store=self._store, fault=failure)
         self._failure = failure[:_MAX_FAULT_CHARS] or "unknown"

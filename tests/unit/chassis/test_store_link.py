@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
-import pytest
+from structlog.testing import capture_logs
 
+from weir_chassis.store_link import Refused, StoreLink
 from weir_chassis.testing import VirtualClock
-from weir_kvstore.tiers.link import Link, Refused
 
 
 async def answers() -> str:
@@ -28,12 +28,12 @@ async def refuses() -> str:
     raise Refused("it is full")
 
 
-async def ask(link: Link, work: object) -> str:
+async def ask(link: StoreLink, work: object) -> str:
     return await link.ask(work, otherwise="nothing", seconds=0.02)  # type: ignore[arg-type]
 
 
 async def test_a_failure_is_told_until_there_is_an_answer() -> None:
-    link = Link("redis", (), clock=VirtualClock(), random=Random(1))
+    link = StoreLink("redis", (), clock=VirtualClock(), random=Random(1))
     assert await ask(link, answers) == "here"
     assert link.fault == ""
     assert await ask(link, fails) == "nothing"
@@ -47,7 +47,7 @@ async def test_a_failure_is_told_until_there_is_an_answer() -> None:
 
 async def test_after_some_failures_it_is_not_asked_for_a_while() -> None:
     clock = VirtualClock()
-    link = Link("redis", (), clock=clock, random=Random(1))
+    link = StoreLink("redis", (), clock=clock, random=Random(1))
     for _ in range(3):
         assert await ask(link, fails) == "nothing"
     assert await ask(link, answers) == "nothing"
@@ -56,19 +56,20 @@ async def test_after_some_failures_it_is_not_asked_for_a_while() -> None:
     assert await ask(link, answers) == "here"
 
 
-async def test_a_mistake_of_ours_raises_nothing_and_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_mistake_of_ours_raises_nothing_and_is_logged() -> None:
     async def mistaken() -> str:
         raise AttributeError("no such thing")
 
-    link = Link("redis", (), clock=VirtualClock(), random=Random(1))
-    assert await ask(link, fails) == "nothing"
-    assert "shared_tier_failed" not in capsys.readouterr().out
-    assert await ask(link, mistaken) == "nothing"
-    assert "shared_tier_failed" in capsys.readouterr().out
+    link = StoreLink("redis", (), clock=VirtualClock(), random=Random(1))
+    with capture_logs() as logs:
+        assert await ask(link, fails) == "nothing"
+        assert [line["event"] for line in logs] == ["far_store_lost"]
+        assert await ask(link, mistaken) == "nothing"
+        assert [line["event"] for line in logs] == ["far_store_lost", "far_store_failed"]
 
 
 async def test_who_refuses_answers() -> None:
-    link = Link("redis", (), clock=VirtualClock(), random=Random(1))
+    link = StoreLink("redis", (), clock=VirtualClock(), random=Random(1))
     for _ in range(10):
         assert await ask(link, refuses) == "nothing"
         assert await ask(link, answers) == "here"
@@ -78,7 +79,7 @@ async def test_who_refuses_answers() -> None:
 
 
 async def test_a_caller_who_leaves_is_no_failure() -> None:
-    link = Link("redis", (), clock=VirtualClock(), random=Random(1))
+    link = StoreLink("redis", (), clock=VirtualClock(), random=Random(1))
     for _ in range(5):
         task = asyncio.ensure_future(link.ask(hangs, otherwise="nothing", seconds=60))
         await asyncio.sleep(0)

@@ -9,7 +9,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
-from weir_kvstore.tiers.link import Refused
+from weir_chassis.store_link import Refused
 
 # `maxmemory` is reached and nothing may be evicted. A script's error only quotes it, so it is known by its words.
 _OUT_OF_MEMORY: Final = "not allowed when used memory"
