@@ -41,6 +41,7 @@ executors = st.builds(
     load=st.none() | loads,
     routed_prefill_tokens=st.integers(0, 10**6),
     foreign_prefill_tokens=st.integers(0, 10**6),
+    ejected=st.booleans(),
 )
 fleets = st.lists(executors, min_size=1, max_size=len(_NAMES), unique_by=lambda view: view.address)
 demands = st.builds(
@@ -71,6 +72,7 @@ def may_take(view: ExecutorView, wanted: Demand) -> bool:
 
 def check_never_a_dead_or_incapable_worker(policy: Policy, views: Sequence[ExecutorView], wanted: Demand) -> None:
     able = {view.address for view in views if may_take(view, wanted)}
+    able = {view.address for view in views if view.address in able and not view.ejected} or able
     try:
         ranked = rank_executors(fleet(*views), wanted, policy)
     except (NoWorker, RevisionMismatch, PromptTooLong):

@@ -8,13 +8,19 @@ last was.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import InitVar, dataclass, field
 from enum import Enum
+from typing import Any, Final, TypeVar
 
 from weir_chassis.errors import InvalidArgument, ModelNotFound, NotFound, NoWorker, RevisionMismatch
 from weir_router.fleet.model_version import Version
 from weir_router.regions import Residency
+
+T = TypeVar("T")
+
+# Each for a model, an adapter, a set of regions: of these there are few, but clients may name any.
+_MAX_KEPT: Final = 4096
 
 
 class WorkerState(Enum):
@@ -182,6 +188,23 @@ class FleetSnapshot:
     # Grows when anything but counts, loads and ramps is another: what is derived from the rest may be kept by it.
     # 0: it is one request's own, or a test's.
     generation: int = 0
+    # Of an earlier snapshot that differs from this one in counts, loads and ramps only.
+    kept_before: InitVar[dict[Hashable, Any] | None] = None
+    # What was derived from everything else: all snapshots of a generation have it in common.
+    kept: dict[Hashable, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def __post_init__(self, kept_before: dict[Hashable, Any] | None) -> None:
+        if kept_before is not None:
+            object.__setattr__(self, "kept", kept_before)
+
+    def kept_or(self, key: Hashable, derive: Callable[[], T]) -> T:
+        """What `derive` gives: once in a generation, for nothing but facts may go into it. An error is not kept."""
+        found: T | None = self.kept.get(key)
+        if found is None:
+            if len(self.kept) >= _MAX_KEPT:
+                self.kept.clear()
+            found = self.kept[key] = derive()
+        return found
 
     def within(self, residency: Residency) -> FleetSnapshot:
         """Without the workers to which the request may not go."""
@@ -191,11 +214,12 @@ class FleetSnapshot:
             tuple(worker for worker in self.executors if residency.allows(worker.traits.region)),
             tuple(worker for worker in self.tokenizers if residency.allows(worker.traits.region)),
             tuple(worker for worker in self.postprocessors if residency.allows(worker.traits.region)),
+            kept_before=self.kept_or(("within", residency.allowed), dict),
         )
 
     def known_models(self) -> list[str]:
         """Names of what the executors serve or have served, sorted."""
-        return sorted({executor.model.version.model for executor in self.executors if executor.model})
+        return self.kept_or("known_models", lambda: sorted({e.model.version.model for e in self.executors if e.model}))
 
     def resolve_model(self, name: str) -> str:
         """The model that a request means. Raises NoWorker, InvalidArgument, ModelNotFound."""
@@ -243,6 +267,11 @@ class FleetSnapshot:
         Raises NoWorker when none is serving, RevisionMismatch when those that are hold another revision, NotFound when
         none of those that agree has the adapter.
         """
+        key = ("agreed", model, adapter, revision)
+        executors = self.executors
+        return [executors[position] for position in self.kept_or(key, lambda: self._agreed(model, adapter, revision))]
+
+    def _agreed(self, model: str, adapter: str, revision: str) -> list[int]:
         serving = self.serving(model, revision)
         if not serving:
             named = f" at revision {revision!r}" if revision else ""
@@ -256,7 +285,8 @@ class FleetSnapshot:
         holding = [executor for executor in agreed if not adapter or adapter in executor.adapters.values()]
         if not holding:
             raise NotFound(adapter, f"no executor of {model!r} has the adapter any more")
-        return holding
+        addresses = {executor.address for executor in holding}
+        return [position for position, executor in enumerate(self.executors) if executor.address in addresses]
 
     def answers(self, model: str, revision: str = "") -> bool:
         """Whether a request for the model, at the revision if one is named, would find a worker of each kind."""

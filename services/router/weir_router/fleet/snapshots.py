@@ -36,12 +36,14 @@ class Snapshots:
         """At `now`, in monotonic seconds. Another order of the links, or others, is a change of facts."""
         facts, loads, counts = self._changes.of_facts, self._changes.of_loads, self._changes.of_counts
         if facts != self._facts or loads != self._loads or now >= self._expires_at:
+            kept = self._snapshot.kept if facts == self._facts else None
             self._facts, self._loads, self._expires_at = facts, loads, now + _FRESH_SECONDS
             made = FleetSnapshot(
                 tuple([link.view(now) for link in executors]),
                 tuple([link.view() for link in tokenizers]),
                 tuple([link.view() for link in postprocessors]),
                 generation=facts,
+                kept_before=kept,
             )
             self._snapshot = self._mark(made)
         elif counts != self._counts:
@@ -51,6 +53,7 @@ class Snapshots:
                 known.tokenizers,
                 tuple([link.recounted(view) for link, view in zip(postprocessors, known.postprocessors, strict=True)]),
                 generation=facts,
+                kept_before=known.kept,
             )
         self._counts = counts
         return self._snapshot

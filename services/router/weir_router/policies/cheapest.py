@@ -14,7 +14,7 @@ from pydantic import Field
 
 from weir_chassis.toml_config import Table
 from weir_router.policies.least_outstanding import load_terms
-from weir_router.policies.load import loads
+from weir_router.policies.load import loads, shares
 from weir_router.policies.policy import Candidate, Demand, Ranking, Scored
 from weir_router.policies.prediction import queue_seconds, token_seconds, uncached_tokens
 from weir_router.policies.price import exact_cost_micros
@@ -37,7 +37,7 @@ class Cheapest:
         costs = [request_cost(candidate, demand) for candidate in candidates]
         seconds = token_seconds(candidates)
         waits = [queue_seconds(one.executor, each) for one, each in zip(candidates, seconds, strict=True)]
-        loaded = loads(candidates, demand)
+        loaded = loads(candidates, shares(candidates), demand)
         late = [self._is_late(*one, demand) for one in zip(candidates, waits, seconds, strict=True)]
         count = len(candidates)
         order = sorted(

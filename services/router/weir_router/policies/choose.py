@@ -1,7 +1,6 @@
 """Where a request goes: pure functions from a snapshot to names. They make no call and keep no state.
 
-Who may take the request is found here, once for all policies; the model's policy says which of them does. Workers that
-are ejected are left out unless there is nobody else, for then that they failed is no reason to fail another request.
+`eligible` finds who may take the request; the model's policy says which of them does.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from weir_chassis.errors import NoWorker, PromptTooLong, Unsupported
+from weir_chassis.errors import NoWorker
 from weir_router.fleet.snapshot import (
     ExecutorModel,
     ExecutorView,
@@ -19,8 +18,8 @@ from weir_router.fleet.snapshot import (
     Role,
     TokenizerView,
     WorkerState,
-    revision_mismatch,
 )
+from weir_router.policies.eligible import eligible, wanted_tokens
 from weir_router.policies.policy import Candidate, Demand, Policy, Scored
 from weir_router.policies.prediction import uncached_tokens
 
@@ -90,19 +89,15 @@ def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min
         executor
         for executor in snapshot.agreed(demand.version.model, demand.adapter)
         if executor.role is Role.PREFILL and executor.address not in demand.excluded and not executor.ejected
-        if executor.model and executor.model.version == demand.version and _fits(executor.model, demand)
+        if executor.model and executor.model.version == demand.version
+        if wanted_tokens(demand) <= executor.model.max_model_len
         if executor.model.block_size == choice.model.block_size and executor.traits.region == choice.region
     ]
 
 
 def rank_executors(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Sequence[Scored]:
     """All that may take the request, best first. Raises as `choose` does, and Unsupported."""
-    eligible = _eligible(snapshot, demand)
-    fitting = [candidate for candidate in eligible if _fits(candidate.model, demand)]
-    if not fitting:
-        raise _too_long(demand, max(candidate.model.max_model_len for candidate in eligible))
-    well = [candidate for candidate in fitting if not candidate.executor.ejected]
-    return policy.rank(well or fitting, demand)
+    return policy.rank(eligible(snapshot, demand), demand)
 
 
 def choose_postprocessor(snapshot: FleetSnapshot, demand: Demand) -> PostprocessorView:
@@ -141,43 +136,8 @@ def choose_tokenizer(
     return well[turn % len(well)]
 
 
-def _eligible(snapshot: FleetSnapshot, demand: Demand) -> list[Candidate]:
-    agreed = [Candidate(e, e.model) for e in snapshot.agreed(demand.version.model, demand.adapter) if e.model]
-    same = [candidate for candidate in agreed if candidate.model.version == demand.version]
-    if not same:
-        raise revision_mismatch(demand.version.model, [c.model.version for c in agreed], [demand.version])
-    able = [candidate for candidate in same if demand.max_tokens != 0 or candidate.model.embedding_size]
-    if not able:
-        raise Unsupported(f"no executor that serves {demand.version.model!r} makes embeddings")
-    # A vector is a prefill and no more.
-    whole = [candidate for candidate in able if candidate.executor.decodes or demand.max_tokens == 0]
-    if not whole:
-        raise NoWorker(f"the executors that serve {demand.version.model!r} only prefill")
-    eligible = [candidate for candidate in whole if candidate.address not in demand.excluded]
-    if not eligible:
-        raise NoWorker(f"no other executor that serves {demand.version.model!r} is healthy")
-    return eligible
-
-
 def _may_serve(worker: TokenizerView | PostprocessorView, excluded: frozenset[str]) -> bool:
     return worker.state is WorkerState.SERVING and worker.address not in excluded
-
-
-def _fits(model: ExecutorModel, demand: Demand) -> bool:
-    return _wanted_tokens(demand) <= model.max_model_len
-
-
-def _wanted_tokens(demand: Demand) -> int:
-    return demand.prompt_tokens + (1 if demand.max_tokens is None else demand.max_tokens)
-
-
-def _too_long(demand: Demand, limit: int) -> PromptTooLong:
-    """Names the prompt when it is too long by itself, else what is wanted on top of it."""
-    if demand.max_tokens == 0:
-        return PromptTooLong("inputs", demand.prompt_tokens, limit)
-    if demand.prompt_tokens >= limit:
-        return PromptTooLong("prompt", demand.prompt_tokens, limit - 1)
-    return PromptTooLong("stopping.max_tokens", _wanted_tokens(demand), limit)
 
 
 def _reserved_tokens(model: ExecutorModel, demand: Demand) -> int:

@@ -19,7 +19,7 @@ from pydantic import Field
 from weir_chassis.toml_config import Table
 from weir_router.policies.draws import mix, name_bits, unit
 from weir_router.policies.least_outstanding import LeastOutstandingTokens, load_terms
-from weir_router.policies.load import even_load, share
+from weir_router.policies.load import even_load, shares
 from weir_router.policies.policy import Candidate, Demand, Ranking, Scored
 
 
@@ -40,9 +40,12 @@ class ConsistentHashing:
     def rank(self, candidates: Sequence[Candidate], demand: Demand) -> Sequence[Scored]:
         if not demand.session:
             return self._without_session.rank(candidates, demand)
-        session, limit = name_bits(demand.session), self._options.load_bound * even_load(candidates, demand)
-        distances = [_distance(session, candidate) for candidate in candidates]
-        excess = [self._excess(candidate, limit) for candidate in candidates]
+        parts = shares(candidates)
+        session, limit = name_bits(demand.session), self._options.load_bound * even_load(candidates, parts, demand)
+        distances = [
+            _distance(session, one.executor.address, part) for one, part in zip(candidates, parts, strict=True)
+        ]
+        excess = [self._excess(one, part, limit) for one, part in zip(candidates, parts, strict=True)]
         # Who has too much comes after all who have not, in the session's order too.
         farthest = max(distances)
         scores = [far + (farthest if over else 0.0) for far, over in zip(distances, excess, strict=True)]
@@ -54,13 +57,12 @@ class ConsistentHashing:
             lambda index: {"distance": distances[index], "excess": excess[index], **load_terms(candidates[index])},
         )
 
-    def _excess(self, candidate: Candidate, limit: float) -> float:
+    def _excess(self, candidate: Candidate, part: float, limit: float) -> float:
         """Tokens per share that it owes beyond what it may."""
         owed = candidate.executor.outstanding_tokens
-        return 0.0 if owed <= self._options.spare_tokens else max(0.0, owed / share(candidate.executor) - limit)
+        return 0.0 if owed <= self._options.spare_tokens else max(0.0, owed / part - limit)
 
 
-def _distance(session: int, candidate: Candidate) -> float:
+def _distance(session: int, address: str, part: float) -> float:
     """Of the worker from the session: exponentially distributed, so that the nearest is one by its share."""
-    drawn = unit(mix(session ^ name_bits(candidate.address)))
-    return -log(1.0 - drawn) / share(candidate.executor)
+    return -log(1.0 - unit(mix(session ^ name_bits(address)))) / part

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weir_router.policies.load import loads, share
+from weir_router.policies.load import loads, share, shares
 from weir_router.policies.policy import Candidate, Demand, Ranking, Scored, lowest_first
 
 
@@ -18,7 +18,7 @@ class LeastOutstandingTokens:
     weighs_prefixes = False
 
     def rank(self, candidates: Sequence[Candidate], demand: Demand) -> Sequence[Scored]:
-        scores = loads(candidates, demand)
+        scores = loads(candidates, shares(candidates), demand)
         return Ranking(
             candidates,
             scores,

@@ -20,13 +20,16 @@ def share(executor: ExecutorView) -> float:
     return max(_LEAST_SHARE, executor.traits.weight * executor.ramp)
 
 
-def loads(candidates: Sequence[Candidate], demand: Demand) -> list[float]:
+def shares(candidates: Sequence[Candidate]) -> list[float]:
+    return [share(candidate.executor) for candidate in candidates]
+
+
+def loads(candidates: Sequence[Candidate], shares: Sequence[float], demand: Demand) -> list[float]:
     """Tokens per share that each would owe if it were given the request too."""
     own = demand.expected_tokens
-    return [(c.executor.outstanding_tokens + own) / share(c.executor) for c in candidates]
+    return [(c.executor.outstanding_tokens + own) / part for c, part in zip(candidates, shares, strict=True)]
 
 
-def even_load(candidates: Sequence[Candidate], demand: Demand) -> float:
+def even_load(candidates: Sequence[Candidate], shares: Sequence[float], demand: Demand) -> float:
     """Tokens per share that each would owe, this request included, if all that they owe were spread evenly."""
-    owed = sum(c.executor.outstanding_tokens for c in candidates) + demand.expected_tokens
-    return owed / sum(share(c.executor) for c in candidates)
+    return (sum([c.executor.outstanding_tokens for c in candidates]) + demand.expected_tokens) / sum(shares)

@@ -11,7 +11,7 @@ from math import inf
 
 from weir_router.policies.draws import mix
 from weir_router.policies.least_outstanding import load_terms
-from weir_router.policies.load import loads
+from weir_router.policies.load import loads, shares
 from weir_router.policies.policy import Candidate, Demand, Ranking, Scored
 
 
@@ -29,7 +29,8 @@ class PowerOfTwoChoices:
             order[1], order[second] = order[second], order[1]
         pair = order[:2]
         scores = [inf] * count
-        for index, load in zip(pair, loads([candidates[index] for index in pair], demand), strict=True):
+        drawn_ones = [candidates[index] for index in pair]
+        for index, load in zip(pair, loads(drawn_ones, shares(drawn_ones), demand), strict=True):
             scores[index] = load
         order[:2] = sorted(pair, key=scores.__getitem__)
         return Ranking(candidates, scores, order, lambda index: load_terms(candidates[index]))

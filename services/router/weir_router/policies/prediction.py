@@ -37,7 +37,7 @@ def queue_seconds(executor: ExecutorView, seconds: float) -> float:
 
 def uncached_tokens(candidate: Candidate, demand: Demand) -> int:
     """Of the prompt: at least its last token is always computed."""
-    return max(1, demand.prompt_tokens - demand.cached_tokens.get(candidate.address, 0))
+    return max(1, demand.prompt_tokens - demand.cached_tokens.get(candidate.executor.address, 0))
 
 
 def first_token_seconds(candidate: Candidate, demand: Demand, seconds: float) -> float:

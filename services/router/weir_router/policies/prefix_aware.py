@@ -31,9 +31,9 @@ from pydantic import Field
 from weir_chassis.toml_config import Table
 from weir_router.policies.draws import mix, name_bits, unit
 from weir_router.policies.least_outstanding import LeastOutstandingTokens
-from weir_router.policies.load import even_load, loads, share
+from weir_router.policies.load import even_load, loads, share, shares
 from weir_router.policies.policy import Candidate, Demand, Ranking, Scored, lowest_first
-from weir_router.policies.prediction import queue_seconds, token_seconds, uncached_tokens
+from weir_router.policies.prediction import first_token_seconds, queue_seconds, token_seconds, uncached_tokens
 
 
 class PrefixAwareOptions(Table):
@@ -58,9 +58,14 @@ class PrefixAware:
         drawn = mix(demand.turn)
         if unit(drawn) < self._options.explore:
             demand = replace(demand, cached_tokens={})
-        seconds = token_seconds(candidates)
-        excess = self._excess(candidates, demand)
-        costs = self._costs(candidates, demand, seconds, excess, drawn)
+        seconds, parts = token_seconds(candidates), shares(candidates)
+        excess = self._excess(candidates, parts, demand)
+        factors = [1.0 + self._options.jitter * unit(mix(drawn ^ name_bits(c.executor.address))) for c in candidates]
+        costs = [
+            (first_token_seconds(candidate, demand, each) / part + over * demand.prompt_tokens * each) * factor
+            for candidate, part, each, over, factor in zip(candidates, parts, seconds, excess, factors, strict=True)
+        ]
+        # Who is beyond the bound comes after all that are not, by its cost too.
         most = max(costs)
         scores = [cost + most if over >= 1.0 else cost for cost, over in zip(costs, excess, strict=True)]
         return Ranking(
@@ -70,27 +75,12 @@ class PrefixAware:
             lambda index: _terms(candidates[index], demand, seconds[index], excess[index]),
         )
 
-    def _excess(self, candidates: Sequence[Candidate], demand: Demand) -> list[float]:
+    def _excess(self, candidates: Sequence[Candidate], parts: Sequence[float], demand: Demand) -> list[float]:
         """How far each would be from its even part to the bound: 0 at that part or below, 1 at the bound."""
-        even = max(even_load(candidates, demand), float(self._options.spare_tokens + demand.expected_tokens))
+        least = float(self._options.spare_tokens + demand.expected_tokens)
+        even = max(even_load(candidates, parts, demand), least)
         room = (self._options.load_bound - 1.0) * even
-        return [max(0.0, load - even) / room for load in loads(candidates, demand)]
-
-    def _costs(
-        self,
-        candidates: Sequence[Candidate],
-        demand: Demand,
-        seconds: Sequence[float],
-        excess: Sequence[float],
-        drawn: int,
-    ) -> list[float]:
-        """Before those beyond the bound are put last. `drawn`: 64 bits of the request's own."""
-        jitter, costs = self._options.jitter, []
-        for candidate, each, over in zip(candidates, seconds, excess, strict=True):
-            first = queue_seconds(candidate.executor, each) + uncached_tokens(candidate, demand) * each
-            cost = first / share(candidate.executor) + over * demand.prompt_tokens * each
-            costs.append(cost * (1.0 + jitter * unit(mix(drawn ^ name_bits(candidate.address)))))
-        return costs
+        return [(load - even) / room if load > even else 0.0 for load in loads(candidates, parts, demand)]
 
 
 def _terms(candidate: Candidate, demand: Demand, seconds: float, excess: float) -> Mapping[str, float]:
