@@ -161,6 +161,10 @@ chaos: $(SETUP) ## random submits, cancels, preemptions and failures, the books 
 chaos-kvstore: $(SETUP) ## a million operations on three tiers that flip, tear, reorder, fill up, fail, stall and lie (two minutes)
 	PYTHONPATH=tests $(BIN)/python -m chaos.kvstore_run
 
+.PHONY: churn
+churn: $(SETUP) ## workers that join and die every second under steady load: what clients see of it, and what is left (two minutes)
+	PYTHONPATH=tests $(BIN)/python -m chaos.churn
+
 .PHONY: train-demo
 train-demo: $(SETUP) ## train the shipped demo model and its draft again (about an hour and a half)
 	$(BIN)/python -m deploy.models.train.data --work .weir/train --conversations 100000

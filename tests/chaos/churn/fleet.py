@@ -1,0 +1,150 @@
+"""A router and its fake workers as real processes, and the bad luck that befalls the workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from random import Random
+
+from servers import free_ports
+
+# What the fleet is made of.
+_KINDS = {"executor": 5, "tokenizer": 3, "postprocess": 3}
+# Who has been born so long ago can be counted on: a Python process takes a second or two to serve.
+_GROWN_SECONDS = 4.0
+# A worker that is stopped answers nothing for so long before it is killed.
+_STOPPED_SECONDS = 3.0
+_TESTS = Path(__file__).parents[2]
+
+
+class Death(Enum):
+    """How a worker goes."""
+
+    KILL = "kill -9"
+    DRAIN = "SIGTERM"
+    STOP = "SIGSTOP"
+
+
+@dataclass
+class Worker:
+    """One place for a worker: an address at which one process comes after another. Times are monotonic seconds."""
+
+    kind: str
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    born_at: float = 0.0
+    stopped_at: float | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def is_up(self) -> bool:
+        return self.process is not None and self.process.poll() is None and self.stopped_at is None
+
+    def start(self, now: float) -> None:
+        env = {"WEIR_CHURN_KIND": self.kind, "WEIR_CHURN_PORT": str(self.port), "WEIR_CHURN_DRAIN_SECONDS": "2"}
+        self.process = _python("chaos.churn.worker", env, self.log)
+        self.born_at, self.stopped_at = now, None
+
+    def die(self, how: Death, now: float) -> None:
+        assert self.process is not None, "it was never born"
+        match how:
+            case Death.KILL:
+                self.process.kill()
+            case Death.DRAIN:
+                self.process.terminate()
+            case Death.STOP:
+                self.process.send_signal(signal.SIGSTOP)
+                self.stopped_at = now
+
+    def tidy(self, now: float) -> None:
+        """A process that was stopped is killed in the end: it would hang for ever."""
+        if self.process is not None and self.stopped_at is not None and now - self.stopped_at > _STOPPED_SECONDS:
+            self.process.kill()
+            self.process.wait()
+            self.stopped_at = None
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+@dataclass
+class Fleet:
+    """`router` is the address of its door, `metrics` that of its figures."""
+
+    workers: list[Worker]
+    router: str
+    metrics: str
+    random: Random
+    deaths: Counter[str] = field(default_factory=Counter)
+    births: int = 0
+
+    def churn(self, now: float) -> None:
+        """One second's bad luck: one dies, and one that was dead is born again. Executors die most often."""
+        for worker in self.workers:
+            worker.tidy(now)
+        dead = [worker for worker in self.workers if worker.process is not None and worker.process.poll() is not None]
+        if dead:
+            self.random.choice(dead).start(now)
+            self.births += 1
+        kind = self.random.choices(list(_KINDS), weights=[6, 1, 1])[0]
+        up = [worker for worker in self.workers if worker.kind == kind and worker.is_up]
+        grown = [worker for worker in up if now - worker.born_at > _GROWN_SECONDS]
+        if len(grown) > 1:  # of a kind of which nobody is left, nothing is to be learnt
+            how = self.random.choices(list(Death), weights=[2, 2, 1])[0]
+            self.random.choice(grown).die(how, now)
+            self.deaths[f"{kind} {how.value}"] += 1
+
+    def restore(self, now: float) -> None:
+        """Everybody is there again."""
+        for worker in self.workers:
+            if not worker.is_up:
+                worker.end()
+                worker.start(now)
+
+
+@contextmanager
+def running_fleet(directory: Path, seed: int, router: Mapping[str, str]) -> Iterator[Fleet]:
+    """The processes, started and not waited for. `router`: further settings of the router."""
+    *ports, router_port, metrics_port = free_ports(sum(_KINDS.values()) + 2)
+    kinds = [kind for kind, count in _KINDS.items() for _ in range(count)]
+    workers = [Worker(kind, port, directory / f"{kind}-{port}.log") for kind, port in zip(kinds, ports, strict=True)]
+    env = {"PORT": str(router_port), "METRICS_PORT": str(metrics_port), **router}
+    for kind in _KINDS:
+        name = {"executor": "EXECUTORS", "tokenizer": "TOKENIZERS", "postprocess": "POSTPROCESSORS"}[kind]
+        env[name] = ",".join(worker.address for worker in workers if worker.kind == kind)
+    with ExitStack() as stack:
+        for worker in workers:
+            stack.callback(worker.end)
+            worker.start(time.monotonic())
+        named = {f"WEIR_ROUTER_{name}": value for name, value in env.items()}
+        process = _python("weir_router", named, directory / "router.log")
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        yield Fleet(workers, f"127.0.0.1:{router_port}", f"127.0.0.1:{metrics_port}", Random(seed))
+
+
+def _python(module: str, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join([str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module],
+            env={**os.environ, "PYTHONPATH": path, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
