@@ -20,6 +20,7 @@ from weir.postprocess.v1.postprocess_pb2_grpc import add_PostprocessServiceServi
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir.tokenizer.v1.tokenizer_pb2_grpc import add_TokenizerServiceServicer_to_server
 from weir_chassis.inmemory import connector
+from weir_chassis.inmemory.broker import InMemoryBus
 from weir_chassis.server import Chassis, Registration, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
 from weir_router.fleet.fleet import Fleet
@@ -124,11 +125,13 @@ async def suite(
     loopback: bool = False,
     ready: bool = True,
     regions: Sequence[str] = (),
+    bus: InMemoryBus | None = None,
     **settings: Any,
 ) -> AsyncIterator[Suite]:
     """One of each unless told. Ends with every lease given back. `loopback`: the router is reached by wire.
 
-    `regions`: of the first worker of each kind, of the second, and so on.
+    `regions`: of the first worker of each kind, of the second, and so on. `bus`: where the router hears of workers,
+    of which it is then told nothing else.
     """
     fakes = Fakes.make(
         [FakeExecutor()] if executors is None else executors,
@@ -141,12 +144,13 @@ async def suite(
     servers = {name: worker.server for name, worker in fakes.workers.items()}
     chassis = new_chassis("router", connect=connector(servers))
     values = {**FAST, **settings}
-    told = RouterSettings(
-        executors=fakes.addresses("executor"),
-        tokenizers=fakes.addresses("tokenizer"),
-        postprocessors=fakes.addresses("postprocess"),
-        **values,
-    )
+    if bus is None:
+        values["executors"] = fakes.addresses("executor")
+        values["tokenizers"] = fakes.addresses("tokenizer")
+        values["postprocessors"] = fakes.addresses("postprocess")
+    else:
+        chassis.buses.in_memory = bus.connect()
+    told = RouterSettings(**values)
     async with AsyncExitStack() as stack:
         for server in servers.values():
             await server.start()

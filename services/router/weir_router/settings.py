@@ -11,6 +11,8 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from weir_chassis.followed_file import read_config
 from weir_chassis.settings import ServiceSettings
 from weir_router.faults.breaker import BreakerLimits
+from weir_router.fleet.dns import SCHEME, DnsName
+from weir_router.fleet.membership import MAX_OF_A_KIND
 from weir_router.retained.options import RetentionLimits
 from weir_router.routing_config import RoutingConfig, parse
 
@@ -27,16 +29,28 @@ def _distinct(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return addresses
 
 
+def _sound(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    for address in addresses:
+        if address.startswith(SCHEME):
+            DnsName.parse(address)
+    return addresses
+
+
 # Distinct, and bounded because each costs a connection and three watching tasks.
 Addresses = Annotated[
-    tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_distinct), Field(max_length=1024)
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(_split),
+    AfterValidator(_distinct),
+    AfterValidator(_sound),
+    Field(max_length=MAX_OF_A_KIND),
 ]
 
 
 class RouterSettings(ServiceSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="WEIR_ROUTER_")
 
-    executors: Addresses = Field(default=(), description="addresses of executors, `host:port,host:port`")
+    executors: Addresses = Field(default=(), description="addresses of executors, `host:port,dns:///host:port`")
     tokenizers: Addresses = Field(default=(), description="addresses of tokenizers")
     postprocessors: Addresses = Field(default=(), description="addresses of postprocess services")
     model_hosts: Addresses = Field(default=(), description="addresses of model hosts, on which models can be loaded")
@@ -139,6 +153,12 @@ class RouterSettings(ServiceSettings):
     )
     load_interval_seconds: float = Field(
         default=1.0, gt=0.0, le=60.0, description="between two questions for a worker's load"
+    )
+    dns_interval_seconds: float = Field(
+        default=5.0, gt=0.0, le=3600.0, description="between two lookups of an address `dns:///host:port`"
+    )
+    dns_keep_seconds: float = Field(
+        default=600.0, ge=0.0, le=86_400.0, description="how long its workers are kept while lookups fail"
     )
     slow_start_seconds: float = Field(
         default=10.0,

@@ -22,7 +22,7 @@ from weir_router.settings import RouterSettings
 class ProbedLink(Link):
     """Its probes fail as long as it is told so."""
 
-    kind, service = "probed", NAME
+    kind, service = "executor", NAME
 
     def __init__(self, context: LinkContext):
         super().__init__("memory:worker", context)

@@ -42,7 +42,7 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         super().__init__(address, context)
         self.stub: ExecutorServiceAsyncStub = ExecutorServiceStub(self.channel)
         self.outstanding = Outstanding(context.changes)
-        self._model: ExecutorModel | None = None
+        self.model: ExecutorModel | None = None
         self._role = Role.BOTH
         self._max_adapters = 0
         self._adapters: Mapping[str, str] = {}
@@ -53,7 +53,7 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         return ExecutorView(
             self.address,
             self.current_state(),
-            self._model,
+            self.model,
             count.routed_tokens,
             count.foreign_tokens,
             self._adapters,
@@ -78,11 +78,14 @@ class ExecutorLink(StreamLink[ExecutorStream]):
             return view
         return view.recounted(routed, foreign, count.routed_prefill_tokens, count.foreign_prefill_tokens)
 
+    def is_idle(self) -> bool:
+        return super().is_idle() and not self.outstanding.routed_requests
+
     async def probe(self) -> None:
         timeout = self.context.settings.probe_timeout_seconds
         info = await self.stub.GetModelInfo(GetModelInfoRequest(), timeout=timeout)
         version = Version.of(info.model_version)
-        self._model = ExecutorModel(version, info.vocab_size, info.max_model_len, info.block_size, info.embedding_size)
+        self.model = ExecutorModel(version, info.vocab_size, info.max_model_len, info.block_size, info.embedding_size)
         self._role = _ROLES.get(info.role, Role.BOTH)
         self._max_adapters = info.max_adapters
         await self._ask_adapters()

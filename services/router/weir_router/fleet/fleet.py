@@ -1,28 +1,40 @@
-"""The workers that this router was told of, each kept connected; what is known of them is one snapshot."""
+"""The workers that this router has heard of, each kept connected; what is known of them is one snapshot.
+
+settings ┐
+DNS ─────┼─▶ membership ─▶ links, opened and closed to match ─▶ snapshot
+broker ──┘
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, NoReturn
 
+from weir_chassis.background import first_of
 from weir_chassis.health import model_name
 from weir_chassis.server import Chassis
 from weir_chassis.telemetry import get_logger
 from weir_router.faults.breakers import Breakers
 from weir_router.fleet.changes import Changes
+from weir_router.fleet.departures import Departures
 from weir_router.fleet.executor_link import ExecutorLink
 from weir_router.fleet.link import Link, LinkContext
+from weir_router.fleet.links import Links, found
+from weir_router.fleet.membership import KINDS, MAX_OF_A_KIND, Membership
 from weir_router.fleet.postprocess_link import PostprocessLink
 from weir_router.fleet.snapshot import FleetSnapshot, WorkerState
 from weir_router.fleet.snapshots import Snapshots
-from weir_router.fleet.tokenizer_link import TokenizerLink
+from weir_router.fleet.sources import Sources, open_sources
 from weir_router.metrics import RouterMetrics
 from weir_router.regions import Residency
 from weir_router.settings import RouterSettings
 
 if TYPE_CHECKING:
     from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
+
+# Between two looks at what nobody tells of: leases that lapse, workers that have left and are idle at last.
+_REFRESH_SECONDS: Final = 0.5
 
 
 class Fleet:
@@ -31,7 +43,7 @@ class Fleet:
     Nobody gets at a worker without saying where the request may go, and at none that is elsewhere.
     """
 
-    def __init__(self, settings: RouterSettings, chassis: Chassis, metrics: RouterMetrics):
+    def __init__(self, settings: RouterSettings, chassis: Chassis, sources: Sources, metrics: RouterMetrics):
         self._clock, self._changes = chassis.clock, Changes()
         self.breakers = Breakers(
             settings.breaker_limits(),
@@ -53,28 +65,56 @@ class Fleet:
             started_at=chassis.clock.monotonic(),
         )
         self._health, self._metrics = chassis.health, metrics
-        self._executors = {address: ExecutorLink(address, context) for address in settings.executors}
-        self._tokenizers = {address: TokenizerLink(address, context) for address in settings.tokenizers}
-        self._postprocessors = {address: PostprocessLink(address, context) for address in settings.postprocessors}
+        self.sources, self._links = sources, Links(context, chassis.background)
+        self.membership = Membership()
+        self._departures = Departures()
         self._mismatched: frozenset[str] = frozenset()
 
     @property
     def links(self) -> list[Link]:
-        return [*self._executors.values(), *self._tokenizers.values(), *self._postprocessors.values()]
+        return list(self._links)
 
     def snapshot(self) -> FleetSnapshot:
         """Immutable, and the same object until something is another."""
-        links = self._executors.values(), self._tokenizers.values(), self._postprocessors.values()
-        return self._snapshots.newest(self._clock.monotonic(), *links)
+        links = self._links
+        return self._snapshots.newest(
+            self._clock.monotonic(), links.executors.values(), links.tokenizers.values(), links.postprocessors.values()
+        )
+
+    def refresh(self) -> None:
+        """Opens and closes links until they are those of the members of now."""
+        before = self.snapshot()
+        membership = self.sources.membership(self._links.answering())
+        if membership.left_out != self.membership.left_out:
+            get_logger().error("fleet_is_too_large", left_out=dict(membership.left_out), limit=MAX_OF_A_KIND)
+        self.membership = membership
+        changed = self._links.match(membership.members)
+        present, now = self._links.models(), self._clock.monotonic()
+        self._departures.note(set(before.known_models()) - present, now)
+        departed = self._departures.standing(present, now)
+        if changed or departed != before.departed:
+            self._forget_models(before.departed - departed - present)
+            self._snapshots.departed = departed
+            self._changed()
+
+    async def run(self) -> NoReturn:
+        """For ever: at once when a source says something else, and at intervals for what only time tells."""
+        while True:
+            self.sources.changed.clear()
+            self.refresh()
+            await first_of(self.sources.changed.wait(), self._clock.sleep(_REFRESH_SECONDS))
+
+    async def close(self) -> None:
+        await self._links.close()
 
     def executor(self, address: str, residency: Residency) -> ExecutorLink:
-        return self._executors[address].permitted(residency)
+        return found(self._links.executors, address).permitted(residency)
 
     def postprocessor(self, address: str, residency: Residency) -> PostprocessLink:
-        return self._postprocessors[address].permitted(residency)
+        return found(self._links.postprocessors, address).permitted(residency)
 
     def tokenizer_stub(self, address: str, residency: Residency) -> TokenizerServiceAsyncStub:
-        return self._tokenizers[address].permitted(residency).stub
+        return found(self._links.tokenizers, address).permitted(residency).stub
 
     def _changed(self) -> None:
         """A worker came, went or changed: what the world may know of it."""
@@ -82,13 +122,19 @@ class Fleet:
         snapshot = self.snapshot()
         self._announce_models(snapshot)
         self._report_mismatches(snapshot)
-        for kind in ("executor", "tokenizer", "postprocess"):
-            serving = sum(link.kind == kind and link.state is WorkerState.SERVING for link in self.links)
+        for kind in KINDS:
+            serving = sum(link.kind == kind and link.current_state() is WorkerState.SERVING for link in self._links)
             self._metrics.healthy_workers.labels(kind).set(serving)
 
     def _announce_models(self, snapshot: FleetSnapshot) -> None:
         for model in snapshot.known_models():
             self._health.set(model_name(model), snapshot.answers(model))
+        for model in snapshot.departed:
+            self._health.set(model_name(model), False)
+
+    def _forget_models(self, models: Iterable[str]) -> None:
+        for model in models:
+            self._health.remove(model_name(model))
 
     def _report_mismatches(self, snapshot: FleetSnapshot) -> None:
         mismatched = frozenset(snapshot.mismatched())
@@ -100,12 +146,11 @@ class Fleet:
 @asynccontextmanager
 async def open_fleet(settings: RouterSettings, chassis: Chassis, metrics: RouterMetrics) -> AsyncIterator[Fleet]:
     """Connects to everybody and waits for nobody: a fleet that is empty or half there says so to each request."""
-    fleet = Fleet(settings, chassis, metrics)
-    for kind in ("executors", "tokenizers", "postprocessors"):
-        if not getattr(settings, kind):
-            get_logger().warning("fleet_is_incomplete", missing=kind, variable=f"WEIR_ROUTER_{kind.upper()}")
-    async with AsyncExitStack() as stack:
-        for link in fleet.links:
-            stack.push_async_callback(link.close)
-            chassis.background.start(link.run(), name=f"{link.kind}-link")
-        yield fleet
+    with open_sources(settings, chassis) as sources:
+        fleet = Fleet(settings, chassis, sources, metrics)
+        fleet.refresh()
+        chassis.background.start(fleet.run(), name="follow_fleet")
+        try:
+            yield fleet
+        finally:
+            await fleet.close()

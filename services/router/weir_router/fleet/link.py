@@ -26,6 +26,7 @@ from weir_chassis.errors import WeirError, WorkerLost, from_rpc_error
 from weir_chassis.telemetry import get_logger
 from weir_router.faults.breakers import Breakers
 from weir_router.fleet.changes import Changes
+from weir_router.fleet.membership import Place, WorkerKind
 from weir_router.fleet.ramp import ramp
 from weir_router.fleet.snapshot import Traits, WorkerState
 from weir_router.fleet.traits import traits_of
@@ -52,7 +53,7 @@ class LinkContext:
 
 
 class Link(ABC):
-    kind: str
+    kind: WorkerKind
     # The worker's name in grpc.health.v1.
     service: str
 
@@ -68,6 +69,12 @@ class Link(ABC):
         self._new_since: float | None = None
         self._returns = False  # it has served before
         self._is_up = False  # it serves, or has drained since it did
+        # It is no member of the fleet any more, and is kept for what lives on it.
+        self.leaving = False
+
+    @property
+    def place(self) -> Place:
+        return Place(self.kind, self.address)
 
     def permitted(self, residency: Residency) -> Self:
         """Itself, for a request that may go where it is. Raises ResidencyViolated for another."""
@@ -90,10 +97,25 @@ class Link(ABC):
             # Half of the pause is drawn, so that many routers do not probe a returning worker in step.
             await self.context.clock.sleep(pause * (0.5 + 0.5 * self.context.jitter()))
 
-    async def close(self) -> None:
+    async def close(self, grace_seconds: float | None = None) -> None:
         if self.context.breakers is not None:
             self.context.breakers.forget(self.address)
-        await self.channel.close()
+        await self.channel.close(grace_seconds)
+
+    def current_state(self) -> WorkerState:
+        """What requests may expect of it."""
+        return WorkerState.DRAINING if self.leaving and self.state is WorkerState.SERVING else self.state
+
+    def is_idle(self) -> bool:
+        """Whether nothing would be cut off if it were closed, as far as is counted here."""
+        return True
+
+    def hear(self, instance: Instance | None) -> bool:
+        """What it has announced since it was asked. Whether that is something else."""
+        if instance is None or instance.instance_id != self.instance.instance_id or instance == self.instance:
+            return False
+        self.instance, self.traits = instance, traits_of(instance)
+        return True
 
     @abstractmethod
     async def probe(self) -> None:

@@ -188,6 +188,8 @@ class FleetSnapshot:
     # Grows when anything but counts, loads and ramps is another: what is derived from the rest may be kept by it.
     # 0: it is one request's own, or a test's.
     generation: int = 0
+    # Models that executors have served which are not there any more. They may come back, so their requests may wait.
+    departed: frozenset[str] = frozenset()
     # Of an earlier snapshot that differs from this one in counts, loads and ramps only.
     kept_before: InitVar[dict[Hashable, Any] | None] = None
     # What was derived from everything else: all snapshots of a generation have it in common.
@@ -214,6 +216,7 @@ class FleetSnapshot:
             tuple(worker for worker in self.executors if residency.allows(worker.traits.region)),
             tuple(worker for worker in self.tokenizers if residency.allows(worker.traits.region)),
             tuple(worker for worker in self.postprocessors if residency.allows(worker.traits.region)),
+            departed=self.departed,
             kept_before=self.kept_or(("within", residency.allowed), dict),
         )
 
@@ -230,6 +233,8 @@ class FleetSnapshot:
             return known[0]  # half a fleet that agrees is enough to go on
         # Who has not answered yet may serve anything, so "there is no such model" would be a guess.
         silent = [executor.address for executor in self.executors if executor.model is None]
+        if name in self.departed:
+            raise NoWorker(f"every executor that served {name!r} has left")
         if silent or not known:
             raise NoWorker(f"{len(silent)} of {len(self.executors)} executors have not said yet what they serve")
         if name:

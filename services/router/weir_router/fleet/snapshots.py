@@ -23,6 +23,7 @@ class Snapshots:
         """`mark` says in a snapshot what no worker says of itself: who is ejected."""
         self._changes, self._mark = changes, mark
         self._snapshot = FleetSnapshot()
+        self.departed: frozenset[str] = frozenset()
         self._facts = self._loads = self._counts = -1
         self._expires_at = float("-inf")
 
@@ -44,6 +45,7 @@ class Snapshots:
                 tuple([link.view() for link in postprocessors]),
                 generation=facts,
                 kept_before=kept,
+                departed=self.departed,
             )
             self._snapshot = self._mark(made)
         elif counts != self._counts:
@@ -54,6 +56,7 @@ class Snapshots:
                 tuple([link.recounted(view) for link, view in zip(postprocessors, known.postprocessors, strict=True)]),
                 generation=facts,
                 kept_before=known.kept,
+                departed=self.departed,
             )
         self._counts = counts
         return self._snapshot

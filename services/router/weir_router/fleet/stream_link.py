@@ -17,6 +17,11 @@ class SharedStream(Protocol):
     # What its requests are told when it is taken down from outside.
     cause: str
 
+    @property
+    def num_live(self) -> int:
+        """Requests on it."""
+        ...
+
     def silent_seconds(self, now: float) -> float:
         """How long the worker has owed an answer without giving any."""
         ...
@@ -45,7 +50,10 @@ class StreamLink(Link, Generic[S]):
 
     def current_state(self) -> WorkerState:
         # The stream's end is known a moment before the rest of the link has been taken down.
-        return self.state if self._stream is not None else WorkerState.DOWN
+        return super().current_state() if self._stream is not None else WorkerState.DOWN
+
+    def is_idle(self) -> bool:
+        return self._stream is None or not self._stream.num_live
 
     def check_silence(self) -> None:
         """A worker that owes answers and is silent is lost, however well its health says it is."""

@@ -24,7 +24,7 @@ class TokenizerLink(Link):
         self._models: tuple[TokenizerModel, ...] = ()
 
     def view(self) -> TokenizerView:
-        return TokenizerView(self.address, self.state, self._models, self.traits)
+        return TokenizerView(self.address, self.current_state(), self._models, self.traits)
 
     async def probe(self) -> None:
         timeout = self.context.settings.probe_timeout_seconds
