@@ -16,6 +16,7 @@ from fakes.postprocess import FakePostprocess
 from fakes.tokenizer import FakeTokenizer
 from fakes.worker import Worker
 from weir.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
+from weir.fleet.v1.instance_pb2 import Instance, Price
 from weir.postprocess.v1.postprocess_pb2_grpc import add_PostprocessServiceServicer_to_server
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir.tokenizer.v1.tokenizer_pb2_grpc import add_TokenizerServiceServicer_to_server
@@ -126,12 +127,13 @@ async def suite(
     ready: bool = True,
     regions: Sequence[str] = (),
     bus: InMemoryBus | None = None,
+    prices: Sequence[Price] = (),
     **settings: Any,
 ) -> AsyncIterator[Suite]:
     """One of each unless told. Ends with every lease given back. `loopback`: the router is reached by wire.
 
     `regions`: of the first worker of each kind, of the second, and so on. `bus`: where the router hears of workers,
-    of which it is then told nothing else.
+    of which it is then told nothing else. `prices`: of the executors.
     """
     fakes = Fakes.make(
         [FakeExecutor()] if executors is None else executors,
@@ -141,6 +143,8 @@ async def suite(
     for name, worker in fakes.workers.items():
         index = int(name.rpartition("-")[2])
         worker.identity.place(region=regions[index] if index < len(regions) else "")
+    for index, price in enumerate(prices):
+        fakes.workers[f"executor-{index}"].identity.describe(Instance(price=price))
     servers = {name: worker.server for name, worker in fakes.workers.items()}
     chassis = new_chassis("router", connect=connector(servers))
     values = {**FAST, **settings}

@@ -16,6 +16,7 @@ from weir.inference.v1.stream_pb2 import Receipt, Timings
 from weir_chassis.clock import Clock
 from weir_router.attempt import Progress
 from weir_router.mapping import worker_score
+from weir_router.models.constraints import Bounds
 from weir_router.models.target import Target
 from weir_router.policies.choose import Choice
 from weir_router.regions import Residency
@@ -31,6 +32,8 @@ class Journey:
     expires_at: float | None
     # Once it is known.
     target: Target | None = None
+    # What the request sets, if it sets any.
+    bounds: Bounds | None = None
     # The number of this request among those for its model, once that is known.
     turn: int = 0
     admission_seconds: float = 0.0
@@ -57,6 +60,13 @@ class Journey:
     def left_seconds(self) -> float | None:
         """What is left of the client's deadline; None when it has none. Never negative."""
         return None if self.expires_at is None else max(0.0, self.expires_at - self.clock.monotonic())
+
+    def ttft_left_seconds(self) -> float | None:
+        """Until the first token is to be there; None: whenever it comes, or it has come. Never negative."""
+        bounds = self.bounds
+        if bounds is None or bounds.max_ttft_seconds is None or self.first_delta_at is not None:
+            return None
+        return max(0.0, bounds.max_ttft_seconds - (self.clock.monotonic() - self.started_at))
 
     def usage(self, prompt: EncodedPrompt, progress: Progress) -> Usage:
         """Counts what the client was given: tokens that the executor drew past a stop string are not among them."""

@@ -30,6 +30,7 @@ from weir_router.journey import Journey, duration
 from weir_router.metrics import RouterMetrics
 from weir_router.models.models import Models
 from weir_router.policies.choose import Choice, prefill_workers
+from weir_router.policies.forecast import LimitsUnmet
 from weir_router.policies.policy import Demand
 from weir_router.prefill_queue import PrefillQueue
 from weir_router.request import ClientRequest, EncodedPrompt
@@ -140,7 +141,7 @@ class Pipeline:
         demand, snapshot = _demand(journey, prompt, excluded), self._fleet.snapshot().within(journey.residency)
         try:
             choice = self._routing.choose(demand, journey.residency)
-        except NoWorker as error:
+        except (NoWorker, LimitsUnmet) as error:
             # That nobody else is there matters less to the client than what happened.
             raise failure or error from None
         able = prefill_workers(snapshot, demand, choice, self._limits.disaggregate_tokens)
@@ -257,6 +258,8 @@ def _demand(journey: Journey, prompt: EncodedPrompt, excluded: frozenset[str]) -
         excluded=excluded,
         adapter=prompt.adapter,
         session=journey.request.routing.session,
+        max_ttft_seconds=journey.ttft_left_seconds(),
+        max_cost_micros=journey.bounds.max_cost_micros if journey.bounds else None,
     )
 
 

@@ -48,13 +48,18 @@ class Residency:
             where = region or "no region that anybody has said"
             raise ResidencyViolated(f"{worker} is in {where}, and the request must stay in {self}")
 
+    @property
+    def at_home(self) -> Residency:
+        """Without the fallback."""
+        return Residency(self.regions)
+
     def find(self, decide: Callable[[Residency], T]) -> T:
         """What is decided at home, or with the fallback when nobody is there who could.
 
         Raises as `decide` does; NoWorker then names where the request had to stay.
         """
         try:
-            return decide(Residency(self.regions))
+            return decide(self.at_home)
         except (NoWorker, RevisionMismatch) as error:
             if not self.fallback:
                 raise self._refusal(error) from None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from weir_router.fleet.fleet import Fleet
 from weir_router.fleet.snapshot import ExecutorView
 from weir_router.models.aliases import Aliases
+from weir_router.models.target import Target
 from weir_router.policies.choose import Choice, choose, choose_prefill, rank_executors
 from weir_router.policies.make import make_policy
 from weir_router.policies.policy import Demand, Policy, Scored
@@ -36,6 +37,10 @@ class Routing:
     def residency(self, tenant: str, wanted: Sequence[str] = ()) -> Residency:
         """Where a request of this tenant may go, which wants these regions. Raises PermissionDenied."""
         return residency(self.config.tenant_regions, tenant, frozenset(wanted))
+
+    def quality(self, target: Target) -> float | None:
+        """In [0, 1], as the operator rates it; None: nobody has."""
+        return self.config.of_model(target.model).quality if target.quality is None else target.quality
 
     def next_turn(self, model: str) -> int:
         """A request's own number among those for its model: others' requests in between shift nobody's turns."""

@@ -41,6 +41,8 @@ RegionName = Annotated[str, Field(min_length=1, max_length=64)]
 class ModelRouting(PolicyOptions):
     """All that may differ from model to model."""
 
+    quality: float | None = Field(default=None, ge=0.0, le=1.0, description="what requests may want a least of")
+
 
 class TenantRules(Table):
     regions: frozenset[RegionName] | None = Field(

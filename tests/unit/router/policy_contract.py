@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from weir_chassis.errors import NoWorker, PromptTooLong, RevisionMismatch
 from weir_router.fleet.outstanding import Outstanding, Reservation
 from weir_router.fleet.snapshot import ExecutorView, Load, Price, Role
 from weir_router.policies.choose import rank_executors
+from weir_router.policies.forecast import LimitsUnmet, forecasts
 from weir_router.policies.policy import Candidate, Demand, Policy, Scored
 
 _NAMES: Final = "abcdefgh"
@@ -70,12 +72,21 @@ def may_take(view: ExecutorView, wanted: Demand) -> bool:
     )
 
 
+def keeping(views: Sequence[ExecutorView], wanted: Demand) -> Sequence[Candidate]:
+    """Those of them that should begin to answer in time, by the prediction that all policies share."""
+    candidates = [Candidate(view, view.model) for view in views if view.model]
+    seconds = [forecast.ttft_seconds for forecast in forecasts(candidates, wanted)]
+    limit = inf if wanted.max_ttft_seconds is None else wanted.max_ttft_seconds
+    return [candidate for candidate, each in zip(candidates, seconds, strict=True) if each <= limit]
+
+
 def check_never_a_dead_or_incapable_worker(policy: Policy, views: Sequence[ExecutorView], wanted: Demand) -> None:
     able = {view.address for view in views if may_take(view, wanted)}
     able = {view.address for view in views if view.address in able and not view.ejected} or able
+    able = {candidate.address for candidate in keeping([view for view in views if view.address in able], wanted)}
     try:
         ranked = rank_executors(fleet(*views), wanted, policy)
-    except (NoWorker, RevisionMismatch, PromptTooLong):
+    except (NoWorker, RevisionMismatch, PromptTooLong, LimitsUnmet):
         assert not able
     else:
         assert {scored.candidate.address for scored in ranked} == able

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from contract.router_contract import Answer, collect
 from fakes.executor import FakeExecutor
 from fakes.suite import Suite, suite
 from fakes.tokenizer import FakeTokenizer
+from weir.fleet.v1.instance_pb2 import Price
 from weir.inference.v1.model_pb2 import ModelVersion
-from weir.inference.v1.routing_pb2 import RoutingOptions
+from weir.inference.v1.routing_pb2 import Constraints, RoutingOptions
+from weir.inference.v1.sampling_pb2 import StoppingConditions
+from weir.inference.v1.stream_pb2 import Receipt
 from weir.router.v1 import router_pb2 as pb
-from weir_chassis.errors import ModelNotFound, NoWorker, WorkerLost, from_rpc_error
+from weir_chassis.errors import InvalidArgument, ModelNotFound, NoWorker, WorkerLost, from_rpc_error
 
 R1, R2 = (ModelVersion(model="bytes", revision=revision, tokenizer_hash="0" * 32) for revision in ("r1", "r2"))
 AB = """
@@ -33,7 +38,7 @@ arm = "new"
 """
 
 
-def two_revisions(tmp_path: Path, config: str) -> AbstractAsyncContextManager[Suite]:
+def two_revisions(tmp_path: Path, config: str, **settings: Any) -> AbstractAsyncContextManager[Suite]:
     """A router whose file says so, and an executor and a tokenizer of each revision."""
     file = tmp_path / "routing.toml"
     file.write_text(config)
@@ -42,6 +47,7 @@ def two_revisions(tmp_path: Path, config: str) -> AbstractAsyncContextManager[Su
         tokenizers=[FakeTokenizer(R1), FakeTokenizer(R2)],
         config_file=file,
         config_poll_seconds=0.02,
+        **settings,
     )
 
 
@@ -144,3 +150,46 @@ async def test_a_changed_file_changes_the_arms(tmp_path: Path) -> None:
         (tmp_path / "routing.toml").write_text(AB.format(old=0, new=1))
         await running.until(lambda: running.routing.aliases.order("chat", "x")[0].arm == "new")
         assert (await ask(running)).receipt.arm == "new"
+
+
+RATED = (
+    AB.format(old=1000, new=1)
+    .replace('arm = "old"', 'arm = "old"\nquality = 0.4')
+    .replace('arm = "new"', 'arm = "new"\nquality = 0.9')
+)
+# In micros for a token: of "hello", of which ten more are asked for.
+CHEAP, DEAR = (Price(prompt_micros=micros * 10**6, completion_micros=micros * 10**6) for micros in (1, 3))
+
+
+async def constrained(running: Suite, **constraints: Any) -> Receipt:
+    request = pb.GenerateRequest(text="hello", model="chat", stopping=StoppingConditions(max_tokens=10))
+    request.routing.constraints.CopyFrom(Constraints(**constraints))
+    receipt: Receipt = (await collect(running.router.Generate(request))).receipt
+    return receipt
+
+
+async def test_constraints_are_met_by_the_subjects_own_target_or_by_another(tmp_path: Path) -> None:
+    async with two_revisions(tmp_path, RATED, prices=(CHEAP, DEAR)) as running:
+        assert (await constrained(running, max_cost_micros=100)).arm == "old"
+        assert (await constrained(running, max_cost_micros=15, min_quality=0.4)).arm == "old"
+        receipt = await constrained(running, max_cost_micros=45, min_quality=0.5)
+        assert (receipt.arm, receipt.model_version.revision) == ("new", "r2")
+        assert (await constrained(running, max_ttft=Duration(seconds=60), min_quality=0.9)).arm == "new"
+
+
+async def test_what_nobody_meets_is_refused_with_the_nearest_offer(tmp_path: Path) -> None:
+    async with two_revisions(tmp_path, RATED, prices=(CHEAP, DEAR)) as running:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await constrained(running, max_cost_micros=44, min_quality=0.9)
+        error = from_rpc_error(caught.value)
+        assert isinstance(error, InvalidArgument)
+        assert error.metadata["constraints"] == "max_cost_micros"
+        assert (error.metadata["nearest_revision"], error.metadata["nearest_cost_micros"]) == ("r2", "45")
+        assert not any(executor.submits for executor in running.fakes.executors)
+
+
+async def test_a_first_token_that_is_late_already_is_refused(tmp_path: Path) -> None:
+    async with two_revisions(tmp_path, RATED) as running:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await constrained(running, max_ttft=Duration(nanos=1))
+        assert from_rpc_error(caught.value).metadata["constraints"] == "max_ttft"

@@ -56,6 +56,7 @@ class TargetTable(Table):
     revision: str = Field(default="", max_length=128, description="empty: whichever the fleet agrees on")
     weight: float = Field(default=1.0, ge=0.0, le=1e9, description="its share among the alias' targets")
     arm: str = Field(default="", max_length=64, description="name in the experiment; empty: model@revision")
+    quality: float | None = Field(default=None, ge=0.0, le=1.0, description="unset: as the model's own table rates it")
     canary: CanaryTable | None = Field(default=None, description="it gets its weight step by step, while it does well")
 
     @property
@@ -64,7 +65,7 @@ class TargetTable(Table):
         return self.arm or str(self.target(""))
 
     def target(self, alias: str) -> Target:
-        return Target(self.model, self.revision, alias, self.arm)
+        return Target(self.model, self.revision, alias, self.arm, self.quality)
 
 
 class AliasTable(Table):

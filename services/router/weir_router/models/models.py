@@ -11,7 +11,9 @@ from weir_router.encoder import Encoder
 from weir_router.fleet.snapshot import FleetSnapshot
 from weir_router.journey import Journey
 from weir_router.models.aliases import TargetView
+from weir_router.models.constraints import Bounds, Offer, solve
 from weir_router.models.metrics import ModelMetrics
+from weir_router.models.offers import Wish, offers
 from weir_router.models.outcome import outcome_of
 from weir_router.models.target import Target
 from weir_router.regions import Residency
@@ -26,27 +28,70 @@ class Models:
 
     def resolve(self, name: str, subject: str, residency: Residency) -> Target:
         """What is served under the name now, to this subject. Raises NoWorker, InvalidArgument, ModelNotFound."""
+        return self._targets(name, subject, residency)[0]
+
+    def _targets(self, name: str, subject: str, residency: Residency) -> Sequence[Target]:
+        """All that the name may come to: the subject's own first, or the first after it that anybody serves."""
         snapshot, aliases = self._fleet.snapshot(), self._routing.aliases
         if name in aliases:
-            return _first_answering(aliases.order(name, subject), snapshot.within(residency))
+            return _answering_first(aliases.order(name, subject), snapshot.within(residency))
         try:
-            return Target(snapshot.resolve_model(name))
+            return [Target(snapshot.resolve_model(name))]
         except ModelNotFound:
             raise ModelNotFound(name, [*snapshot.known_models(), *aliases.names]) from None
 
     def check(self, request: ClientRequest) -> None:
         """What nobody has is refused before it waits for a place."""
-        target = self._target_of(request)
+        target = self._targets_of(request)[0]
         self._fleet.snapshot().resolve_adapter(target.model, request.adapter, target.revision)
 
     async def encode(self, journey: Journey) -> EncodedPrompt:
-        """The prompt in its target's own tokens. Raises as `resolve` and `Encoder.encode` do."""
-        journey.target = self._target_of(journey.request)
-        journey.turn = self._routing.next_turn(journey.target.model)
-        return await self._encoder.encode(journey.target, journey)
+        """The prompt in its target's own tokens. Raises as `resolve` and `Encoder.encode` do, and Infeasible."""
+        targets = self._targets_of(journey.request)
+        prompt = await self._encode(targets[0], journey)
+        journey.bounds = Bounds.of(journey.request.routing.constraints)
+        return prompt if journey.bounds is None else await self._within(journey.bounds, targets, prompt, journey)
 
-    def _target_of(self, request: ClientRequest) -> Target:
-        return self.resolve(request.model, _subject_of(request), request.residency)
+    async def _encode(self, target: Target, journey: Journey) -> EncodedPrompt:
+        journey.target, journey.turn = target, self._routing.next_turn(target.model)
+        return await self._encoder.encode(target, journey)
+
+    async def _within(
+        self, bounds: Bounds, targets: Sequence[Target], prompt: EncodedPrompt, journey: Journey
+    ) -> EncodedPrompt:
+        """Of the first target that keeps the bounds, by the tokens that the prompt has there.
+
+        Until a target is asked, its prompt is taken to be as long as the first one's; so each is asked once at most.
+        """
+        prompts = {targets[0]: prompt}
+        while True:
+            offers = [
+                offer for target in targets for offer in self._offers(target, prompts.get(target), prompt, journey)
+            ]
+            if not offers:
+                return prompt  # nobody may take it at all: whoever chooses says why
+            best = solve(offers, bounds, journey.residency).target
+            if best in prompts:
+                journey.target = best
+                return prompts[best]
+            prompts[best] = await self._encode(best, journey)
+
+    def _offers(
+        self, target: Target, own: EncodedPrompt | None, first: EncodedPrompt, journey: Journey
+    ) -> Sequence[Offer]:
+        """Of all workers where the tenant's requests may go, be it not this one: the nearest offer may be there."""
+        tenants = self._routing.residency(journey.request.tenant)
+        wish = Wish(
+            target,
+            quality=self._routing.quality(target),
+            version=None if own is None else own.version,
+            prompt_tokens=len((own or first).token_ids),
+            waited_seconds=self._clock.monotonic() - journey.started_at,
+        )
+        return offers(self._fleet.snapshot().within(tenants), wish, journey.request, journey.turn)
+
+    def _targets_of(self, request: ClientRequest) -> Sequence[Target]:
+        return self._targets(request.model, _subject_of(request), request.residency)
 
     def ended(self, journey: Journey, error: BaseException | None) -> None:
         """Counts for the alias' targets what has come of a request. `error`: what its client was told, if anything."""
@@ -87,6 +132,9 @@ def subject_of_tenant(tenant: str) -> str:
     return f"{tenant}\0"
 
 
-def _first_answering(targets: Sequence[Target], snapshot: FleetSnapshot) -> Target:
-    """The subject's own target; where nobody serves that now, the one that it would have without it."""
-    return next((target for target in targets if snapshot.answers(target.model, target.revision)), targets[0])
+def _answering_first(targets: Sequence[Target], snapshot: FleetSnapshot) -> Sequence[Target]:
+    """The subject's own target leads; where nobody serves that now, the one that it would have without it."""
+    for index, target in enumerate(targets):
+        if snapshot.answers(target.model, target.revision):
+            return [target, *targets[:index], *targets[index + 1 :]]
+    return targets

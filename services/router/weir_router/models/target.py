@@ -13,6 +13,8 @@ class Target:
     # The name that the client gave, where that was an alias, and the arm of its experiment.
     alias: str = ""
     arm: str = ""
+    # As the operator rates it for this alias, in [0, 1]; None: as its model is rated.
+    quality: float | None = None
     # By which rule it was chosen where the client left that open; empty: it did not.
     selected_by: str = ""
 

@@ -20,6 +20,7 @@ from weir_router.fleet.snapshot import (
     WorkerState,
 )
 from weir_router.policies.eligible import eligible, wanted_tokens
+from weir_router.policies.forecast import within_limits
 from weir_router.policies.policy import Candidate, Demand, Policy, Scored
 from weir_router.policies.prediction import uncached_tokens
 
@@ -53,7 +54,7 @@ class Choice:
 
 
 def choose(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Choice:
-    """Raises NoWorker, RevisionMismatch, NotFound, or PromptTooLong when it fits none that is eligible."""
+    """Raises NoWorker, RevisionMismatch, NotFound, PromptTooLong when it fits none that is eligible, or LimitsUnmet."""
     scores = rank_executors(snapshot, demand, policy)
     best = scores[0].candidate
     postprocessor = choose_postprocessor(snapshot, demand)
@@ -97,7 +98,7 @@ def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min
 
 def rank_executors(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Sequence[Scored]:
     """All that may take the request, best first. Raises as `choose` does, and Unsupported."""
-    return policy.rank(eligible(snapshot, demand), demand)
+    return policy.rank(within_limits(eligible(snapshot, demand), demand), demand)
 
 
 def choose_postprocessor(snapshot: FleetSnapshot, demand: Demand) -> PostprocessorView:

@@ -37,6 +37,8 @@ class Demand:
     session: str = ""
     # From its arrival at a worker to its first token at most; None: however long it takes.
     max_ttft_seconds: float | None = None
+    # Of the whole request, in millionths of a unit of a worker's currency; None: whatever it costs.
+    max_cost_micros: int | None = None
     # Leading tokens of the prompt that an executor is believed to hold, by its address. One that is not named here has
     # not said yet what it holds.
     cached_tokens: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from unit.router.views import DOWN, executor, fleet, tokenizer, version
+from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir_router.fleet.model_version import Version
+from weir_router.fleet.snapshot import Price
+from weir_router.models.offers import Wish, offers
+from weir_router.models.target import Target
+from weir_router.regions import Residency
+from weir_router.request import ClientRequest, TextPrompt
+
+PRICE = Price(1_000_000, 0, 1_000_000)
+FLEET = fleet(
+    executor("a", price=PRICE, region="eu"),
+    executor("b", revision="r2", adapters={"law": "f1"}),
+    executor("c", revision="r2", state=DOWN),
+    tokenizers=(tokenizer("t"), tokenizer("u", revision="r2")),
+)
+
+
+def request(adapter: str = "", max_tokens: int = 5) -> ClientRequest:
+    return ClientRequest(
+        request_id="r",
+        model="",
+        prompt=TextPrompt("x", None),
+        sampling=SamplingParameters(n=2),
+        stopping=StoppingConditions(max_tokens=max_tokens),
+        priority=0,
+        tenant="",
+        residency=Residency(None),
+        adapter=adapter,
+        skip_special_tokens=None,
+    )
+
+
+def wish(target: Target, *, held: Version | None = None, prompt_tokens: int = 10) -> Wish:
+    return Wish(target, quality=0.5, version=held, prompt_tokens=prompt_tokens, waited_seconds=1.0)
+
+
+def test_each_worker_that_may_take_it_makes_an_offer() -> None:
+    target = Target("m")
+    first, second = offers(FLEET, wish(target), request(), 0)
+    assert (first.worker, first.revision, first.cost_micros, first.quality, first.region) == ("a", "r1", 20, 0.5, "eu")
+    assert (second.worker, second.revision, second.cost_micros, second.region) == ("b", "r2", None, "")
+    assert first.ttft_seconds > 1.0
+
+
+def test_only_workers_of_the_revision_and_of_the_tokens() -> None:
+    assert [offer.worker for offer in offers(FLEET, wish(Target("m", "r2")), request(), 0)] == ["b"]
+    assert [offer.worker for offer in offers(FLEET, wish(Target("m"), held=version("r1")), request(), 0)] == ["a"]
+
+
+def test_only_workers_that_have_the_adapter() -> None:
+    assert [offer.worker for offer in offers(FLEET, wish(Target("m")), request("law"), 0)] == ["b"]
+    assert not offers(FLEET, wish(Target("m")), request("tax"), 0)
+
+
+def test_nobody_offers_what_does_not_fit_or_is_not_there() -> None:
+    assert not offers(FLEET, wish(Target("m"), prompt_tokens=99), request(), 0)
+    assert not offers(FLEET, wish(Target("other")), request(), 0)
