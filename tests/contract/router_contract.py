@@ -45,6 +45,8 @@ class Answer:
 
     kinds: list[str] = field(default_factory=list)
     accepted: Any = None
+    # The last one.
+    continued: Any = None
     token_ids: dict[int, list[int]] = field(default_factory=dict)
     texts: dict[int, str] = field(default_factory=dict)
     logprobs: dict[int, list[Any]] = field(default_factory=dict)

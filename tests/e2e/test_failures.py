@@ -11,28 +11,62 @@ import grpc
 import pytest
 
 from e2e.conftest import Stack, load_of, start_stack, until_idle
+from weir.inference.v1.routing_pb2 import CONTINUATION_MODE_NONE, RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir_chassis.errors import Fault, WeirError, reason_name
-from weir_client.client import Client, collect, user
+from weir.router.v1.router_pb2 import GenerateRequest
+from weir.router.v1.router_pb2_grpc import RouterServiceStub
+from weir_chassis.channel import open_channel
+from weir_chassis.errors import Fault, WeirError, from_rpc_error, reason_name
+from weir_client.client import Answer, Client, collect, user
 
 _GREEDY = SamplingParameters(temperature=0)
 _LONG = StoppingConditions(max_tokens=1500, ignore_eos=True)
 
 
-async def test_an_executor_killed_in_mid_stream_is_unavailable_and_the_next_request_is_served(tmp_path: Path) -> None:
+async def test_an_executor_killed_in_mid_stream_costs_its_stream_nothing(tmp_path: Path) -> None:
     running = start_stack(tmp_path, "--executors", "2")
     try:
         async with Client(running.router) as client:
-            events = client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=_LONG, timeout=60)
+            stopping = StoppingConditions(max_tokens=400, ignore_eos=True)
+            wanted = await collect(client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=stopping))
+            answer, killed, continued = Answer(), "", []
+            async for event in client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=stopping, timeout=60):
+                answer.add(event)
+                if event.HasField("delta") and not killed:
+                    killed = await _kill_the_busy_one(running)
+                if event.HasField("continued"):
+                    continued.append(event.continued)
+            assert answer.outputs == wanted.outputs
+            assert answer.usage.completion_tokens == 400
+            assert [(each.reason, each.exact) for each in continued] == [("WORKER_LOST", True)]
+            first, second = answer.receipt.workers
+            assert (first, answer.receipt.worker) == (killed, second)
+    finally:
+        running.process.send_signal(signal.SIGINT)
+        running.process.wait(60)
+
+
+async def test_an_executor_killed_in_mid_stream_ends_a_stream_that_is_not_to_be_continued(tmp_path: Path) -> None:
+    running = start_stack(tmp_path, "--executors", "2")
+    try:
+        async with Client(running.router) as client:
+            request = GenerateRequest(
+                text="Once",
+                sampling=_GREEDY,
+                stopping=_LONG,
+                routing=RoutingOptions(continuation=CONTINUATION_MODE_NONE),
+            )
             killed = ""
-            with pytest.raises(WeirError) as caught:
-                async for event in events:
-                    if event.HasField("delta") and not killed:
-                        killed = await _kill_the_busy_one(running)
-            assert reason_name(caught.value.reason) == "WORKER_LOST"
-            assert caught.value.row.code is grpc.StatusCode.UNAVAILABLE
-            assert caught.value.row.fault is Fault.SERVER
-            assert caught.value.metadata["worker"] == killed
+            with pytest.raises(grpc.RpcError) as caught:
+                async with open_channel(running.router) as channel:
+                    async for event in RouterServiceStub(channel).Generate(request, timeout=60):
+                        if event.HasField("delta") and not killed:
+                            killed = await _kill_the_busy_one(running)
+            error = from_rpc_error(caught.value)
+            assert reason_name(error.reason) == "WORKER_LOST"
+            assert error.row.code is grpc.StatusCode.UNAVAILABLE
+            assert error.row.fault is Fault.SERVER
+            assert error.metadata["worker"] == killed
             answer = await collect(client.chat([user("Hello")], sampling=_GREEDY, timeout=30))
             assert answer.text
     finally:

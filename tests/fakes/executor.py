@@ -76,8 +76,9 @@ class FakeExecutor(ExecutorServiceServicer):
         block_size: int = bytes_model.BLOCK_SIZE,
         step_seconds: float = 0.0,
         role: pb.ExecutorRole.ValueType = pb.EXECUTOR_ROLE_BOTH,
+        compute: str = "arithmetic",
     ):
-        self.version, self.block_size, self.role = version, block_size, role
+        self.version, self.block_size, self.role, self.compute = version, block_size, role, compute
         # What ended requests left, by handoff: the stream and the handle that they came by.
         self.handoffs: dict[str, tuple[_Stream, int]] = {}
         # Between two steps. 0: as fast as the loop turns.
@@ -109,6 +110,19 @@ class FakeExecutor(ExecutorServiceServicer):
     @property
     def live(self) -> int:
         return self.live_embeds + sum(len(stream.live) for stream in self._streams)
+
+    @property
+    def positions(self) -> list[int]:
+        """Tokens that each output which is still drawn has."""
+        return [drawn for stream in self._streams for live in stream.live.values() for drawn in live.drawn.values()]
+
+    def fail_live(self, error: WeirError) -> None:
+        """Each request that lives fails by itself, and its stream goes on."""
+        for stream in self._streams:
+            for handle in stream.live:
+                stream.outgoing.failed.add(handle=handle, failure=to_failure(error))
+            stream.live.clear()
+            stream.work.set()
 
     def resume(self) -> None:
         """Goes on drawing after a pause."""
@@ -148,6 +162,7 @@ class FakeExecutor(ExecutorServiceServicer):
         return pb.GetModelInfoResponse(
             model_version=self.version,
             engine="fake",
+            compute=self.compute,
             vocab_size=bytes_model.VOCAB_SIZE,
             max_model_len=bytes_model.MAX_MODEL_LEN,
             block_size=self.block_size,

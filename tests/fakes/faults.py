@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from typing import TypeVar
 
-from weir_chassis.errors import WorkerLost
+from weir_chassis.errors import WeirError, WorkerLost
 
 T = TypeVar("T")
 
@@ -17,8 +17,11 @@ class Crash:
 
     def __init__(self) -> None:
         self._down = asyncio.Event()
+        self._error: WeirError = WorkerLost("the fake worker has crashed")
 
-    def crash(self) -> None:
+    def crash(self, error: WeirError | None = None) -> None:
+        """`error`: what its calls end with; unset: as those of a worker that died."""
+        self._error = error or WorkerLost("the fake worker has crashed")
         self._down.set()
 
     def revive(self) -> None:
@@ -30,7 +33,7 @@ class Crash:
 
     def check(self) -> None:
         if self._down.is_set():
-            raise WorkerLost("the fake worker has crashed")
+            raise self._error
 
     async def wait(self) -> None:
         """For a stream: returns when the worker crashes."""

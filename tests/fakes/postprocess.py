@@ -40,6 +40,11 @@ class FakePostprocess(PostprocessServiceServicer):
     def live(self) -> int:
         return sum(len(session.requests) for session in self._sessions)
 
+    def fail_live(self, error: WeirError) -> None:
+        """Each request that is open fails by itself, with the next message that comes."""
+        for session in self._sessions:
+            session.failing = error
+
     async def Postprocess(
         self, request_iterator: AsyncIterator[pb.PostprocessRequest], context: Any
     ) -> AsyncIterator[pb.PostprocessResponse]:
@@ -144,9 +149,15 @@ class _Session:
 
     service: FakePostprocess
     requests: dict[int, dict[int, _Output]] = field(default_factory=dict)
+    failing: WeirError | None = None
 
     def answer(self, request: pb.PostprocessRequest) -> pb.PostprocessResponse:
         response = pb.PostprocessResponse()
+        if self.failing is not None:
+            for handle in self.requests:
+                response.failed.add(handle=handle, failure=to_failure(self.failing))
+            self.requests.clear()
+            self.failing = None
         for opening in request.opens:
             self._open(response, opening)
         # Nothing comes back for what this message closes, so it is closed before it could be answered.

@@ -42,6 +42,7 @@ FAST: dict[str, Any] = {
     "reconnect_min_seconds": 0.01,
     "reconnect_max_seconds": 0.05,
     "end_wait_seconds": 0.2,
+    "continuation_wait_seconds": 0.05,
 }
 
 

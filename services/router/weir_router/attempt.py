@@ -1,53 +1,54 @@
-"""One try of one request: a handle on an executor's stream and on a postprocess stream, and what has come of it.
+"""One request on its two workers: a handle on an executor's stream and on a postprocess stream, and what comes of it.
 
     executor ── tokens ──────────────► postprocess ── deltas ──► outbox ──► client
        │ ◄── abort ── a stop string ◄──────┘
        └─ finished ─► finish ─────────────► finished ──────────────►
 
+Either worker may be another one later: what the first has drawn, and what of it the client has, is in the journal.
+
 All methods named `on_…` are called by the two streams, between awaits: they note, pass on and wake, and never wait.
+What they cannot do themselves, because a worker must be chosen for it, is left as a setback or as a handover, and the
+outbox is interrupted for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from weir.executor.v1.executor_pb2 import ExecutorOutputFinished, RequestEnd, Submit
-from weir.inference.v1.output_pb2 import FinishReason
-from weir.inference.v1.stream_pb2 import Accepted, Delta, OutputFinished
+from weir.executor.v1.executor_pb2 import ExecutorOutputFinished, Handoff, RequestEnd, Submit
+from weir.inference.v1.output_pb2 import FinishReason, RowLogprobs
+from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished
 from weir.postprocess.v1.postprocess_pb2 import Open, PostprocessOutputFinished
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Internal, WeirError
 from weir_router.delivery import Outbox
 from weir_router.fleet.outstanding import Reservation
+from weir_router.journal import Journal
 from weir_router.metrics import RouterMetrics
-from weir_router.streams.executor_stream import ExecutorSink, ExecutorStream
+from weir_router.streams.executor_stream import ExecutorStream
 from weir_router.streams.postprocess_stream import PostprocessStream
 
 
 @dataclass(slots=True)
 class Progress:
-    """What an attempt has come to. Times are monotonic seconds."""
+    """What a request has come to. Times are monotonic seconds."""
 
     accepted_at: float | None = None
     first_delta_at: float | None = None
     last_delta_at: float = 0.0
     delivered_tokens: int = 0
-    # The client is being sent what another attempt could only repeat: a delta, or the end of an output.
-    answering: bool = False
-    # Of the executor that had it last, and of the one before it, which computed its prompt, if there were two.
+    # Of the executor that had it last, and of the one that computed its prompt for others, if there was one.
     end: RequestEnd | None = None
     first_end: RequestEnd | None = None
     # Addresses of the executors that have had it, in order.
     executors: tuple[str, ...] = ()
-    # The worker whose failure ended the attempt: one or none.
-    failed_workers: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
 class Leg:
-    """One executor that an attempt is on, and what it may still cost there."""
+    """One executor that a request is on, and what it may still cost there."""
 
     executor: ExecutorStream
     reservation: Reservation
@@ -60,110 +61,213 @@ class Leg:
         self.prompt_tokens = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Setback:
+    """A worker, and why the request cannot stay with it."""
+
+    worker: str
+    error: WeirError
+
+
 class Attempt:
-    """`accepted` is sent when the executor accepts; None when an earlier attempt has sent it."""
+    """`accepted` is sent when the first executor accepts."""
 
     def __init__(
         self,
         *,
         handle: int,
         n: int,
-        executor: ExecutorStream,
-        lane: PostprocessStream,
-        reservation: Reservation,
+        journal: Journal,
         outbox: Outbox,
-        accepted: Accepted | None,
+        accepted: Accepted,
+        progress: Progress,
         clock: Clock,
         metrics: RouterMetrics,
         on_slow: Callable[[WeirError], None],
     ):
-        self.handle, self.lane, self.outbox, self.progress = handle, lane, outbox, Progress()
-        self._leg, self._accepted = Leg(executor, reservation), accepted
-        self._left: list[ExecutorStream] = []  # that had it before, and may hold what it left
+        """`on_slow` is called when the client has read too slowly and nothing more is sent."""
+        self.handle, self.journal, self.outbox, self.accepted = handle, journal, outbox, accepted
+        self.progress = progress
         self._clock, self._metrics, self._on_slow = clock, metrics, on_slow
-        # Outputs that the executor still draws, and those whose text has not ended.
+        self._leg: Leg | None = None
+        self._lane: PostprocessStream | None = None
+        # Streams on which this handle has been used: they know it, and get it never again.
+        self._left_executors: list[ExecutorStream] = []
+        self._left_lanes: list[PostprocessStream] = []
+        # Outputs that the executor still draws, and those whose last event the client still waits for.
         self._drawing, self._unfinished = set(range(n)), set(range(n))
         self._stop_token_ids: dict[int, int] = {}
-        # Set by the executor's last word, whatever it is.
+        # What is to be done about it, by whoever may choose workers.
+        self.executor_setback: Setback | None = None
+        self.lane_setback: Setback | None = None
+        self.handed_over = False
+        # Where the prompt's blocks wait for the next executor; None: nowhere.
+        self.handoff: Handoff | None = None
+        self._is_to_hand_over = False
+        # Set by the executor's last word, and when there will be none.
         self.ended = asyncio.Event()
 
     @property
+    def lane(self) -> PostprocessStream:
+        """Where its tokens go. One that is lost takes them and forgets them."""
+        assert self._lane is not None, "it has no postprocess replica yet"
+        return self._lane
+
+    @property
     def worker(self) -> str:
-        """The address of the executor that has it now."""
+        """The executor that has it now."""
+        assert self._leg is not None, "it has no executor yet"
         return self._leg.executor.address
 
     @property
-    def drawing(self) -> bool:
-        """Whether some output of it is not over."""
-        return bool(self._drawing)
+    def interrupted(self) -> bool:
+        """It needs another worker."""
+        return self.lane_setback is not None or self.needs_executor
 
-    def start(self, submit: Submit, opening: Open, sink: ExecutorSink | None = None) -> None:
-        """Raises WorkerLost when one of the streams has ended since it was chosen. `sink`: in place of the attempt."""
-        assert submit.handle == opening.handle == self.handle
-        worker = self.lane.address
+    @property
+    def needs_executor(self) -> bool:
+        """Some output is not over, and nobody draws it."""
+        return bool(self._drawing) and (self.executor_setback is not None or self.handed_over)
+
+    @property
+    def used_executors(self) -> frozenset[str]:
+        """Addresses of those that know this handle. One that was lost and is back knows nothing."""
+        streams = [*self._left_executors, *([self._leg.executor] if self._leg is not None else [])]
+        return frozenset(stream.address for stream in streams if stream.is_open)
+
+    @property
+    def used_postprocessors(self) -> frozenset[str]:
+        streams = [*self._left_lanes, *([self._lane] if self._lane is not None else [])]
+        return frozenset(stream.address for stream in streams if stream.is_open)
+
+    # Its workers.
+
+    def postprocess(self, lane: PostprocessStream, opening: Open) -> None:
+        """Its text is made here from now on: from where the client has it on, and for what it has not."""
+        assert opening.handle == self.handle, opening
+        if self._lane is not None:
+            self._lane.close(self.handle)
+            self._left_lanes.append(self._lane)
+        self._lane, self.lane_setback = lane, None
+        opening.resumed_outputs.extend(self.journal.opened())
         try:
-            self.lane.open(opening, self)
-            worker = self.worker
-            self._submit(submit, sink or self)
+            lane.open(opening, self)
         except WeirError as error:
-            self._fail(error, worker)
-            raise
+            self.on_text_failed(error)
+            return
+        lane.replay(self.journal.undelivered(self.handle))
+        for row in self.journal.finishes.values():
+            self._finish_text(row)
+        for output_index in sorted(set(range(opening.n)) - self._unfinished - set(self.journal.finishes)):
+            # It is over for the client, which the new replica cannot know.
+            cancelled = FinishReason.FINISH_REASON_CANCELLED
+            lane.finish(self.handle, output_index, cancelled, ends_with_stop_token=False)
 
-    def move(self, leg: Leg, submit: Submit, sink: ExecutorSink) -> None:
-        """The outputs that are not over go on at another executor. Raises WorkerLost when its stream has ended."""
-        self._left.append(self._leg.executor)
-        self._leg.reservation.release()
-        self._leg = leg
-        self._submit(submit, sink)
+    def enter(self, leg: Leg) -> None:
+        """It is counted at this executor from now on, and no more at the one before."""
+        self._leave()
+        self._leg, self.executor_setback, self.handed_over = leg, None, False
+
+    def submit(self, submit: Submit) -> None:
+        """The outputs that are not over go on at the executor that it has entered."""
+        assert submit.handle == self.handle, submit
+        assert self._leg is not None, "it has no executor yet"
+        leg, self._is_to_hand_over = self._leg, submit.hand_off
+        leg.prompt_tokens = len(submit.token_ids) + sum(len(each.token_ids) for each in submit.resumed_outputs)
+        self.progress.executors += (self.worker,)
+        try:
+            leg.executor.submit(submit, self)
+        except WeirError as error:
+            self.on_failed(error)
+            return
         for output_index in sorted(set(range(submit.sampling.n or 1)) - self._drawing):
             leg.executor.abort_output(self.handle, output_index)
 
-    def _submit(self, submit: Submit, sink: ExecutorSink) -> None:
-        self._leg.prompt_tokens = len(submit.token_ids)
-        self.progress.executors += (self.worker,)
-        self._leg.executor.submit(submit, sink)
+    def tell_continued(self, continued: Continued) -> None:
+        if not self.outbox.closed:
+            self.outbox.add(continued)
 
     def stop(self) -> None:
         """Withdraws whatever still lives anywhere. Nothing is called afterwards."""
-        for executor in (*self._left, self._leg.executor):
+        for executor in self._left_executors:
             executor.withdraw(self.handle)
-        self.lane.close(self.handle)
-        self._leg.reservation.release()
+        if self._leg is not None:
+            self._leg.executor.withdraw(self.handle)
+            self._leg.reservation.release()
+        if self._lane is not None:
+            self._lane.close(self.handle)
         self.outbox.close()
+
+    def _leave(self) -> None:
+        """The blocks of a prompt that is handed over are given back when all is over: the next one is to read them."""
+        if self._leg is None:
+            return
+        if not self.handed_over:
+            self._leg.executor.withdraw(self.handle)
+        self._leg.reservation.release()
+        self._left_executors.append(self._leg.executor)
 
     # The executor's side.
 
     def on_accepted(self) -> None:
-        self._leg.note_prefilled()
+        if self._leg is not None:
+            self._leg.note_prefilled()
         if self.progress.accepted_at is not None or self.outbox.closed:
             return
         self.progress.accepted_at = self._clock.monotonic()
-        if self._accepted is not None:
-            self.outbox.add(self._accepted)
+        self.outbox.add(self.accepted)
 
-    def on_tokens(self, count: int) -> None:
-        self._leg.reservation.spend(count)
+    def on_tokens(self, output_index: int, token_ids: Sequence[int]) -> None:
+        assert self._leg is not None, "tokens come from an executor"
+        self._leg.reservation.spend(len(token_ids))
+        if output_index in self._drawing:
+            self.journal.draw(output_index, token_ids)
+
+    def on_logprobs(self, output_index: int, row: RowLogprobs) -> None:
+        if output_index in self._drawing:
+            self.journal.draw_logprobs(output_index, row)
 
     def on_finished(self, row: ExecutorOutputFinished) -> None:
         if row.output_index not in self._drawing:
             return  # a stop string ended it, or the executor before, and this one confirms
         self._drawing.discard(row.output_index)
+        self.journal.finish(row)
         if row.HasField("stop_token_id"):
             self._stop_token_ids[row.output_index] = row.stop_token_id
-        stopped = row.finish_reason == FinishReason.FINISH_REASON_STOP and not row.guide_complete
-        self.lane.finish(self.handle, row.output_index, row.finish_reason, ends_with_stop_token=stopped)
+        self._finish_text(row)
 
     def on_ended(self, end: RequestEnd) -> None:
+        if self._drawing and self._is_to_hand_over:
+            self._hand_over(end)
+            return
         self.progress.end = end
+        if self._drawing:
+            self.on_failed(Internal(f"executor {self.worker} ended a request with unfinished outputs"))
+            return
+        assert self._leg is not None, "an end comes from an executor"
         self._leg.reservation.release()
         self.ended.set()
-        if self._drawing:
-            self._fail(Internal(f"executor {self.worker} ended a request with unfinished outputs"), self.worker)
 
     def on_failed(self, error: WeirError) -> None:
-        self.ended.set()
-        if self._drawing:  # else all its tokens are here, and only its last word is lost
-            self._fail(error, self.worker)
+        if not self._drawing:  # all its tokens are here, and only its last word is lost
+            self.ended.set()
+        elif not self.outbox.closed:
+            self.executor_setback = Setback(self.worker, error)
+            self.outbox.interrupt()
+
+    def _hand_over(self, end: RequestEnd) -> None:
+        """The prompt is computed, and the first tokens are drawn: another executor goes on."""
+        self.progress.first_end = end
+        if end.handoff.num_blocks:
+            self.handoff = end.handoff
+            # The executor does not know by which address it is reached.
+            self.handoff.address = self.handoff.address or self.worker
+        self.handed_over = True
+        self.outbox.interrupt()
+
+    def _finish_text(self, row: ExecutorOutputFinished) -> None:
+        stopped = row.finish_reason == FinishReason.FINISH_REASON_STOP and not row.guide_complete
+        self.lane.finish(self.handle, row.output_index, row.finish_reason, ends_with_stop_token=stopped)
 
     # The postprocess service's side.
 
@@ -171,7 +275,6 @@ class Attempt:
         if self.outbox.closed:
             return
         count, progress = len(delta.token_ids), self.progress
-        progress.answering = True
         if progress.first_delta_at is None:
             self.on_accepted()
             progress.first_delta_at = now
@@ -179,6 +282,7 @@ class Attempt:
             self._metrics.itl_seconds.observe((now - progress.last_delta_at) / count)
         progress.last_delta_at = now
         progress.delivered_tokens += count
+        self.journal.deliver(delta.output_index, count)
         self.outbox.add_delta(delta, count)
         if self.outbox.closed:
             self.stop()
@@ -189,18 +293,26 @@ class Attempt:
         if self.outbox.closed or row.output_index not in self._unfinished:
             return
         self.on_accepted()  # an output may end without a single delta
-        self.progress.answering = True
         self._unfinished.discard(row.output_index)
         self.outbox.add(self._finished(row))
         if row.output_index in self._drawing:
-            self._drawing.discard(row.output_index)
-            self._leg.executor.abort_output(self.handle, row.output_index)
+            self._over_by_text(row.output_index)
         if not self._unfinished:
             self.lane.done(self.handle)
             self.outbox.close()
 
+    def _over_by_text(self, output_index: int) -> None:
+        self._drawing.discard(output_index)
+        if self.executor_setback is None and not self.handed_over:
+            assert self._leg is not None, "text is made of tokens"
+            self._leg.executor.abort_output(self.handle, output_index)
+        elif not self._drawing:  # nobody has it, and nobody needs to
+            self.ended.set()
+
     def on_text_failed(self, error: WeirError) -> None:
-        self._fail(error, self.lane.address)
+        if not self.outbox.closed:
+            self.lane_setback = Setback(self.lane.address, error)
+            self.outbox.interrupt()
 
     def _finished(self, row: PostprocessOutputFinished) -> OutputFinished:
         finished = OutputFinished(output_index=row.output_index, finish_reason=row.finish_reason)
@@ -209,9 +321,3 @@ class Attempt:
         elif row.finish_reason == FinishReason.FINISH_REASON_STOP and row.output_index in self._stop_token_ids:
             finished.stop_token_id = self._stop_token_ids[row.output_index]
         return finished
-
-    def _fail(self, error: WeirError, worker: str) -> None:
-        self.ended.set()
-        if not self.outbox.closed:
-            self.progress.failed_workers = frozenset({worker})
-            self.outbox.close(error)

@@ -47,7 +47,7 @@ class MergedDelta:
 
 
 class Outbox:
-    """One attempt's events on their way to its client. Filled by callbacks, emptied by the client's own task."""
+    """One request's events on their way to its client. Filled by callbacks, emptied by the client's own task."""
 
     def __init__(self, max_pending_tokens: int):
         self._max_pending_tokens = max_pending_tokens
@@ -57,6 +57,7 @@ class Outbox:
         self._pending_tokens = 0
         self._error: WeirError | None = None
         self._closed = False
+        self._interrupted = False
         self._wake: asyncio.Future[None] | None = None
 
     @property
@@ -69,8 +70,9 @@ class Outbox:
         return self._error
 
     def add(self, event: Event) -> None:
-        """Anything but a delta."""
+        """Anything but a delta. What comes after it is not merged with what came before."""
         assert not self._closed
+        self._open.clear()
         self._pending.append(event)
         self._notify()
 
@@ -94,15 +96,20 @@ class Outbox:
             self._closed, self._error = True, error
             self._notify()
 
+    def interrupt(self) -> None:
+        """Whoever takes is to look at something else, too."""
+        self._interrupted = True
+        self._notify()
+
     async def take(self) -> list[Event]:
-        """Everything that is pending, as soon as there is something; empty at the end."""
-        if not self._pending and not self._closed:
+        """Everything that is pending, as soon as there is something; empty at the end, or when it is interrupted."""
+        if not self._pending and not self._closed and not self._interrupted:
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
         events = [event.message() if isinstance(event, MergedDelta) else event for event in self._pending]
         self._pending.clear()
         self._open.clear()
-        self._pending_tokens = 0
+        self._pending_tokens, self._interrupted = 0, False
         if not events and self._error is not None:
             raise self._error
         return events

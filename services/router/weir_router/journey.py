@@ -5,7 +5,7 @@ Times are monotonic seconds of one clock; durations are seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -38,24 +38,16 @@ class Journey:
     turn: int = 0
     admission_seconds: float = 0.0
     tokenize_seconds: float = 0.0
-    attempts: int = 0
-    # The newest one: of the last attempt.
+    # Tries of executors and postprocess replicas, and those of them that went on after tokens.
+    attempts: int = 1
+    continuations: int = 0
+    # The newest one.
     choice: Choice | None = None
-    # When the client was told that its request was accepted, if an attempt that is over has told it.
-    accepted_at: float | None = None
-    first_delta_at: float | None = None
-    delivered_tokens: int = 0
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def residency(self) -> Residency:
         return self.request.residency
-
-    def note(self, progress: Progress) -> None:
-        """An attempt is over."""
-        self.accepted_at = self._accepted_at(progress)
-        if self.first_delta_at is None:
-            self.first_delta_at = progress.first_delta_at
-        self.delivered_tokens += progress.delivered_tokens
 
     def left_seconds(self) -> float | None:
         """What is left of the client's deadline; None when it has none. Never negative."""
@@ -64,12 +56,13 @@ class Journey:
     def ttft_left_seconds(self) -> float | None:
         """Until the first token is to be there; None: whenever it comes, or it has come. Never negative."""
         bounds = self.bounds
-        if bounds is None or bounds.max_ttft_seconds is None or self.first_delta_at is not None:
+        if bounds is None or bounds.max_ttft_seconds is None or self.progress.first_delta_at is not None:
             return None
         return max(0.0, bounds.max_ttft_seconds - (self.clock.monotonic() - self.started_at))
 
-    def usage(self, prompt: EncodedPrompt, progress: Progress) -> Usage:
+    def usage(self, prompt: EncodedPrompt) -> Usage:
         """Counts what the client was given: tokens that the executor drew past a stop string are not among them."""
+        progress = self.progress
         end = _joined(progress.first_end, progress.end or RequestEnd())
         return Usage(
             prompt_tokens=len(prompt.token_ids),
@@ -79,7 +72,8 @@ class Journey:
             accepted_draft_tokens=end.usage.accepted_draft_tokens,
         )
 
-    def receipt(self, prompt: EncodedPrompt, progress: Progress) -> Receipt:
+    def receipt(self, prompt: EncodedPrompt) -> Receipt:
+        progress = self.progress
         end = _joined(progress.first_end, progress.end or RequestEnd())
         return Receipt(
             request_id=self.request.request_id,
@@ -96,11 +90,13 @@ class Journey:
             engine_cached_tokens=end.engine_cached_tokens,
             store_cached_tokens=end.store_cached_tokens,
             preemptions=end.preemptions,
-            timings=self._timings(end, progress),
+            timings=self._timings(end),
             region=self.choice.region if self.choice else "",
+            workers=progress.executors,
+            continuations=self.continuations,
         )
 
-    def _timings(self, end: RequestEnd, progress: Progress) -> Timings:
+    def _timings(self, end: RequestEnd) -> Timings:
         timings = Timings(
             admission=duration(self.admission_seconds),
             tokenize=duration(self.tokenize_seconds),
@@ -109,14 +105,10 @@ class Journey:
             decode=end.decode,
             total=duration(self.clock.monotonic() - self.started_at),
         )
-        accepted_at = self._accepted_at(progress)
-        if progress.first_delta_at is not None and accepted_at is not None:
-            timings.time_to_first_token.CopyFrom(duration(progress.first_delta_at - accepted_at))
+        progress = self.progress
+        if progress.first_delta_at is not None and progress.accepted_at is not None:
+            timings.time_to_first_token.CopyFrom(duration(progress.first_delta_at - progress.accepted_at))
         return timings
-
-    def _accepted_at(self, progress: Progress) -> float | None:
-        """A client is told once, by the first attempt that gets so far."""
-        return progress.accepted_at if self.accepted_at is None else self.accepted_at
 
 
 def _joined(first: RequestEnd | None, last: RequestEnd) -> RequestEnd:

@@ -21,6 +21,9 @@ class RouterMetrics:
         )
         self.itl_seconds = metrics.histogram("itl_seconds", "Between a request's deltas, per token", (), _ITL_SECONDS)
         self.attempts = metrics.counter("attempts", "Tries of requests on executors, by their end", ("end",))
+        self.continuations = metrics.counter(
+            "continuations", "Streams that went on with another worker", ("worker", "reason", "exact")
+        )
         self.refusals = metrics.counter("refusals", "Requests refused before their stream began", ("reason",))
         self.completion_tokens = metrics.counter("completion_tokens", "Tokens delivered to clients")
         self.prefill_jobs = metrics.counter("prefill_jobs", "Prompts that waited in the queue", ("outcome",))

@@ -2,6 +2,7 @@
 
 [defaults]                        # of every model
 policy = "least_outstanding_tokens"
+continuation = "exact"            # of a stream whose worker is lost: or "best_effort", "none"
 
 [models."demo"]                   # what differs for this one
 policy = "prefix_aware"
@@ -25,6 +26,7 @@ from typing import Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from weir_chassis.toml_config import Table, overlaid, parse_toml
+from weir_router.continuation import Mode
 from weir_router.models.config import AliasTable, Name
 from weir_router.policies.make import PolicyOptions
 from weir_router.regions import TenantRegions
@@ -42,6 +44,7 @@ class ModelRouting(PolicyOptions):
     """All that may differ from model to model."""
 
     quality: float | None = Field(default=None, ge=0.0, le=1.0, description="what requests may want a least of")
+    continuation: Mode = Field(default=Mode.EXACT, description="of a stream whose worker is lost, stalls or drains")
 
 
 class TenantRules(Table):

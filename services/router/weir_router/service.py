@@ -16,6 +16,7 @@ from weir_router.admission import Admission, AdmissionQueue
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
 from weir_router.encoder import Encoder
+from weir_router.execution import Dispatch, ExecutionLimits
 from weir_router.faults.budget import RetryBudget
 from weir_router.faults.retries import Retries
 from weir_router.fleet.fleet import open_fleet
@@ -46,19 +47,26 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
     metrics = RouterMetrics(chassis.metrics)
     queue = AdmissionQueue(settings.max_running, settings.max_waiting)
     admission = Admission(queue, chassis.clock, chassis.leases, metrics)
-    limits = Limits(settings.max_pending_tokens, settings.end_wait_seconds, settings.disaggregate_tokens)
+    limits = Limits(settings.max_pending_tokens, settings.journal_tokens, settings.end_wait_seconds)
     async with open_fleet(settings, chassis, metrics) as fleet:
         routing = Routing(fleet, settings.routing(), first_turn=lambda: chassis.random.getrandbits(32))
         budget = RetryBudget(settings.retry_budget_share, settings.retry_budget_floor, _BUDGET_SECONDS)
         retries = Retries(budget, chassis.clock, metrics)
         encoder = Encoder(fleet, retries, settings.tokenizer_timeout_seconds, settings.cache_pools)
         models = Models(routing, encoder, chassis.clock, ModelMetrics(chassis.metrics))
-        pipeline = Pipeline(
+        dispatch = Dispatch(
             routing=routing,
             prefill_queue=_join_prefill_queue(settings, chassis, metrics),
+            retries=retries,
+            limits=ExecutionLimits(
+                settings.disaggregate_tokens, settings.max_continuations, settings.continuation_wait_seconds
+            ),
+            metrics=metrics,
+        )
+        pipeline = Pipeline(
+            dispatch=dispatch,
             admission=admission,
             models=models,
-            retries=retries,
             limits=limits,
             clock=chassis.clock,
             leases=chassis.leases,

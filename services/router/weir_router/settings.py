@@ -88,6 +88,29 @@ class RouterSettings(ServiceSettings):
         le=3600.0,
         description="a worker that is silent for so long while it owes an answer, or answers no probe, is lost",
     )
+    # Of an executor that makes steps: one whose requests are preempted may well be silent about one for half a minute.
+    no_token_seconds: float = Field(
+        default=60.0,
+        gt=0.0,
+        le=3600.0,
+        description="a request that has begun and gets no token for so long goes on at another executor",
+    )
+    # A request that kills workers must not kill the fleet.
+    max_continuations: int = Field(
+        default=3, ge=0, le=100, description="how often a stream goes on with another worker after its first token"
+    )
+    continuation_wait_seconds: float = Field(
+        default=10.0,
+        ge=0.0,
+        le=600.0,
+        description="how long a stream waits for a worker to go on with, when none is there",
+    )
+    # At 4 bytes each, 64 MiB for 256 requests at the most, and in practice a hundredth of that.
+    journal_tokens: int = Field(
+        default=65_536,
+        ge=0,
+        description="tokens of one request that are kept to go on with; one that draws more cannot be continued",
+    )
     end_wait_seconds: float = Field(
         default=1.0,
         gt=0.0,

@@ -7,6 +7,8 @@ from typing import Any
 
 import grpc
 
+from weir_chassis.errors import WeirError, to_rpc_status
+
 
 class ScriptedCall:
     """`written` is what was sent; `answer` and `fail` are what the other end does.."""
@@ -23,6 +25,12 @@ class ScriptedCall:
 
     def fail(self, code: grpc.StatusCode, details: str = "") -> None:
         self._answers.put_nowait(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details))
+
+    def fail_with(self, error: WeirError) -> None:
+        """As a service of ours ends a call."""
+        status = to_rpc_status(error)
+        trailing = grpc.aio.Metadata(*status.trailing_metadata)
+        self._answers.put_nowait(grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), trailing, status.details))
 
     def end(self) -> None:
         self._answers.put_nowait(grpc.aio.EOF)

@@ -14,9 +14,10 @@ from weir.postprocess.v1.postprocess_pb2 import Open, PostprocessOutputFinished
 from weir_chassis.errors import Internal, SlowConsumer, WeirError, WorkerLost
 from weir_chassis.metrics import Metrics
 from weir_chassis.testing import VirtualClock
-from weir_router.attempt import Attempt
+from weir_router.attempt import Attempt, Leg, Progress
 from weir_router.delivery import Event, Outbox
 from weir_router.fleet.outstanding import Outstanding
+from weir_router.journal import Journal
 from weir_router.metrics import RouterMetrics
 from weir_router.streams.executor_stream import ExecutorStream
 from weir_router.streams.postprocess_stream import PostprocessStream
@@ -38,16 +39,17 @@ class Bench:
         self.attempt = Attempt(
             handle=HANDLE,
             n=2,
-            executor=self.executor,
-            lane=self.lane,
-            reservation=self.outstanding.reserve(100),
+            journal=Journal(2, max_tokens=1000),
             outbox=Outbox(max_pending_tokens=4),
             accepted=Accepted(request_id="r", attempt=1),
+            progress=Progress(),
             clock=self.clock,
             metrics=RouterMetrics(Metrics("test")),
             on_slow=self.slow.append,
         )
-        self.attempt.start(Submit(handle=HANDLE, token_ids=[1, 2, 3]), Open(handle=HANDLE))
+        self.attempt.postprocess(self.lane, Open(handle=HANDLE, n=2))
+        self.attempt.enter(Leg(self.executor, self.outstanding.reserve(100)))
+        self.attempt.submit(Submit(handle=HANDLE, token_ids=[1, 2, 3]))
 
     def finish(self, output_index: int, reason: FinishReason.ValueType = LENGTH) -> None:
         row = ExecutorOutputFinished(handle=HANDLE, output_index=output_index, finish_reason=reason)
@@ -87,7 +89,6 @@ async def test_accepted_comes_once_and_before_the_first_delta(bench: Bench) -> N
 async def test_an_output_may_end_without_a_delta(bench: Bench) -> None:
     bench.text_finished(0)
     assert [type(event) for event in await bench.events()] == [Accepted, OutputFinished]
-    assert bench.attempt.progress.answering, "another attempt would end it again"
 
 
 async def test_it_is_over_when_all_text_is_out_whatever_the_executor_still_says(bench: Bench) -> None:
@@ -116,14 +117,18 @@ async def test_a_worker_that_dies_after_its_last_token_costs_nothing(bench: Benc
 async def test_a_worker_that_dies_before_it_has_drawn_all_fails_the_attempt(bench: Bench) -> None:
     bench.finish(0)
     bench.attempt.on_failed(WorkerLost("one output was still being drawn"))
-    assert isinstance(bench.attempt.outbox.error, WorkerLost)
-    assert bench.attempt.progress.failed_workers == {"e:1"}
+    setback = bench.attempt.executor_setback
+    assert setback is not None
+    assert (setback.worker, type(setback.error)) == ("e:1", WorkerLost)
+    assert await bench.events() == [], "whoever takes is woken"
 
 
 async def test_an_executor_that_ends_a_request_without_ending_its_outputs_is_broken(bench: Bench) -> None:
     bench.finish(0)
     bench.attempt.on_ended(RequestEnd(handle=HANDLE))
-    assert isinstance(bench.attempt.outbox.error, Internal)
+    setback = bench.attempt.executor_setback
+    assert setback is not None
+    assert isinstance(setback.error, Internal)
 
 
 async def test_what_comes_after_a_stop_string_is_nothing_new(bench: Bench) -> None:

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from unit.router.scripted_call import ScriptedCall
-from weir_chassis.errors import WorkerLost
+from weir_chassis.errors import Internal, WorkerLost
 from weir_chassis.testing import settle
 from weir_router.streams.duplex import Duplex
 
@@ -79,4 +79,19 @@ async def test_a_bug_in_the_writer_is_not_mistaken_for_a_lost_worker() -> None:
     run = ends.start()
     ends.send("a bug")
     with pytest.raises(RuntimeError, match="a bug of ours"):
+        await run
+
+
+async def test_what_grpc_itself_calls_internal_is_a_lost_worker_and_what_the_worker_does_is_not() -> None:
+    ends = Ends()
+    run = ends.start()
+    await settle()
+    ends.call.fail(grpc.StatusCode.INTERNAL, "Received RST_STREAM with code 2")
+    with pytest.raises(WorkerLost, match="RST_STREAM"):
+        await run
+    ends = Ends()
+    run = ends.start()
+    await settle()
+    ends.call.fail_with(Internal("the engine stopped"))
+    with pytest.raises(Internal, match="the engine stopped"):
         await run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -14,7 +14,7 @@ import pytest
 from unit.router.scripted_call import ScriptedCall
 from weir.executor.v1.executor_pb2 import ExecutorOutputFinished, GenerateResponse, RequestEnd, RequestFailed, Submit
 from weir.inference.v1.output_pb2 import RowLogprobs, TokenBatch
-from weir_chassis.errors import Internal, InvalidArgument, WeirError, WorkerLost, to_failure
+from weir_chassis.errors import Draining, Internal, InvalidArgument, WeirError, WorkerLost, to_failure
 from weir_chassis.testing import VirtualClock, settle
 from weir_router.streams.executor_stream import ExecutorStream
 
@@ -40,8 +40,11 @@ class Sink:
     def on_accepted(self) -> None:
         self.heard.append("accepted")
 
-    def on_tokens(self, count: int) -> None:
-        self.heard.append(count)
+    def on_tokens(self, output_index: int, token_ids: Sequence[int]) -> None:
+        self.heard.append((output_index, list(token_ids)))
+
+    def on_logprobs(self, output_index: int, row: RowLogprobs) -> None:
+        self.heard.append((output_index, list(row.logprobs)))
 
     def on_finished(self, row: ExecutorOutputFinished) -> None:
         self.heard.append(("finished", row.output_index))
@@ -102,7 +105,10 @@ async def test_a_step_goes_on_whole_when_all_of_it_goes_one_way() -> None:
         sinks = [on.submit(1, lane), on.submit(2, lane)]
         await on.step(accepted_handles=[1, 2], tokens=tokens(1, 2))
         assert lane.batches == [tokens(1, 2)]
-        assert [sink.heard for sink in sinks] == [["accepted", 1]] * 2
+        assert [sink.heard for sink in sinks] == [
+            ["accepted", (0, [101]), (0, [-1.0])],
+            ["accepted", (0, [102]), (0, [-1.0])],
+        ]
         assert on.sent == ["submit", "submit"]
 
 
@@ -124,7 +130,7 @@ async def test_tokens_of_a_request_that_has_gone_go_nowhere() -> None:
         on.stream.withdraw(1)
         await on.step(accepted_handles=[1], tokens=tokens(1, 2), ended=[RequestEnd(handle=1)])
         assert lane.rows == [(2, [102])]
-        assert (gone.heard, here.heard) == ([], [1])
+        assert (gone.heard, here.heard) == ([], [(0, [102]), (0, [-1.0])])
         assert on.sent == ["submit", "submit", "abort"]
         on.stream.withdraw(1)
         await settle()
@@ -137,7 +143,7 @@ async def test_the_last_word_comes_last_and_once() -> None:
         finished = [ExecutorOutputFinished(handle=1)]
         await on.step(tokens=tokens(1), finished=finished, ended=[RequestEnd(handle=1)])
         await on.step(tokens=tokens(1), ended=[RequestEnd(handle=1)])
-        assert sink.heard == [1, ("finished", 0), "ended"]
+        assert sink.heard == [(0, [101]), (0, [-1.0]), ("finished", 0), "ended"]
         on.stream.abort_output(1, 0)
         await settle()
         assert on.sent == ["submit"], "what has ended is not aborted"
@@ -219,3 +225,39 @@ async def test_giving_up_on_a_silent_executor_does_not_excuse_its_silence() -> N
     stream.note_progress()
     await clock.advance(30.0)
     assert stream.silent_seconds(clock.monotonic()) == 0.0, "it has answered, and nobody waits for it"
+
+
+async def test_a_stream_that_a_drain_cut_says_so() -> None:
+    async with wire() as on:
+        sink = on.submit(1, Lane())
+        on.call.fail_with(Draining("the service shut down before this call was done"))
+        with pytest.raises(Draining):
+            await on.run
+        (error,) = sink.heard
+        assert isinstance(error, Draining)
+        assert error.metadata == {"worker": "e:1"}
+
+
+async def test_a_request_that_is_given_nothing_for_long_fails_alone() -> None:
+    clock = VirtualClock()
+    stream, call = ExecutorStream("e:1", clock), ScriptedCall()
+    run = asyncio.create_task(stream.run(cast("Any", call)))
+    on = Wire(stream, call, run)
+    stalled, steady, queued = (on.submit(handle, Lane()) for handle in (1, 2, 3))
+    await on.step(accepted_handles=[1, 2])
+    await clock.advance(6.0)
+    await on.step(tokens=tokens(2))
+    await clock.advance(5.0)
+    stream.fail_stalled(10.0)
+    error = stalled.heard[-1]
+    assert isinstance(error, WorkerLost)
+    assert "for 10 s" in error.message
+    assert steady.heard == ["accepted", (0, [102]), (0, [-1.0])]
+    assert queued.heard == [], "it waits, and nobody has said that it has begun"
+    await settle()
+    assert on.sent == ["submit"] * 3 + ["abort"]
+    await on.step(tokens=tokens(1))
+    assert stalled.heard[-1] is error, "what comes too late is nobody's"
+    stream.fail_stalled(10.0)
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)

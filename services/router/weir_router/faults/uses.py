@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from weir_chassis.errors import Draining, WeirError, WorkerLost
+from weir_chassis.errors import Draining, WeirError
 from weir_router.faults.breaker import Use
 from weir_router.faults.table import Where
 
@@ -36,9 +36,9 @@ class Uses:
         if (use := self._live.pop(handle, None)) is not None:
             use.ended()
 
-    def lost(self, error: WorkerLost) -> WeirError:
+    def lost(self, error: WeirError) -> WeirError:
         """The stream is over. Returns what its requests are to be told: a drain was planned, and is nobody's fault."""
-        drains = self._drains()
+        drains = self._drains() or isinstance(error, Draining)
         live, self._live = self._live, {}
         for use in live.values():
             use.failed(error, Where.DRAIN if drains else Where.AFTER_FIRST_TOKEN)

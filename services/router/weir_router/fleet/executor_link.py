@@ -12,6 +12,7 @@ from weir.executor.v1.executor_pb2 import (
     ExecutorRole,
     GetLoadRequest,
     GetModelInfoRequest,
+    GetModelInfoResponse,
     ListAdaptersRequest,
 )
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
@@ -85,7 +86,9 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         timeout = self.context.settings.probe_timeout_seconds
         info = await self.stub.GetModelInfo(GetModelInfoRequest(), timeout=timeout)
         version = Version.of(info.model_version)
-        self.model = ExecutorModel(version, info.vocab_size, info.max_model_len, info.block_size, info.embedding_size)
+        self.model = ExecutorModel(
+            version, info.vocab_size, info.max_model_len, info.block_size, info.embedding_size, numerics=_numerics(info)
+        )
         self._role = _ROLES.get(info.role, Role.BOTH)
         self._max_adapters = info.max_adapters
         await self._ask_adapters()
@@ -100,6 +103,8 @@ class ExecutorLink(StreamLink[ExecutorStream]):
 
     async def poll(self) -> None:
         self.check_silence()
+        if self._stream is not None:
+            self._stream.fail_stalled(self.context.settings.no_token_seconds)
         asked_at = self.context.clock.monotonic()
         load = await self.stub.GetLoad(GetLoadRequest(), timeout=self.context.settings.probe_timeout_seconds)
         self._note_load(LoadReport(load, asked_at))
@@ -124,3 +129,10 @@ class ExecutorLink(StreamLink[ExecutorStream]):
             self._stream.note_progress()
         self._report = report
         self.outstanding.report(report.response.outstanding_tokens, report.response.outstanding_prefill_tokens)
+
+
+def _numerics(info: GetModelInfoResponse) -> str:
+    """What decides, besides the version, which tokens it draws."""
+    defaults = info.default_sampling.SerializeToString(deterministic=True).hex()
+    ends = ",".join(map(str, info.eos_token_ids))
+    return f"{info.engine}/{info.compute}/{info.max_model_len}/{ends}/{defaults}"

@@ -7,6 +7,7 @@ broker ──┘
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -69,6 +70,7 @@ class Fleet:
         self.membership = Membership()
         self._departures = Departures()
         self._mismatched: frozenset[str] = frozenset()
+        self._change = asyncio.Event()
 
     @property
     def links(self) -> list[Link]:
@@ -116,9 +118,15 @@ class Fleet:
     def tokenizer_stub(self, address: str, residency: Residency) -> TokenizerServiceAsyncStub:
         return found(self._links.tokenizers, address).permitted(residency).stub
 
+    async def change(self) -> None:
+        """Returns when a worker has come, gone or changed."""
+        await self._change.wait()
+
     def _changed(self) -> None:
         """A worker came, went or changed: what the world may know of it."""
         self._changes.note_fact()
+        self._change.set()
+        self._change = asyncio.Event()
         snapshot = self.snapshot()
         self._announce_models(snapshot)
         self._report_mismatches(snapshot)

@@ -98,6 +98,8 @@ class ExecutorModel:
     block_size: int
     # Values of a vector; 0: it makes none.
     embedding_size: int = 0
+    # Engine, kernels, number formats, defaults: two executors of one version draw the same tokens where it is the same.
+    numerics: str = ""
 
 
 @dataclass(frozen=True, slots=True)

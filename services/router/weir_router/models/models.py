@@ -98,10 +98,10 @@ class Models:
         if journey.target is None or not journey.target.alias:
             return
         now = self._clock.monotonic()
-        first = journey.first_delta_at
+        first = journey.progress.first_delta_at
         outcome = outcome_of(
             error,
-            accepted=journey.accepted_at is not None,
+            accepted=journey.progress.accepted_at is not None,
             ttft_seconds=None if first is None else first - journey.started_at,
             waited=now - journey.started_at,
         )

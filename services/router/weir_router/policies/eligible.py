@@ -23,6 +23,10 @@ def eligible(snapshot: FleetSnapshot, demand: Demand) -> Sequence[Candidate]:
         able = [candidate for candidate in able if candidate.executor.address not in demand.excluded]
         if not able:
             raise NoWorker(f"no other executor that serves {demand.version.model!r} is healthy")
+    if demand.numerics is not None:
+        able = [candidate for candidate in able if candidate.model.numerics == demand.numerics]
+        if not able:
+            raise NoWorker(f"no other executor that serves {demand.version.model!r} draws the same tokens")
     wanted = wanted_tokens(demand)
     fitting = [candidate for candidate in able if wanted <= candidate.model.max_model_len]
     if not fitting:
@@ -90,6 +94,8 @@ def _why_not(executor: ExecutorView, demand: Demand, *, agrees: bool) -> str:  #
         return "it only prefills"
     if executor.address in demand.excluded:
         return "it failed this request"
+    if demand.numerics not in (None, model.numerics):
+        return "it draws other tokens than the worker that began"
     if wanted_tokens(demand) > model.max_model_len:
         return f"{wanted_tokens(demand)} tokens do not fit its context of {model.max_model_len}"
     return ""

@@ -33,6 +33,8 @@ class Demand:
     excluded: frozenset[str] = frozenset()
     # A fingerprint; empty: none.
     adapter: str = ""
+    # What `ExecutorModel.numerics` must be; None: anything.
+    numerics: str | None = None
     # Requests that belong together; empty: it belongs to none.
     session: str = ""
     # From its arrival at a worker to its first token at most; None: however long it takes.

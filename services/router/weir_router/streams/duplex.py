@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 import grpc
 
-from weir_chassis.errors import WorkerLost, from_rpc_error
+from weir_chassis.errors import RemoteError, WeirError, WorkerLost, from_rpc_error
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -37,7 +37,7 @@ class Duplex(Generic[Q, A]):
                 self._on_message(message)  # type: ignore[arg-type]  # EOF is no message
             raise WorkerLost("the worker ended the stream")
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from None
+            raise _lost_or_told(from_rpc_error(error)) from None
         except asyncio.CancelledError:
             if _cancelled_from_outside():
                 raise
@@ -62,6 +62,12 @@ class Duplex(Generic[Q, A]):
         finally:
             # A writer that is gone for any reason must not leave a reader that waits for answers.
             call.cancel()
+
+
+def _lost_or_told(error: WeirError) -> WeirError:
+    """What the worker itself says has our details. All else is said by gRPC, of a connection that broke, and be it
+    INTERNAL, as a stream is that was reset."""
+    return error if isinstance(error, RemoteError) else WorkerLost(error.message)
 
 
 def _cancelled_from_outside() -> bool:

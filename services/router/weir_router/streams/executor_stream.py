@@ -10,6 +10,7 @@ only where the requests of one step are on several, or some have gone.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 import grpc
@@ -22,9 +23,10 @@ from weir.executor.v1.executor_pb2 import (
     RequestEnd,
     Submit,
 )
-from weir.inference.v1.output_pb2 import TokenBatch
+from weir.inference.v1.output_pb2 import RowLogprobs, TokenBatch
 from weir_chassis.clock import Clock
-from weir_chassis.errors import Internal, WeirError, WorkerLost, from_failure
+from weir_chassis.errors import Draining, Internal, WeirError, WorkerLost, from_failure
+from weir_router.faults.table import Where
 from weir_router.faults.uses import Uses
 from weir_router.streams import token_batch
 from weir_router.streams.duplex import Duplex
@@ -45,7 +47,11 @@ class ExecutorSink(Protocol):
     @property
     def lane(self) -> TokenLane: ...
     def on_accepted(self) -> None: ...
-    def on_tokens(self, count: int) -> None: ...
+    def on_tokens(self, output_index: int, token_ids: Sequence[int]) -> None: ...
+    def on_logprobs(self, output_index: int, row: RowLogprobs) -> None:
+        """Of the tokens that came just before; only for a request that asked for them."""
+        ...
+
     def on_finished(self, row: ExecutorOutputFinished) -> None: ...
     def on_ended(self, end: RequestEnd) -> None: ...
     def on_failed(self, error: WeirError) -> None: ...
@@ -72,8 +78,15 @@ class ExecutorStream:
         # Since when the executor has owed an answer without giving any; None: it owes none. A request that is withdrawn
         # is still owed its end, so that an executor which hangs is found out although every client gives up before.
         self._owing_since: float | None = None
+        # When each request that has begun was last given anything.
+        self._heard_at: dict[int, float] = {}
         # What its requests are told when it is taken down from outside.
         self.cause = "its connection failed"
+        self._drains = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
 
     @property
     def num_live(self) -> int:
@@ -82,6 +95,15 @@ class ExecutorStream:
     def silent_seconds(self, now: float) -> float:
         """How long the executor has owed an answer without giving any."""
         return 0.0 if self._owing_since is None else now - self._owing_since
+
+    def fail_stalled(self, limit_seconds: float) -> None:
+        """Requests that have begun and have been given nothing for so long fail; their neighbours go on."""
+        since = self._clock.monotonic() - limit_seconds
+        for handle in [handle for handle, heard_at in self._heard_at.items() if heard_at < since]:
+            sink, error = self._sinks[handle], self._lost(f"it has given this request nothing for {limit_seconds:g} s")
+            self._uses.failed(handle, error, Where.STALL)
+            self.withdraw(handle)
+            sink.on_failed(error)
 
     def note_progress(self) -> None:
         """It has said something, or is known to have made a step."""
@@ -92,7 +114,7 @@ class ExecutorStream:
         try:
             await self._duplex.run(call)
         except WeirError as error:
-            self.cause = error.message
+            self.cause, self._drains = error.message, isinstance(error, Draining)
             raise
         finally:
             self._open = False
@@ -119,6 +141,7 @@ class ExecutorStream:
         if self._sinks.pop(handle, None) is not None or handle in self._handed_off:
             self._handed_off.discard(handle)
             self._uses.ended(handle)
+            self._heard_at.pop(handle, None)
             self._send(GenerateRequest(abort=Abort(handle=handle)))
 
     def _send(self, message: GenerateRequest) -> None:
@@ -132,6 +155,7 @@ class ExecutorStream:
     def _on_step(self, step: GenerateResponse) -> None:
         for handle in step.accepted_handles:
             if (sink := self._sinks.get(handle)) is not None:
+                self._heard_at[handle] = self._clock.monotonic()
                 sink.on_accepted()
         if step.tokens.handles:
             self._pass_tokens(step.tokens)
@@ -139,13 +163,13 @@ class ExecutorStream:
             if (sink := self._sinks.get(finished.handle)) is not None:
                 sink.on_finished(finished)
         for end in step.ended:
-            if (sink := self._sinks.pop(end.handle, None)) is not None:
+            if (sink := self._pop(end.handle)) is not None:
                 if end.handoff.num_blocks:
                     self._handed_off.add(end.handle)
                 self._uses.succeeded(end.handle)
                 sink.on_ended(end)
         for failed in step.failed:
-            if (sink := self._sinks.pop(failed.handle, None)) is not None:
+            if (sink := self._pop(failed.handle)) is not None:
                 error = from_failure(failed.failure)
                 self._uses.failed(failed.handle, error)
                 sink.on_failed(error)
@@ -155,11 +179,17 @@ class ExecutorStream:
         if not token_batch.is_well_formed(batch):
             raise Internal("the worker sent a batch whose columns disagree")
         lanes: list[TokenLane | None] = []
-        for handle, count in zip(batch.handles, batch.token_counts, strict=True):
+        token_ids, start, now = list(batch.token_ids), 0, self._clock.monotonic()
+        for handle, output_index, count in zip(batch.handles, batch.output_indexes, batch.token_counts, strict=True):
             sink = self._sinks.get(handle)
             if sink is not None:
-                sink.on_tokens(count)
+                self._heard_at[handle] = now
+                sink.on_tokens(output_index, token_ids[start : start + count])
             lanes.append(sink.lane if sink is not None else None)
+            start += count
+        for entry in batch.logprobs:
+            if (sink := self._sinks.get(batch.handles[entry.row])) is not None:
+                sink.on_logprobs(batch.output_indexes[entry.row], entry)
         first = lanes[0]
         if first is not None and lanes.count(first) == len(lanes):
             first.add_tokens(batch)
@@ -171,9 +201,15 @@ class ExecutorStream:
         sinks, self._sinks = self._sinks, {}
         self._outgoing.clear()
         self._handed_off.clear()
+        self._heard_at.clear()
         error = self._uses.lost(self._lost(self.cause))
         for sink in sinks.values():
             sink.on_failed(error)
 
-    def _lost(self, cause: str) -> WorkerLost:
-        return WorkerLost(f"executor {self.address} was lost: {cause}", metadata={"worker": self.address})
+    def _pop(self, handle: int) -> ExecutorSink | None:
+        self._heard_at.pop(handle, None)
+        return self._sinks.pop(handle, None)
+
+    def _lost(self, cause: str) -> WeirError:
+        kind = Draining if self._drains else WorkerLost
+        return kind(f"executor {self.address} was lost: {cause}", metadata={"worker": self.address})

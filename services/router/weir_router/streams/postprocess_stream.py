@@ -20,7 +20,7 @@ from weir.postprocess.v1.postprocess_pb2 import (
     PostprocessResponse,
 )
 from weir_chassis.clock import Clock
-from weir_chassis.errors import Internal, WeirError, WorkerLost, from_failure
+from weir_chassis.errors import Draining, Internal, WeirError, WorkerLost, from_failure
 from weir_router.faults.uses import Uses
 from weir_router.fleet.changes import Changes
 from weir_router.streams import token_batch
@@ -54,11 +54,18 @@ class PostprocessStream:
         self._finishing: dict[tuple[int, int], float] = {}
         self._unsent = PostprocessRequest()
         self._has_unsent = False
+        # Of its tokens, those that executors have just drawn.
+        self._unsent_tokens = 0
         self._duplex: Duplex[PostprocessRequest, PostprocessResponse] = Duplex(self._next_message, self._on_message)
         self._open = True
         self._call: Call | None = None
         # What its requests are told when it is taken down from outside.
         self.cause = "its connection failed"
+        self._drains = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
 
     @property
     def num_live(self) -> int:
@@ -75,7 +82,7 @@ class PostprocessStream:
         try:
             await self._duplex.run(call)
         except WeirError as error:
-            self.cause = error.message
+            self.cause, self._drains = error.message, isinstance(error, Draining)
             raise
         finally:
             self._open = False
@@ -97,8 +104,16 @@ class PostprocessStream:
             return  # its requests have been told
         token_batch.append(self._unsent.tokens, batch)
         self._wake()
-        if len(self._unsent.tokens.token_ids) > _MAX_UNSENT_TOKENS and self._call is not None:
+        self._unsent_tokens += len(batch.token_ids)
+        if self._unsent_tokens > _MAX_UNSENT_TOKENS and self._call is not None:
             self._call.cancel()
+
+    def replay(self, batch: TokenBatch) -> None:
+        """As `add_tokens`, of what another replica was given before: many requests may come at once, and it is no
+        sign that this one has stopped reading."""
+        if self._open and batch.handles:
+            token_batch.append(self._unsent.tokens, batch)
+            self._wake()
 
     def finish(
         self, handle: int, output_index: int, reason: FinishReason.ValueType, *, ends_with_stop_token: bool
@@ -142,6 +157,7 @@ class PostprocessStream:
         if not self._has_unsent:
             return None
         message, self._unsent, self._has_unsent = self._unsent, PostprocessRequest(), False
+        self._unsent_tokens = 0
         return message
 
     def _on_message(self, message: PostprocessResponse) -> None:
@@ -170,5 +186,6 @@ class PostprocessStream:
         for sink in sinks.values():
             sink.on_text_failed(error)
 
-    def _lost(self, cause: str) -> WorkerLost:
-        return WorkerLost(f"postprocess {self.address} was lost: {cause}", metadata={"worker": self.address})
+    def _lost(self, cause: str) -> WeirError:
+        kind = Draining if self._drains else WorkerLost
+        return kind(f"postprocess {self.address} was lost: {cause}", metadata={"worker": self.address})

@@ -195,7 +195,7 @@ async def test_a_decode_worker_lost_before_it_has_said_anything_is_replaced() ->
 
 
 async def test_decode_workers_are_not_killed_one_after_another() -> None:
-    async with apart(1, 3) as running:
+    async with apart(1, 3, max_continuations=1) as running:
         for fake in running.fakes.executors[1:]:
             fake.refusal = Overloaded("full")
         reason, _, _ = await refusal(running.router.Generate(request()))

@@ -1,0 +1,275 @@
+"""Where one request runs: on which executor, and with which postprocess replica, from its first to its last.
+
+    start ──► prefill worker ── handover ──► executor ── lost, stalled, drained ──► another executor ──► …
+        └───► postprocess replica ── lost ──► another replica ──► …
+
+It is one way on for all of them: what was drawn is in the journal, and whoever comes next is given that. A handover is
+planned, and nobody is told; a worker that fails the request before its first token is replaced in silence; after it the
+client is told that its stream goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from weir.executor.v1.executor_pb2 import Submit
+from weir.inference.v1.sampling_pb2 import StoppingConditions
+from weir.inference.v1.stream_pb2 import Continued
+from weir.postprocess.v1.postprocess_pb2 import Open
+from weir_chassis.errors import WeirError, reason_name
+from weir_chassis.telemetry import get_logger
+from weir_router.attempt import Attempt, Leg, Setback
+from weir_router.continuation import Mode, may_go_on, mode_of, told
+from weir_router.encoder import hash_blocks
+from weir_router.faults.retries import Extra, Retries
+from weir_router.faults.table import Where
+from weir_router.fleet.snapshot import ExecutorModel, ExecutorView
+from weir_router.journey import Journey, duration
+from weir_router.metrics import RouterMetrics
+from weir_router.policies.choose import Choice, choose_postprocessor, prefill_workers
+from weir_router.policies.policy import Demand
+from weir_router.prefill_queue import PrefillQueue
+from weir_router.request import EncodedPrompt
+from weir_router.routing import Routing
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionLimits:
+    """`disaggregate_tokens`: from so many on, a prompt is computed by an executor that is there for that.
+
+    `max_continuations`: after the first token. `wait_seconds`: for a worker to go on with, when none is there.
+    """
+
+    disaggregate_tokens: int
+    max_continuations: int
+    wait_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """What all executions share."""
+
+    routing: Routing
+    prefill_queue: PrefillQueue | None
+    retries: Retries
+    limits: ExecutionLimits
+    metrics: RouterMetrics
+
+
+class Execution:
+    def __init__(self, dispatch: Dispatch, journey: Journey, prompt: EncodedPrompt, attempt: Attempt):
+        self._routing, self._fleet = dispatch.routing, dispatch.routing.fleet
+        self._prefill_queue, self._retries = dispatch.prefill_queue, dispatch.retries
+        self._limits, self._metrics = dispatch.limits, dispatch.metrics
+        self._journey, self._request, self._prompt, self._attempt = journey, journey.request, prompt, attempt
+        configured = self._routing.config.of_model(prompt.version.model).continuation
+        self._mode = mode_of(journey.request.routing.continuation, configured)
+        # Of the first executor for all of it, and whether all tokens so far are drawn so.
+        self._numerics, self._exact = "", True
+
+    @property
+    def interrupted(self) -> bool:
+        """It is to go on elsewhere."""
+        return self._attempt.interrupted
+
+    async def start(self) -> None:
+        """Raises a WeirError when nobody may have it."""
+        assigned = await self._assigned_prefill()
+        choice = self._choose_first()
+        choice = self._routing.choose_prefill(choice, self._demand(), self._prefill_workers(choice), assigned)
+        self._open(choice.postprocessor)
+        await self._execute(choice)
+
+    async def go_on(self) -> None:
+        """With others in place of workers that failed it or are done with it. Raises a WeirError when it cannot."""
+        if self._attempt.lane_setback is not None:
+            await self._replace_postprocessor(self._attempt.lane_setback)
+        if not self._attempt.needs_executor:
+            return
+        if self._attempt.executor_setback is not None:
+            await self._replace_executor(self._attempt.executor_setback)
+        else:
+            await self._execute(self._choose_first())  # after whoever has computed the prompt
+
+    async def _replace_postprocessor(self, setback: Setback) -> None:
+        self._check(setback)
+        self._open(await self._found(self._choose_postprocessor, setback))
+        self._note(setback, "postprocess")
+
+    async def _replace_executor(self, setback: Setback) -> None:
+        self._check(setback)
+        choice = await self._found(self._choose_another, setback)
+        self._note(setback, "executor")
+        await self._execute(choice)
+
+    def _check(self, setback: Setback) -> None:
+        """Raises what the client is to be told when it may not go on."""
+        journal, journey, error = self._attempt.journal, self._journey, setback.error
+        may = may_go_on(self._mode, drawn=journal.num_drawn > 0, complete=journal.complete)
+        if may and not journal.num_drawn:
+            may = self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN, journey.attempts)
+        elif may:
+            tries, most = journey.continuations + 1, self._limits.max_continuations + 1
+            where, extra = Where.AFTER_FIRST_TOKEN, Extra.CONTINUATION
+            may = self._retries.may_retry(error, where, tries, max_attempts=most, extra=extra)
+        if not may:
+            raise told(error, setback.worker)
+
+    def _note(self, setback: Setback, kind: str) -> None:
+        """Another worker has been found."""
+        reason, journey, attempt = reason_name(setback.error.reason), self._journey, self._attempt
+        journey.attempts += 1
+        attempt.accepted.attempt = journey.attempts
+        self._metrics.attempts.labels(reason).inc()
+        get_logger().info("gone_on", kind=kind, lost=setback.worker, cause=setback.error.message, exact=self._exact)
+        if attempt.journal.num_drawn:
+            journey.continuations += 1
+            self._metrics.continuations.labels(kind, reason, str(self._exact).lower()).inc()
+            attempt.tell_continued(Continued(attempt=journey.attempts, reason=reason, exact=self._exact))
+
+    # Choosing.
+
+    async def _assigned_prefill(self) -> str | None:
+        """Whoever of several prefill workers has room first, when they take their work from a queue."""
+        if self._prefill_queue is None:
+            return None
+        with suppress(WeirError):  # that nobody may be chosen is told by who chooses
+            able = self._prefill_workers(self._choose())
+            if len(able) > 1:
+                workers = {worker.address for worker in able}
+                return await self._prefill_queue.assign(self._prompt.version, len(self._prompt.token_ids), workers)
+        return None
+
+    def _prefill_workers(self, choice: Choice) -> Sequence[ExecutorView]:
+        """Those after whom `choice` could go on. Who does is chosen when the prompt is done: the fleet may change."""
+        snapshot, least = self._fleet.snapshot().within(self._journey.residency), self._limits.disaggregate_tokens
+        return prefill_workers(snapshot, self._demand(), choice, least)
+
+    def _choose(self, numerics: str | None = None) -> Choice:
+        choice = self._routing.choose(self._demand(numerics), self._journey.residency)
+        self._journey.choice = choice
+        return choice
+
+    def _choose_another(self) -> Choice:
+        """For the outputs that are not over: one that draws the same, or any where that is enough for the client."""
+        if not self._attempt.journal.num_drawn:
+            return self._choose_first()
+        try:
+            if self._exact:
+                return self._choose(self._numerics)
+        except WeirError:
+            if self._mode is Mode.EXACT:
+                raise
+        choice, self._exact = self._choose(), False
+        return choice
+
+    def _choose_first(self) -> Choice:
+        """What it draws by is what the client may expect from now on."""
+        choice = self._choose()
+        self._numerics = choice.model.numerics
+        return choice
+
+    def _choose_postprocessor(self) -> str:
+        demand, snapshot = replace(self._demand(), excluded=self._attempt.used_postprocessors), self._fleet.snapshot()
+        found = self._journey.residency.find(lambda place: choose_postprocessor(snapshot.within(place), demand))
+        return found.address
+
+    def _demand(self, numerics: str | None = None) -> Demand:
+        """What is still to be done: tokens that are drawn are a part of the prompt for whoever goes on."""
+        request, prompt, drawn = self._request, self._prompt, self._attempt.journal.longest
+        limit = request.stopping.max_tokens if request.stopping.HasField("max_tokens") else None
+        return Demand(
+            version=prompt.version,
+            prompt_tokens=len(prompt.token_ids) + drawn,
+            max_tokens=None if limit is None else max(1, limit - drawn),
+            n=request.n,
+            turn=self._journey.turn,
+            excluded=self._attempt.used_executors,
+            adapter=prompt.adapter,
+            numerics=numerics,
+            session=request.routing.session,
+            max_ttft_seconds=self._journey.ttft_left_seconds(),
+            max_cost_micros=self._journey.bounds.max_cost_micros if self._journey.bounds else None,
+        )
+
+    async def _found(self, choose: Callable[[], T], setback: Setback) -> T:
+        """The choice, as soon as there is one. A client that has been given nothing is better told at once."""
+        seconds = self._limits.wait_seconds if self._attempt.journal.num_drawn else 0.0
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    with suppress(WeirError):
+                        return choose()
+                    await self._fleet.change()
+        except TimeoutError:
+            # That nobody else is there matters less to the client than what happened.
+            raise told(setback.error, setback.worker) from None
+
+    # Executing.
+
+    def _open(self, postprocessor: str) -> None:
+        lane = self._fleet.postprocessor(postprocessor, self._journey.residency).stream
+        self._attempt.postprocess(lane, self._opening())
+
+    async def _execute(self, choice: Choice) -> None:
+        """Counts the request against its executor at once, before anybody else chooses."""
+        executor = self._fleet.executor(choice.first_executor, self._journey.residency)
+        prompt = self._prompt
+        tokens = choice.reserved_tokens if choice.prefill is None else len(prompt.token_ids) + self._request.n
+        self._attempt.enter(Leg(executor.stream, executor.outstanding.reserve(tokens, choice.uncached_tokens)))
+        submit = self._submit(await self._block_hashes(choice.model), hand_off=choice.prefill is not None)
+        handoff = self._attempt.handoff
+        if handoff is not None and choice.model.block_size == prompt.block_size:
+            submit.take_over.CopyFrom(handoff)
+        self._attempt.submit(submit)
+
+    async def _block_hashes(self, model: ExecutorModel) -> bytes:
+        prompt = self._prompt
+        if model.block_size == prompt.block_size:
+            return prompt.block_hashes
+        return await hash_blocks(prompt.version, prompt.token_ids, model.block_size, prompt.adapter, prompt.tenant_salt)
+
+    def _submit(self, block_hashes: bytes, *, hand_off: bool) -> Submit:
+        request, prompt, left = self._request, self._prompt, self._journey.left_seconds()
+        return Submit(
+            handle=self._attempt.handle,
+            request_id=request.request_id,
+            model_version=prompt.version.message(),
+            token_ids=prompt.token_ids,
+            block_hashes=block_hashes,
+            adapter=prompt.adapter,
+            tenant_salt=prompt.tenant_salt,
+            sampling=request.sampling,
+            stopping=_without_strings(request.stopping),
+            priority=request.priority,
+            tenant=request.tenant,
+            time_left=None if left is None else duration(left),
+            resumed_outputs=self._attempt.journal.resumed(),
+            hand_off=hand_off,
+        )
+
+    def _opening(self) -> Open:
+        request = self._request
+        return Open(
+            handle=self._attempt.handle,
+            model=self._prompt.version.model,
+            n=request.n,
+            stop=request.stopping.stop,
+            include_stop_in_output=request.stopping.include_stop_in_output,
+            skip_special_tokens=request.skip_special_tokens,
+        )
+
+
+def _without_strings(stopping: StoppingConditions) -> StoppingConditions:
+    """Stop strings are postprocess's business; an executor refuses them."""
+    tokens_only = StoppingConditions()
+    tokens_only.CopyFrom(stopping)
+    tokens_only.ClearField("stop")
+    tokens_only.ClearField("include_stop_in_output")
+    return tokens_only
