@@ -87,6 +87,8 @@ class FakeExecutor(ExecutorServiceServicer):
         # While it is not set, no step is made: a worker that hangs.
         self.running = asyncio.Event()
         self.running.set()
+        # Whether it answers no question either, meanwhile: as a process that was stopped.
+        self.deaf = False
         # Given to each request that comes, instead of tokens.
         self.refusal: WeirError | None = None
         # Tokens after which nothing more is drawn for an output, until `resume`; None: all.
@@ -179,6 +181,8 @@ class FakeExecutor(ExecutorServiceServicer):
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.GetLoadResponse:
         self.crash.check()
+        if self.deaf:
+            await self.running.wait()
         owed = sum(stream.owed_tokens() for stream in self._streams)
         return pb.GetLoadResponse(
             epoch=1,

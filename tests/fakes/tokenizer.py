@@ -33,6 +33,9 @@ class FakeTokenizer(TokenizerServiceServicer):
         self.calls = 0
         self.error: WeirError | None = None
         self.delay_seconds = 0.0
+        # While it is not set, nothing is answered: a worker that hangs.
+        self.running = asyncio.Event()
+        self.running.set()
         self.crash = Crash()
         self.scopes: list[pb.HashScope] = []
 
@@ -61,6 +64,7 @@ class FakeTokenizer(TokenizerServiceServicer):
 
     async def GetTokenizerInfo(self, request: pb.GetTokenizerInfoRequest, context: Any) -> pb.GetTokenizerInfoResponse:
         self.crash.check()
+        await self.running.wait()
         self._check_model(request.model or self.version.model)
         info = pb.TokenizerInfo(
             model_version=self.version,
@@ -78,6 +82,7 @@ class FakeTokenizer(TokenizerServiceServicer):
             raise self.error
         self._check_model(model)
         await asyncio.sleep(self.delay_seconds)
+        await self.running.wait()
 
     def _check_model(self, model: str) -> None:
         if model != self.version.model:

@@ -96,10 +96,11 @@ class Detector:
             token_ids=token_ids,
             watermark=call.request.watermark,
         )
-        stub, timeout = self._fleet.executor(address, call.residency).stub, hop_timeout(call.left_seconds())
+        link, timeout = self._fleet.executor(address, call.residency), hop_timeout(call.left_seconds())
         with watched(self._fleet.breakers.begin(address, version.model)):
             try:
-                found = await stub.DetectWatermark(asked, timeout=timeout, metadata=call_metadata())
+                detection = link.stub.DetectWatermark(asked, timeout=timeout, metadata=call_metadata())
+                found = await link.asked.answer(detection)
             except grpc.RpcError as error:
                 raise explain(from_rpc_error(error), address) from None
         return DetectWatermarkResponse(

@@ -132,10 +132,11 @@ class Embedder:
             tenant=call.tenant,
             tenant_salt=inputs.tenant_salt,
         )
-        stub, timeout = self._fleet.executor(address, call.residency).stub, hop_timeout(call.left_seconds())
+        link, timeout = self._fleet.executor(address, call.residency), hop_timeout(call.left_seconds())
         with watched(self._fleet.breakers.begin(address, inputs.version.model)):
             try:
-                answer = await stub.Embed(asked, timeout=timeout, metadata=call_metadata())
+                embedding = link.stub.Embed(asked, timeout=timeout, metadata=call_metadata())
+                answer = await link.asked.answer(embedding)
             except grpc.RpcError as error:
                 raise explain(from_rpc_error(error), address) from None
         return EmbedResponse(embeddings=answer.embeddings, usage=answer.usage, model_version=inputs.version.message())

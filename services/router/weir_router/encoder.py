@@ -139,10 +139,10 @@ class Encoder:
     async def _call(self, address: str, ask: _Ask[T], model: ExecutorModel, asking: Asking) -> T:
         left = asking.left_seconds()
         timeout = hop_timeout(left, limit=self._timeout_seconds)
-        stub = self._fleet.tokenizer_stub(address, asking.residency)
+        link = self._fleet.tokenizer(address, asking.residency)
         with watched(self._fleet.breakers.begin(address)):
             try:
-                return await ask(stub, model, timeout)
+                return await link.asked.answer(ask(link.stub, model, timeout))
             except grpc.RpcError as error:
                 clients_clock = left is not None and left <= self._timeout_seconds
                 raise _explain(from_rpc_error(error), address, clients_clock=clients_clock) from None

@@ -1,7 +1,7 @@
 """Where one request's bytes may go: a value without which no worker can be reached. Pure.
 
     [tenants.acme]  ∩  the request's own constraints  =  Residency  ── fleet.executor(address, residency)
-                                                                     ── fleet.tokenizer_stub(address, residency), …
+                                                                     ── fleet.tokenizer(address, residency), …
 
 Two fences stand one behind the other. What decides looks at a snapshot that holds only those workers which the
 residency allows (`FleetSnapshot.within`). What acts asks for a link, a stub or a stream with the residency in hand, and

@@ -111,6 +111,12 @@ class RouterSettings(ServiceSettings):
         ge=0,
         description="tokens of one request that are kept to go on with; one that draws more cannot be continued",
     )
+    stall_seconds: float = Field(
+        default=10.0,
+        gt=0.0,
+        le=3600.0,
+        description="a worker that is silent for so long is not waited for where another one can be asked",
+    )
     end_wait_seconds: float = Field(
         default=1.0,
         gt=0.0,
@@ -123,8 +129,8 @@ class RouterSettings(ServiceSettings):
         le=1.0,
         description="extra tries of all kinds, as a share of the last minute's requests",
     )
-    # About what one worker of a small fleet has running when it dies.
-    retry_budget_floor: int = Field(default=32, ge=0, le=10_000, description="and so many a minute in any case")
+    # As many as may run at once, so that all of one worker's requests can be saved when it dies. About four a second.
+    retry_budget_floor: int = Field(default=256, ge=0, le=10_000, description="and so many a minute in any case")
     eject_failures: int = Field(
         default=5, ge=1, le=1000, description="failures in a row after which a worker is left out for a while"
     )

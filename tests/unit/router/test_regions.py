@@ -224,7 +224,7 @@ async def test_a_worker_elsewhere_is_out_of_reach_whatever_was_decided(tmp_path:
     """As if a policy had chosen wrongly: the link is not given out."""
     async with two_regions(tmp_path) as running:
         fleet = running.fleet
-        doors = {"executor": fleet.executor, "postprocess": fleet.postprocessor, "tokenizer": fleet.tokenizer_stub}
+        doors = {"executor": fleet.executor, "postprocess": fleet.postprocessor, "tokenizer": fleet.tokenizer}
         for kind, reach in doors.items():
             reach(f"memory:{kind}-0", Residency(EU))
             with pytest.raises(ResidencyViolated, match=f"memory:{kind}-1 is in us"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 from weir_chassis.background import first_of
 from weir_chassis.health import model_name
@@ -27,19 +27,17 @@ from weir_router.fleet.postprocess_link import PostprocessLink
 from weir_router.fleet.snapshot import FleetSnapshot, WorkerState
 from weir_router.fleet.snapshots import Snapshots
 from weir_router.fleet.sources import Sources, open_sources
+from weir_router.fleet.tokenizer_link import TokenizerLink
 from weir_router.metrics import RouterMetrics
 from weir_router.regions import Residency
 from weir_router.settings import RouterSettings
-
-if TYPE_CHECKING:
-    from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
 
 # Between two looks at what nobody tells of: leases that lapse, workers that have left and are idle at last.
 _REFRESH_SECONDS: Final = 0.5
 
 
 class Fleet:
-    """`snapshot` for deciding; `executor`, `postprocessor` and `tokenizer_stub` for acting on what was decided.
+    """`snapshot` for deciding; `executor`, `postprocessor` and `tokenizer` for acting on what was decided.
 
     Nobody gets at a worker without saying where the request may go, and at none that is elsewhere.
     """
@@ -115,8 +113,8 @@ class Fleet:
     def postprocessor(self, address: str, residency: Residency) -> PostprocessLink:
         return found(self._links.postprocessors, address).permitted(residency)
 
-    def tokenizer_stub(self, address: str, residency: Residency) -> TokenizerServiceAsyncStub:
-        return found(self._links.tokenizers, address).permitted(residency).stub
+    def tokenizer(self, address: str, residency: Residency) -> TokenizerLink:
+        return found(self._links.tokenizers, address).permitted(residency)
 
     async def change(self) -> None:
         """Returns when a worker has come, gone or changed."""

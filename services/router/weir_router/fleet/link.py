@@ -25,6 +25,7 @@ from weir_chassis.clock import Clock
 from weir_chassis.errors import WeirError, WorkerLost, from_rpc_error
 from weir_chassis.telemetry import get_logger
 from weir_router.faults.breakers import Breakers
+from weir_router.fleet.asked import Asked
 from weir_router.fleet.changes import Changes
 from weir_router.fleet.membership import Place, WorkerKind
 from weir_router.fleet.ramp import ramp
@@ -71,6 +72,7 @@ class Link(ABC):
         self._is_up = False  # it serves, or has drained since it did
         # It is no member of the fleet any more, and is kept for what lives on it.
         self.leaving = False
+        self.asked = Asked(self.kind, address)
 
     @property
     def place(self) -> Place:
@@ -177,9 +179,17 @@ class Link(ABC):
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     answered_at = clock.monotonic()  # a refusal is an answer; a lost connection ends the health watch
-                elif clock.monotonic() - answered_at > settings.no_progress_seconds:
-                    raise self.lost(f"it has answered nothing for {settings.no_progress_seconds:g} s") from None
+                else:
+                    self._note_silence(clock.monotonic() - answered_at)
             await clock.sleep(settings.load_interval_seconds)
+
+    def _note_silence(self, seconds: float) -> None:
+        """It is not waited for any longer, and after a while more it is lost. Raises WorkerLost."""
+        settings = self.context.settings
+        if seconds > settings.stall_seconds:
+            self.asked.give_up(seconds)
+        if seconds > settings.no_progress_seconds:
+            raise self.lost(f"it has answered nothing for {settings.no_progress_seconds:g} s")
 
     async def _watch_health(self) -> None:
         """Serving or draining as the worker itself says. Its load plays no part."""
