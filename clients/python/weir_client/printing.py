@@ -100,15 +100,16 @@ def error_line(error: WeirError) -> str:
     return f"{name}: {error.message}" + (f"\n  {hint}" if hint else "")
 
 
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length below one another, the first column to the left, the others to the right."""
+def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows of equal length below one another, the first columns to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(_row(cells, widths) for cells in rows)
+    return "\n".join(_row(cells, widths, left) for cells in rows)
 
 
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = zip(cells, widths, strict=True)
-    return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
+def _row(cells: Sequence[str], widths: Sequence[int], left: int) -> str:
+    texts = [cell.ljust(width) for cell, width in zip(cells[:left], widths[:left], strict=True)]
+    numbers = [cell.rjust(width) for cell, width in zip(cells[left:], widths[left:], strict=True)]
+    return "  ".join([*texts, *numbers]).rstrip()
 
 
 def size(num_bytes: int) -> str:

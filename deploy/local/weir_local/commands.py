@@ -54,8 +54,11 @@ _PLACEMENT = [
         help="Directory of LoRA adapters that 'weir adapters load' may load. Default: no adapters.",
     ),
     click.option(
-        "--nats", "nats_url", help="nats://host:port for KV events and the queue of --prefill. Default: none."
+        "--nats",
+        "nats_url",
+        help="nats://host:port for KV events, the queue of --prefill, and workers that come later. Default: none.",
     ),
+    click.option("--region", default="", help="Where this machine is, such as 'eu-west', for requests that must stay."),
     click.option("--kv-store-mib", type=click.IntRange(1), default=512, show_default=True, help="Of the kvstore."),
     click.option("--kv-redis", "kv_redis_url", help="redis://host:port to share prefixes with other machines by."),
     click.option(

@@ -45,6 +45,7 @@ class Placement:
     kv_trace_file: Path | None = None  # None: what the kvstore is asked is written down nowhere
     adapter_dir: Path | None = None  # None: no adapters
     nats_url: str | None = None  # None: KV events are published nowhere, and no prompt waits in a queue
+    region: str = ""  # where this machine is, as its operator names it
     port: int = 7700  # of the router; 0: any free one
 
     @property
@@ -72,7 +73,7 @@ def plan(placement: Placement, free_port: Callable[[], int]) -> list[PlannedServ
     """The services in the order that they are shown, the router last. Raises FileNotFoundError, PlacementError."""
     model_dir, name = find_model(placement.model_dir), model_name(placement)
     place = _in_memory if placement.one_process else _on_loopback(free_port)
-    models = {"models": f"{name}={model_dir}"}
+    models = _shared_settings(placement) | {"models": f"{name}={model_dir}"}
     kvstore = place("kvstore", _kvstore_settings(placement))
     tokenizer = place("tokenizer", models)
     postprocess = place("postprocess", models)
@@ -80,7 +81,7 @@ def plan(placement: Placement, free_port: Callable[[], int]) -> list[PlannedServ
     executors = [
         place(f"executor{i or ''}", executor_settings | {"role": role}) for i, role in enumerate(placement.roles)
     ]
-    fleet = _nats_settings(placement) | {
+    fleet = _shared_settings(placement) | {
         "tokenizers": tokenizer.address,
         "postprocessors": postprocess.address,
         "executors": ",".join(executor.address for executor in executors),
@@ -126,7 +127,7 @@ def _kvstore_settings(placement: Placement) -> dict[str, str]:
     settings = _tier_settings(placement)
     if placement.kv_trace_file:
         settings["trace_file"] = str(placement.kv_trace_file.resolve())
-    return settings | _nats_settings(placement)
+    return settings | _shared_settings(placement)
 
 
 def _tier_settings(placement: Placement) -> dict[str, str]:
@@ -139,8 +140,10 @@ def _tier_settings(placement: Placement) -> dict[str, str]:
     return settings | ({"redis_url": placement.kv_redis_url} if placement.kv_redis_url else {})
 
 
-def _nats_settings(placement: Placement) -> dict[str, str]:
-    return {"nats_url": placement.nats_url} if placement.nats_url else {}
+def _shared_settings(placement: Placement) -> dict[str, str]:
+    """What all services are told alike."""
+    told = {"nats_url": placement.nats_url, "region": placement.region}
+    return {name: value for name, value in told.items() if value}
 
 
 def _executor_settings(placement: Placement, model_dir: Path, kvstore: str) -> dict[str, str]:
@@ -152,7 +155,7 @@ def _executor_settings(placement: Placement, model_dir: Path, kvstore: str) -> d
         "kvstore_address": kvstore,
         "kvstore_busy_bytes_per_second": str(_BUSY_BYTES_PER_SECOND),
     }
-    settings |= _nats_settings(placement)
+    settings |= _shared_settings(placement)
     if placement.dtype:
         settings["dtype"] = placement.dtype
     if placement.adapter_dir:

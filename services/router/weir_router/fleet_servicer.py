@@ -24,6 +24,8 @@ from weir.router.v1.fleet_pb2 import (
 )
 from weir.router.v1.fleet_pb2_grpc import FleetServiceServicer
 from weir_chassis.errors import Unsupported
+from weir_router.fleet_report import to_fleet
+from weir_router.mapping import alias
 from weir_router.operations.actions import plan
 from weir_router.operations.mapping import to_operation
 from weir_router.operations.model_hosts import ModelHosts
@@ -37,7 +39,9 @@ class FleetServicer(FleetServiceServicer):
         self._operations, self._model_hosts = operations, model_hosts
 
     async def GetFleet(self, request: GetFleetRequest, context: Any) -> GetFleetResponse:
-        raise Unsupported("GetFleet is not built")
+        response = to_fleet(self.routing.fleet, self.routing.fleet.now())
+        response.aliases.extend(alias(name, targets) for name, targets in self.routing.aliases.view().items())
+        return response
 
     async def ExplainRoute(self, request: ExplainRouteRequest, context: Any) -> ExplainRouteResponse:
         raise Unsupported("ExplainRoute is not built")

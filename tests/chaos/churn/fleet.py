@@ -41,6 +41,8 @@ class Worker:
     kind: str
     port: int
     log: Path
+    # Further ones, by their names.
+    settings: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     born_at: float = 0.0
     stopped_at: float | None = None
@@ -54,8 +56,9 @@ class Worker:
         return self.process is not None and self.process.poll() is None and self.stopped_at is None
 
     def start(self, now: float) -> None:
-        env = {"WEIR_CHURN_KIND": self.kind, "WEIR_CHURN_PORT": str(self.port), "WEIR_CHURN_DRAIN_SECONDS": "2"}
-        self.process = _python("chaos.churn.worker", env, self.log)
+        told = {"KIND": self.kind, "PORT": str(self.port), "DRAIN_SECONDS": "2", **self.settings}
+        env = {f"WEIR_CHURN_{name}": value for name, value in told.items()}
+        self.process = start_python("chaos.churn.worker", env, self.log)
         self.born_at, self.stopped_at = now, None
 
     def die(self, how: Death, now: float) -> None:
@@ -132,13 +135,14 @@ def running_fleet(directory: Path, seed: int, router: Mapping[str, str]) -> Iter
             stack.callback(worker.end)
             worker.start(time.monotonic())
         named = {f"WEIR_ROUTER_{name}": value for name, value in env.items()}
-        process = _python("weir_router", named, directory / "router.log")
+        process = start_python("weir_router", named, directory / "router.log")
         stack.callback(process.wait)
         stack.callback(process.kill)
         yield Fleet(workers, f"127.0.0.1:{router_port}", f"127.0.0.1:{metrics_port}", Random(seed))
 
 
-def _python(module: str, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+def start_python(module: str, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """A module of ours or of the tests, in a process of its own."""
     path = os.pathsep.join([str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     with log.open("ab") as output:
         return subprocess.Popen(

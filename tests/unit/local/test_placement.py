@@ -65,10 +65,12 @@ def test_every_service_takes_the_settings_that_it_is_given(model_dir: Path, one_
         one_process=one_process,
         watermark_key_file=Path("key"),
         nats_url="nats://127.0.0.1:4222",
+        region="eu-west",
         kv_redis_url="redis://127.0.0.1:6379",
     )
     for planned in plan(placement, ports()):
-        SETTINGS[planned.service].model_validate(dict(planned.settings))
+        told = SETTINGS[planned.service].model_validate(dict(planned.settings))
+        assert (told.region, told.nats_url is not None) == ("eu-west", True)
 
 
 def test_the_environment_has_the_names_that_the_services_read(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

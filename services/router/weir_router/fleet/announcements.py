@@ -16,6 +16,7 @@ class Announcements:
 
     def __init__(self, broker: Broker, clock: Clock, on_change: Callable[[], None]) -> None:
         self.announced = Announced()
+        self.connected = False
         self._broker, self._clock, self._on_change = broker, clock, on_change
 
     async def run(self) -> None:
@@ -23,9 +24,13 @@ class Announcements:
         await self._broker.run_in_sessions(self._follow)
 
     async def _follow(self, session: Session) -> None:
-        await session.subscribe(FOLLOWED, self._hear)
-        await session.publish(ASK, b"")
-        await asyncio.Event().wait()  # until the session ends
+        self.connected = True
+        try:
+            await session.subscribe(FOLLOWED, self._hear)
+            await session.publish(ASK, b"")
+            await asyncio.Event().wait()  # until the session ends
+        finally:
+            self.connected = False
 
     def _hear(self, message: Message) -> None:
         instance = parse(message.payload)

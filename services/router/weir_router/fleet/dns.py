@@ -71,6 +71,7 @@ class DnsNames:
         self._resolve, self._clock, self._on_change = resolve, clock, on_change
         self._interval_seconds, self._keep_seconds = interval_seconds, keep_seconds
         self._lookups = {name: Lookup() for name in names}
+        self._failing: set[str] = set()
 
     @property
     def places(self) -> Sequence[Place]:
@@ -80,6 +81,10 @@ class DnsNames:
             for address in known.addresses
         ]
 
+    def failing(self) -> list[str]:
+        """Hosts whose newest lookup has failed."""
+        return sorted(self._failing)
+
     async def run(self) -> NoReturn:
         """For ever. A name that is not answered holds up no other."""
         async with asyncio.TaskGroup() as tasks:
@@ -88,15 +93,15 @@ class DnsNames:
         raise AssertionError("lookups never end")
 
     async def _follow(self, kind: WorkerKind, name: DnsName) -> NoReturn:
-        failing = False
         while True:
             answer: Sequence[str] | None = None
             try:
                 answer = await self._resolve(name.host)
+                self._failing.discard(name.host)
             except OSError as error:
-                if not failing:  # once for as long as it lasts
+                if name.host not in self._failing:  # once for as long as it lasts
                     get_logger().warning("lookup_failed", host=name.host, reason=str(error))
-            failing = answer is None
+                self._failing.add(name.host)
             self._note((kind, name), answer)
             await self._clock.sleep(self._interval_seconds)
 

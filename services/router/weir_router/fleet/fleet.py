@@ -81,6 +81,10 @@ class Fleet:
             self._clock.monotonic(), links.executors.values(), links.tokenizers.values(), links.postprocessors.values()
         )
 
+    def now(self) -> float:
+        """Monotonic seconds, in which the links' times are."""
+        return self._clock.monotonic()
+
     def refresh(self) -> None:
         """Opens and closes links until they are those of the members of now."""
         before = self.snapshot()

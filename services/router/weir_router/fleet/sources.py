@@ -35,6 +35,11 @@ class Sources:
         resolved = self.dns.places if self.dns is not None else ()
         return membership(self._static, resolved, heard, answering, now=now)
 
+    def unheard(self) -> list[str]:
+        """Names of those from which nothing comes now."""
+        broker = ["the broker"] if self.announcements is not None and not self.announcements.connected else []
+        return broker + ([f"DNS for {host}" for host in self.dns.failing()] if self.dns is not None else [])
+
     def others(self) -> Sequence[Instance]:
         """Who has announced itself and is not sent requests by a router."""
         if self.announcements is None:
