@@ -11,6 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +19,11 @@ from fakes import bytes_model
 from fakes.faults import Crash
 from weir.executor.v1 import executor_pb2 as pb
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceServicer
-from weir.inference.v1 import kv_event_pb2
 from weir.inference.v1.embedding_pb2 import Embedding, Pooling
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.output_pb2 import FinishReason, RowLogprobs, TokenBatch, Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters
+from weir.kvstore.v1.block_hash import split_hashes
 from weir_chassis.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -35,6 +36,7 @@ from weir_chassis.errors import (
     WeirError,
     to_failure,
 )
+from weir_chassis.kv_events.blocks import new_log, stored, told
 
 NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 
@@ -47,6 +49,8 @@ class Live:
     drawn: dict[int, int]
     accepted: bool = False
     completion_tokens: int = 0
+    # Blocks of the prompt that were there when it came.
+    cached_blocks: int = 0
     # Some output of it is for another executor to go on with.
     handed_over: bool = False
     # Monotonic seconds; None: never.
@@ -100,6 +104,11 @@ class FakeExecutor(ExecutorServiceServicer):
         self.aborts: list[pb.Abort] = []
         self.embeds: list[pb.EmbedRequest] = []
         self.live_embeds = 0
+        # Told to whoever watches. With `holds_blocks`, prompts leave their blocks here, and are found again.
+        self.kv_events = new_log(1, 10_000)
+        self.holds_blocks = False
+        self.held: set[bytes] = set()
+        self.watchers = 0
         # Name → fingerprint.
         self.adapters: dict[str, str] = {}
         self.adapters_told = 0  # how often
@@ -198,11 +207,34 @@ class FakeExecutor(ExecutorServiceServicer):
     async def WatchKvEvents(
         self, request: pb.WatchKvEventsRequest, context: Any
     ) -> AsyncIterator[pb.WatchKvEventsResponse]:
-        """It keeps no blocks, so there is nothing to tell but that."""
         self.crash.check()
-        yield pb.WatchKvEventsResponse(epoch=1, events=[kv_event_pb2.KvEvent(reset=kv_event_pb2.KvReset())])
-        await self.crash.wait()
-        self.crash.check()
+        epoch = request.epoch if request.HasField("epoch") else None
+        from_sequence = request.from_sequence if request.HasField("from_sequence") else None
+        log = self.kv_events
+        batches = log.follow(epoch, from_sequence)
+        self.watchers += 1
+        try:
+            async with aclosing(batches), aclosing(self.crash.guard(batches)) as guarded:
+                async for batch in guarded:
+                    yield pb.WatchKvEventsResponse(epoch=log.epoch, sequence=batch.sequence, events=told(batch))
+        finally:
+            self.watchers -= 1
+
+    def hold(self, block_hashes: bytes) -> int:
+        """Keeps a prompt's blocks, and tells; how many it held already."""
+        if not self.holds_blocks:
+            return 0
+        hashes = split_hashes(block_hashes)
+        known = next((i for i, block_hash in enumerate(hashes) if block_hash not in self.held), len(hashes))
+        self.held.update(hashes)
+        parent = hashes[known - 1] if known else b""
+        self.kv_events.append(list(stored(hashes[known:], parent, tier="device")))
+        return known
+
+    def restart(self) -> None:
+        """What it held is gone, as after a crash, and its log begins anew."""
+        self.held.clear()
+        self.kv_events = new_log(self.kv_events.epoch + 1, 10_000)
 
     def _waits(self, stream: _Stream) -> list[Any]:
         return [stream.work.wait()] if self.running.is_set() else [self.running.wait()]
@@ -317,6 +349,7 @@ class _Stream:
             return
         resumed = {output.output_index: len(output.token_ids) for output in submit.resumed_outputs}
         live = Live(submit, {i: resumed.get(i, 0) for i in range(submit.sampling.n or 1)})
+        live.cached_blocks = self.executor.hold(submit.block_hashes)
         if submit.HasField("time_left"):
             live.expires_at = time.monotonic() + submit.time_left.ToTimedelta().total_seconds()
         self.live[submit.handle] = live
@@ -403,7 +436,8 @@ class _Stream:
         prompt_tokens = len(live.submit.token_ids)
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=live.completion_tokens)
         usage.draft_tokens, usage.accepted_draft_tokens = self.executor.drafts
-        end = response.ended.add(handle=handle, usage=usage)
+        usage.cached_prompt_tokens = live.cached_blocks * self.executor.block_size
+        end = response.ended.add(handle=handle, usage=usage, engine_cached_tokens=usage.cached_prompt_tokens)
         if live.handed_over:
             end.handoff.CopyFrom(self._hand_off(handle, live))
 

@@ -194,6 +194,8 @@ class Execution:
             adapter=prompt.adapter,
             numerics=numerics,
             session=request.routing.session,
+            block_hashes=prompt.block_hashes,
+            block_size=prompt.block_size,
             max_ttft_seconds=self._journey.ttft_left_seconds(),
             max_cost_micros=self._journey.bounds.max_cost_micros if self._journey.bounds else None,
         )
@@ -222,7 +224,8 @@ class Execution:
         executor = self._fleet.executor(choice.first_executor, self._journey.residency)
         prompt = self._prompt
         tokens = choice.reserved_tokens if choice.prefill is None else len(prompt.token_ids) + self._request.n
-        self._attempt.enter(Leg(executor.stream, executor.outstanding.reserve(tokens, choice.uncached_tokens)))
+        reservation = self._routing.reserve(executor, tokens, choice.uncached_tokens, prompt.block_hashes)
+        self._attempt.enter(Leg(executor.stream, reservation))
         submit = self._submit(await self._block_hashes(choice.model), hand_off=choice.prefill is not None)
         handoff = self._attempt.handoff
         if handoff is not None and choice.model.block_size == prompt.block_size:

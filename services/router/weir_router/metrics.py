@@ -40,5 +40,12 @@ class RouterMetrics:
         self.retained_bytes = metrics.gauge("retained_bytes", "What is kept of them")
         self.resumes = metrics.counter("resumes", "Streams that were resumed")
 
+        self.prefix_executors = metrics.gauge("prefix_executors", "Executors of which it is known what they hold")
+        self.prefix_blocks = metrics.gauge("prefix_blocks", "Blocks that they are known to hold, over all")
+
+    def note_prefixes(self, executors: int, blocks: int) -> None:
+        self.prefix_executors.set(executors)
+        self.prefix_blocks.set(blocks)
+
     def refused(self, error: WeirError) -> None:
         self.refusals.labels(reason_name(error.reason)).inc()

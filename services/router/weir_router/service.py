@@ -28,6 +28,10 @@ from weir_router.operations.model_hosts import ModelHosts
 from weir_router.operations.operations import Operations
 from weir_router.pipeline import Limits, Pipeline
 from weir_router.prefill_queue import PrefillQueue
+from weir_router.prefixes.feed import PrefixFeed
+from weir_router.prefixes.index import PrefixIndex
+from weir_router.prefixes.prefixes import Prefixes
+from weir_router.prefixes.routed import RoutedPrefixes
 from weir_router.retained.requests import RetainedRequests
 from weir_router.routing import Routing
 from weir_router.routing_config import parse
@@ -49,7 +53,12 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
     admission = Admission(queue, chassis.clock, chassis.leases, metrics)
     limits = Limits(settings.max_pending_tokens, settings.journal_tokens, settings.end_wait_seconds)
     async with open_fleet(settings, chassis, metrics) as fleet:
-        routing = Routing(fleet, settings.routing(), first_turn=lambda: chassis.random.getrandbits(32))
+        prefixes = Prefixes(PrefixIndex(settings.prefix_blocks, metrics.note_prefixes), RoutedPrefixes())
+        routing = Routing(
+            fleet, settings.routing(), prefixes, chassis.clock, first_turn=lambda: chassis.random.getrandbits(32)
+        )
+        feed = PrefixFeed(fleet, prefixes, connect_nats(settings, chassis), chassis, routing.weighs_prefixes)
+        chassis.background.start(feed.run(), name="feed_prefixes")
         budget = RetryBudget(settings.retry_budget_share, settings.retry_budget_floor, _BUDGET_SECONDS)
         retries = Retries(budget, chassis.clock, metrics)
         encoder = Encoder(fleet, retries, settings.tokenizer_timeout_seconds, settings.cache_pools)

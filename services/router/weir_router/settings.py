@@ -149,6 +149,13 @@ class RouterSettings(ServiceSettings):
         ge=1,
         description="a prompt of so many tokens is computed by an executor whose role is prefill, where there is one",
     )
+    # Some 100 bytes each. 131,072 blocks of 16 tokens are what two million tokens leave behind.
+    prefix_blocks: int = Field(
+        default=131_072,
+        ge=1,
+        le=100_000_000,
+        description="blocks of one executor that are known, for policies which weigh what executors hold",
+    )
     prefill_queue_seconds: float = Field(
         default=1.0,
         gt=0.0,

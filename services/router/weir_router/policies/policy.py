@@ -37,6 +37,9 @@ class Demand:
     numerics: str | None = None
     # Requests that belong together; empty: it belongs to none.
     session: str = ""
+    # 16 bytes for each full block of the prompt, of so many tokens; empty: nobody is asked who holds them.
+    block_hashes: bytes = b""
+    block_size: int = 0
     # From its arrival at a worker to its first token at most; None: however long it takes.
     max_ttft_seconds: float | None = None
     # Of the whole request, in millionths of a unit of a worker's currency; None: whatever it costs.
