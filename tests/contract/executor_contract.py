@@ -212,6 +212,12 @@ async def until_idle(stub: Stub) -> pb.GetLoadResponse:
 # ── tokens ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+async def check_what_computes_is_told(stub: Stub) -> None:
+    info = await stub.GetModelInfo(pb.GetModelInfoRequest())
+    assert info.engine
+    assert info.compute, "who goes on with another's output compares them"
+
+
 async def check_one_request(stub: Stub) -> None:
     async with calling(stub) as caller:
         await caller.submit(7, max_tokens=12)

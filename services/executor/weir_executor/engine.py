@@ -256,6 +256,9 @@ class EngineInfo:
     max_adapter_rank: int = 0
     speculation_modes: tuple[SpeculationMode, ...] = ()  # that a request may ask for, besides none
     max_draft_tokens: int = 0  # that a request may ask for per step
+    # How the weights are kept and what computes with them: "bfloat16, native avx512bf16". Two engines of one model draw the
+    # same tokens where it is the same.
+    compute: str = ""
 
 
 class WaitingReason(Enum):

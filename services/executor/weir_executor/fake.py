@@ -249,6 +249,7 @@ def _logprobs(sequence: LiveSequence, token_id: int) -> TokenLogprobs | None:
 def _info(config: FakeEngineConfig) -> EngineInfo:
     return EngineInfo(
         engine="fake",
+        compute="arithmetic",
         vocab_size=config.vocab_size,
         max_model_len=min(config.max_model_len, config.num_blocks * config.block_size),
         block_size=config.block_size,

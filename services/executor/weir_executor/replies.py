@@ -131,6 +131,7 @@ def to_model_info(served: Served) -> pb.GetModelInfoResponse:
         max_adapters=info.max_adapters,
         speculation_modes=[mode for mode, ours in SPECULATION_MODES.items() if ours in info.speculation_modes],
         watermarks=served.watermark_keys is not None,
+        compute=info.compute,
         role=ROLES[served.role],
     )
 

@@ -22,7 +22,7 @@ from weir.inference.v1.output_pb2 import FinishReason, RowLogprobs
 from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished
 from weir.postprocess.v1.postprocess_pb2 import Open, PostprocessOutputFinished
 from weir_chassis.clock import Clock
-from weir_chassis.errors import Internal, WeirError
+from weir_chassis.errors import Internal, Overloaded, WeirError
 from weir_router.delivery import Outbox
 from weir_router.fleet.outstanding import Reservation
 from weir_router.journal import Journal
@@ -93,6 +93,8 @@ class Attempt:
         self._lane: PostprocessStream | None = None
         # Streams on which this handle has been used: they know it, and get it never again.
         self._left_executors: list[ExecutorStream] = []
+        # Those that had no room and so know nothing of it.
+        self._full_executors: list[ExecutorStream] = []
         self._left_lanes: list[PostprocessStream] = []
         # Outputs that the executor still draws, and those whose last event the client still waits for.
         self._drawing, self._unfinished = set(range(n)), set(range(n))
@@ -131,8 +133,9 @@ class Attempt:
 
     @property
     def used_executors(self) -> frozenset[str]:
-        """Addresses of those that know this handle. One that was lost and is back knows nothing."""
-        streams = [*self._left_executors, *([self._leg.executor] if self._leg is not None else [])]
+        """Addresses of those that know this handle or have no room. One that was lost and is back knows nothing."""
+        current = [self._leg.executor] if self._leg is not None and not self._was_full else []
+        streams = [*self._left_executors, *self._full_executors, *current]
         return frozenset(stream.address for stream in streams if stream.is_open)
 
     @property
@@ -162,6 +165,10 @@ class Attempt:
             # It is over for the client, which the new replica cannot know.
             cancelled = FinishReason.FINISH_REASON_CANCELLED
             lane.finish(self.handle, output_index, cancelled, ends_with_stop_token=False)
+
+    def forgive_full(self) -> None:
+        """Those that had no room may be asked again."""
+        self._full_executors.clear()
 
     def enter(self, leg: Leg) -> None:
         """It is counted at this executor from now on, and no more at the one before."""
@@ -205,7 +212,8 @@ class Attempt:
         if not self.handed_over:
             self._leg.executor.withdraw(self.handle)
         self._leg.reservation.release()
-        self._left_executors.append(self._leg.executor)
+        if not self._was_full:
+            self._left_executors.append(self._leg.executor)
 
     # The executor's side.
 
@@ -253,7 +261,14 @@ class Attempt:
             self.ended.set()
         elif not self.outbox.closed:
             self.executor_setback = Setback(self.worker, error)
+            if self._was_full and self._leg is not None:
+                self._full_executors.append(self._leg.executor)
             self.outbox.interrupt()
+
+    @property
+    def _was_full(self) -> bool:
+        """The executor that it has entered had no room."""
+        return self.executor_setback is not None and isinstance(self.executor_setback.error, Overloaded)
 
     def _hand_over(self, end: RequestEnd) -> None:
         """The prompt is computed, and the first tokens are drawn: another executor goes on."""

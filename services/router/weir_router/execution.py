@@ -20,7 +20,8 @@ from weir.executor.v1.executor_pb2 import Submit
 from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.inference.v1.stream_pb2 import Continued
 from weir.postprocess.v1.postprocess_pb2 import Open
-from weir_chassis.errors import WeirError, reason_name
+from weir_chassis.background import first_of
+from weir_chassis.errors import Overloaded, WeirError, reason_name
 from weir_chassis.telemetry import get_logger
 from weir_router.attempt import Attempt, Leg, Setback
 from weir_router.continuation import Mode, may_go_on, mode_of, told
@@ -37,6 +38,8 @@ from weir_router.request import EncodedPrompt
 from weir_router.routing import Routing
 
 T = TypeVar("T")
+# Between two looks for somebody with room; an executor's own hint counts in between.
+_MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.25, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,9 @@ class Execution:
         self._mode = mode_of(journey.request.routing.continuation, configured)
         # Of the first executor for all of it, and whether all tokens so far are drawn so.
         self._numerics, self._exact = "", True
+        # How many workers have failed it after its first token, those that had no room left out; how many tokens were
+        # drawn when one last failed it, and how long after that somebody with room is waited for.
+        self._failures, self._drawn_before, self._patient_until = 0, 0, 0.0
 
     @property
     def interrupted(self) -> bool:
@@ -110,16 +116,22 @@ class Execution:
 
     def _check(self, setback: Setback) -> None:
         """Raises what the client is to be told when it may not go on."""
-        journal, journey, error = self._attempt.journal, self._journey, setback.error
+        journal = self._attempt.journal
         may = may_go_on(self._mode, drawn=journal.num_drawn > 0, complete=journal.complete)
-        if may and not journal.num_drawn:
-            may = self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN, journey.attempts)
-        elif may:
-            tries, most = journey.continuations + 1, self._limits.max_continuations + 1
-            where, extra = Where.AFTER_FIRST_TOKEN, Extra.CONTINUATION
-            may = self._retries.may_retry(error, where, tries, max_attempts=most, extra=extra)
-        if not may:
-            raise told(error, setback.worker)
+        if not may or not (self._may_continue if journal.num_drawn else self._may_retry)(setback.error):
+            raise told(setback.error, setback.worker)
+
+    def _may_retry(self, error: WeirError) -> bool:
+        return self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN, self._journey.attempts)
+
+    def _may_continue(self, error: WeirError) -> bool:
+        now, drawn = self._journey.clock.monotonic(), self._attempt.journal.num_drawn
+        if drawn > self._drawn_before:
+            self._drawn_before, self._patient_until = drawn, now + self._limits.wait_seconds
+        if not isinstance(error, Overloaded) or now >= self._patient_until:
+            self._failures += 1
+        where, most = Where.AFTER_FIRST_TOKEN, self._limits.max_continuations + 1
+        return self._retries.may_retry(error, where, self._failures, max_attempts=most, extra=Extra.CONTINUATION)
 
     def _note(self, setback: Setback, kind: str) -> None:
         """Another worker has been found."""
@@ -128,7 +140,8 @@ class Execution:
         attempt.accepted.attempt = journey.attempts
         self._metrics.attempts.labels(reason).inc()
         get_logger().info("gone_on", kind=kind, lost=setback.worker, cause=setback.error.message, exact=self._exact)
-        if attempt.journal.num_drawn:
+        # One without room has never had it: whoever comes after is the one that the client was told of.
+        if attempt.journal.num_drawn and not isinstance(setback.error, Overloaded):
             journey.continuations += 1
             self._metrics.continuations.labels(kind, reason, str(self._exact).lower()).inc()
             attempt.tell_continued(Continued(attempt=journey.attempts, reason=reason, exact=self._exact))
@@ -208,10 +221,17 @@ class Execution:
                 while True:
                     with suppress(WeirError):
                         return choose()
-                    await self._fleet.change()
+                    await self._change(setback)
         except TimeoutError:
             # That nobody else is there matters less to the client than what happened.
             raise told(setback.error, setback.worker) from None
+
+    async def _change(self, setback: Setback) -> None:
+        """Until there may be somebody: a worker that comes or is well again, or room where there was none."""
+        hinted = setback.error.retry_after
+        pause = min(max(_MIN_PAUSE_SECONDS, hinted.total_seconds() if hinted else 0.0), _MAX_PAUSE_SECONDS)
+        await first_of(self._fleet.change(), self._journey.clock.sleep(pause))
+        self._attempt.forgive_full()
 
     # Executing.
 

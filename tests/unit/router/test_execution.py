@@ -305,14 +305,49 @@ async def test_a_stream_is_not_handed_on_for_ever() -> None:
         await running.until(lambda: _all_at(executors, 2))
         (first,) = [fake for fake in executors if fake.live]
         for executor in executors:
-            executor.refusal = Overloaded("full")
+            executor.refusal = Internal("a step failed")
         first.crash.crash()
         reason, _, _ = await task
-        assert reason == "OVERLOADED"
+        assert reason == "INTERNAL"
         assert sum(len(fake.submits) for fake in executors) == 3
 
 
-# When nobody is there.
+# When nobody is there, or has room.
+
+
+async def test_a_stream_waits_a_while_for_room() -> None:
+    executors = [FakeExecutor() for _ in range(3)]
+    async with suite(executors=executors, continuation_wait_seconds=20.0, max_continuations=1) as running:
+        for executor in executors:
+            executor.pause_after = 2
+        answer = Answer()
+        task = asyncio.create_task(collect(running.router.Generate(request("abcd"), timeout=30), answer))
+        await running.until(lambda: _all_at(executors, 2))
+        (first,) = [fake for fake in executors if fake.live]
+        others = [fake for fake in executors if fake is not first]
+        for other in others:
+            other.refusal = Overloaded("full")
+        first.crash.crash()
+        await running.until(lambda: all(len(other.submits) >= 2 for other in others), seconds=20)
+        for other in others:
+            other.refusal = None
+            other.resume()
+        assert (await task).texts == {0: "abcd"}
+        assert answer.kinds.count("continued") == answer.receipt.continuations == 1
+        assert answer.receipt.attempts == 1 + sum(len(other.submits) for other in others)
+
+
+async def test_a_stream_does_not_wait_for_room_for_ever() -> None:
+    async with two_of_each(continuation_wait_seconds=0.6) as running:
+        for executor in running.fakes.executors:
+            executor.pause_after = 2
+        task = asyncio.create_task(refusal(running.router.Generate(request("abcd"), timeout=30)))
+        await running.until(lambda: _all_at(running.fakes.executors, 2))
+        (first,) = [fake for fake in running.fakes.executors if fake.live]
+        for executor in running.fakes.executors:
+            executor.refusal = Overloaded("full")
+        first.crash.crash()
+        assert (await task)[0] == "OVERLOADED"
 
 
 async def test_a_stream_waits_a_while_for_somebody_to_go_on_with() -> None:

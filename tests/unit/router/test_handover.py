@@ -20,7 +20,7 @@ from weir.executor.v1.executor_pb2 import EXECUTOR_ROLE_DECODE, EXECUTOR_ROLE_PR
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1 import router_pb2 as pb
-from weir_chassis.errors import Draining, InvalidArgument, Overloaded, WeirError
+from weir_chassis.errors import Draining, Internal, InvalidArgument, Overloaded, WeirError
 from weir_router.fleet.snapshot import Role
 from weir_router.journey import _joined
 
@@ -197,9 +197,9 @@ async def test_a_decode_worker_lost_before_it_has_said_anything_is_replaced() ->
 async def test_decode_workers_are_not_killed_one_after_another() -> None:
     async with apart(1, 3, max_continuations=1) as running:
         for fake in running.fakes.executors[1:]:
-            fake.refusal = Overloaded("full")
+            fake.refusal = Internal("a step failed")
         reason, _, _ = await refusal(running.router.Generate(request()))
-        assert reason == "OVERLOADED"
+        assert reason == "INTERNAL"
         assert sum(len(fake.submits) for fake in running.fakes.executors[1:]) == 2
 
 

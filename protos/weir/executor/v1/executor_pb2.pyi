@@ -561,7 +561,9 @@ class GetModelInfoResponse(_message.Message):
     max_adapters: _builtins.int
     """Adapters that fit at once; 0: none."""
     compute: _builtins.str
-    """How the weights are kept and what computes with them, in words for a log: "bfloat16, native avx512-bf16"."""
+    """How the weights are kept and what computes with them: "bfloat16, native avx512bf16". Two executors of one model version and
+    engine draw the same tokens where it is the same.
+    """
     role: Global___ExecutorRole.ValueType
     @_builtins.property
     def model_version(self) -> _model_pb2.ModelVersion: ...

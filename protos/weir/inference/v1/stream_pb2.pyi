@@ -151,7 +151,9 @@ Global___TopLogprob: _TypeAlias = TopLogprob  # noqa: Y015
 
 @_typing.final
 class Continued(_message.Message):
-    """The stream goes on with another worker. `exact`: the tokens are those that the first would have drawn."""
+    """The stream goes on with another worker, executor or postprocess replica: no token is lost and none comes twice. `exact`: the
+    tokens are those that the first would have drawn.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -159,7 +161,9 @@ class Continued(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
+    """The number of the attempt that goes on."""
     reason: _builtins.str
+    """Why the worker before it did not, as an error's reason: "WORKER_LOST", "DRAINING", "INTERNAL"."""
     exact: _builtins.bool
     def __init__(
         self,

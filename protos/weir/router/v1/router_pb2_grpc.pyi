@@ -32,7 +32,8 @@ class RouterServiceStub:
     Both streams follow the order that stream.proto states. Before `accepted`, a request is refused with a status: INVALID_ARGUMENT,
     PROMPT_TOO_LONG, TEMPLATE_FAILED, UNSUPPORTED, MODEL_NOT_FOUND, OVERLOADED (the queue is full; RetryInfo from the measured drain rate),
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
-    A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
+    A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`. After it the stream goes on
+    with another worker, as `RoutingOptions.continuation` allows, and is told so by `Continued`.
 
     Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
     128 bytes; whose share and quotas apply), `weir-subject` (at most 128 bytes; whom experiments are about, within the tenant: one
@@ -70,7 +71,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
     Both streams follow the order that stream.proto states. Before `accepted`, a request is refused with a status: INVALID_ARGUMENT,
     PROMPT_TOO_LONG, TEMPLATE_FAILED, UNSUPPORTED, MODEL_NOT_FOUND, OVERLOADED (the queue is full; RetryInfo from the measured drain rate),
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
-    A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
+    A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`. After it the stream goes on
+    with another worker, as `RoutingOptions.continuation` allows, and is told so by `Continued`.
 
     Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
     128 bytes; whose share and quotas apply), `weir-subject` (at most 128 bytes; whom experiments are about, within the tenant: one
@@ -104,7 +106,8 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     Both streams follow the order that stream.proto states. Before `accepted`, a request is refused with a status: INVALID_ARGUMENT,
     PROMPT_TOO_LONG, TEMPLATE_FAILED, UNSUPPORTED, MODEL_NOT_FOUND, OVERLOADED (the queue is full; RetryInfo from the measured drain rate),
     NO_WORKER, REVISION_MISMATCH, DRAINING, DEADLINE_EXCEEDED. After it, it can fail with WORKER_LOST, SLOW_CONSUMER, DEADLINE_EXCEEDED, INTERNAL.
-    A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`.
+    A worker that is lost before the first token is replaced once, in silence but for `Receipt.attempts`. After it the stream goes on
+    with another worker, as `RoutingOptions.continuation` allows, and is told so by `Continued`.
 
     Metadata of a call: `weir-request-id` (at most 128 bytes; else one is made), `traceparent` (W3C), `weir-tenant` (at most
     128 bytes; whose share and quotas apply), `weir-subject` (at most 128 bytes; whom experiments are about, within the tenant: one

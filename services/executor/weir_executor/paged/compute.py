@@ -47,6 +47,7 @@ class Compute:
     decoder: Decoder
     blocks: KvBlocks
     check: Callable[[], None]  # from any thread; raises what has made the decoder useless
+    kernels: str  # in words; where they are the same, and the weights, so are the numbers
     looks_ahead: bool = False  # the decoder launches steps that it has not been asked for yet
     adapters: Adapters = field(default_factory=NoAdapters)
 
@@ -59,11 +60,13 @@ def build_compute(workload: Workload, placement: Placement, resources: ExitStack
     device = torch.device(placement.device)
     if device.type == "cuda" and not workload.weight_bits and not workload.max_adapter_rank:
         cuda = load_cuda(workload, device)
-        return Compute(cuda.decoder, cuda.blocks, check=lambda: None, looks_ahead=cuda.looks_ahead)
+        kernels = f"{'triton' if cuda.looks_ahead else 'torch'} on {torch.cuda.get_device_name(device)}"
+        return Compute(cuda.decoder, cuda.blocks, check=lambda: None, kernels=kernels, looks_ahead=cuda.looks_ahead)
     native = load_native(workload, device, placement.kernels)
     if native is not None:
         resources.callback(native.close)
-        return Compute(native, native, check=lambda: None, adapters=native.adapters or NoAdapters())
+        kernels, adapters = f"native {native.isa}", native.adapters or NoAdapters()
+        return Compute(native, native, check=lambda: None, kernels=kernels, adapters=adapters)
     return _with_adapters(workload, device) if workload.max_adapter_rank else _in_torch(workload, device)
 
 
@@ -71,7 +74,14 @@ def _in_torch(workload: Workload, device: torch.device, wrap: Wrap = as_it_is) -
     model = load_model(workload.model_dir, workload.model, workload.max_model_len, workload.dtype, device, wrap=wrap)
     cache = KvCache(workload.model, workload.num_blocks, workload.block_size, workload.dtype, device)
     decoder = TorchDecoder(model, TorchAttention(cache, workload.model.attention), device)
-    return Compute(decoder, cache, check=lambda: None)
+    return Compute(decoder, cache, check=lambda: None, kernels=_torch_kernels(device))
+
+
+def _torch_kernels(device: torch.device) -> str:
+    """On a CPU PyTorch computes by what the processor has, and sums by threads."""
+    if device.type == "cpu":
+        return f"torch {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return f"torch on {torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type}"
 
 
 def _with_adapters(workload: Workload, device: torch.device) -> Compute:
@@ -104,4 +114,5 @@ def _over_ranks(workload: Workload, placement: Placement, resources: ExitStack) 
         num_threads=placement.num_threads,
     )
     parallel = load_parallel(config, workload.model, resources)
-    return Compute(parallel.decoder, parallel.blocks, parallel.check)
+    kernels = f"{placement.layout.tensor} x {placement.layout.pipeline} ranks, {_torch_kernels(torch.device(placement.device))}"
+    return Compute(parallel.decoder, parallel.blocks, parallel.check, kernels)

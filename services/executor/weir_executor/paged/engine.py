@@ -133,7 +133,7 @@ def _load(config: PagedEngineConfig) -> PagedEngine:
             compute = build_compute(workload, placement, resources)
         draft_model = None if draft_config is None else _load_draft(config, workload, draft_config, resources)
         return PagedEngine(
-            _info(config, workload),
+            _info(config, workload, compute.kernels),
             SchedulerLimits(
                 config.max_num_seqs, config.max_batched_tokens, config.block_size, config.tenants, compute.looks_ahead
             ),
@@ -217,7 +217,7 @@ def _max_model_len(config: PagedEngineConfig, model_config: ModelConfig, num_blo
     return min(config.max_model_len or limit, num_blocks * config.block_size)
 
 
-def _info(config: PagedEngineConfig, workload: Workload) -> EngineInfo:
+def _info(config: PagedEngineConfig, workload: Workload, kernels: str) -> EngineInfo:
     model = workload.model
     return EngineInfo(
         engine="paged",
@@ -238,7 +238,13 @@ def _info(config: PagedEngineConfig, workload: Workload) -> EngineInfo:
         takes_watermarks=True,
         max_adapters=config.max_adapters,
         max_adapter_rank=workload.max_adapter_rank,
+        compute=f"{_weights(workload)}, {kernels}",
     )
+
+
+def _weights(workload: Workload) -> str:
+    dtype = str(workload.dtype).removeprefix("torch.")
+    return f"int{workload.weight_bits} in {dtype}" if workload.weight_bits else dtype
 
 
 def _weights_variant(workload: Workload) -> str:

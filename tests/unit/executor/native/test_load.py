@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,20 @@ def test_kernels_asked_for_by_name_must_be_had(monkeypatch: pytest.MonkeyPatch) 
         load_engine(PagedEngineConfig(tiny_model("gemma2"), num_blocks=8, kernels="plain"))
     with pytest.raises(NativeUnavailableError, match="does not run 'avx1024'"):
         best_isa(load_library(), "avx1024")
+
+
+def test_what_computes_is_told_in_words() -> None:
+    """Who goes on with another's output compares them."""
+
+    def told(**fields: Any) -> str:
+        engine = load_engine(PagedEngineConfig(tiny_model("llama3"), num_blocks=8, num_threads=1, **fields))
+        engine.close()
+        return engine.info.compute
+
+    assert told(kernels="plain") == told(kernels="plain", max_num_seqs=3) == "float32, native plain"
+    assert told(kernels="plain", dtype="bfloat16") == "bfloat16, native plain"
+    assert told(kernels="plain", weights="int8") == "int8 in float32, native plain"
+    assert told(kernels="torch").startswith("float32, torch ")
 
 
 @pytest.mark.parametrize("kernels", ["plain", "auto"])
