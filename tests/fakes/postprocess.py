@@ -25,7 +25,9 @@ NAME = pb.DESCRIPTOR.services_by_name["PostprocessService"].full_name
 class FakePostprocess(PostprocessServiceServicer):
     """What a test may look at: `opens`, `closed`, `messages`, `live`. What it may set: `silent`, `error`, `crash`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *models: str) -> None:
+        """`models`: names of those that it knows besides the one that all fakes share."""
+        self.models = (bytes_model.VERSION.model, *models)
         self.opens: list[pb.Open] = []
         self.closed: list[int] = []
         self.messages = 0
@@ -187,8 +189,8 @@ class _Session:
     def _problem(self, opening: pb.Open) -> WeirError | None:
         if opening.handle in self.requests:
             return AlreadyExists(str(opening.handle), "the handle lives")
-        if opening.model != bytes_model.VERSION.model:
-            return ModelNotFound(opening.model, [bytes_model.VERSION.model])
+        if opening.model not in self.service.models:
+            return ModelNotFound(opening.model, list(self.service.models))
         if not 1 <= opening.n <= 16:
             return InvalidArgument("n", f"must be in [1, 16], is {opening.n}")
         if not all(1 <= len(stop.encode()) <= 1024 for stop in opening.stop):

@@ -30,6 +30,7 @@ class FakeTokenizer(TokenizerServiceServicer):
 
     def __init__(self, version: ModelVersion = bytes_model.VERSION, *, has_chat_template: bool = True):
         self.version, self.has_chat_template = version, has_chat_template
+        self.max_prompt_tokens = bytes_model.MAX_MODEL_LEN - 1
         self.calls = 0
         self.error: WeirError | None = None
         self.delay_seconds = 0.0
@@ -69,7 +70,7 @@ class FakeTokenizer(TokenizerServiceServicer):
         info = pb.TokenizerInfo(
             model_version=self.version,
             vocab_size=bytes_model.VOCAB_SIZE,
-            max_prompt_tokens=bytes_model.MAX_MODEL_LEN - 1,
+            max_prompt_tokens=self.max_prompt_tokens,
             max_text_bytes=bytes_model.MAX_TEXT_BYTES,
             has_chat_template=self.has_chat_template,
         )
@@ -90,7 +91,7 @@ class FakeTokenizer(TokenizerServiceServicer):
 
     def _prompt(self, field: str, text: str, scope: pb.HashScope) -> pb.TokenizedPrompt:
         self.scopes.append(scope)
-        token_ids, limit = bytes_model.encode(text), bytes_model.MAX_MODEL_LEN - 1
+        token_ids, limit = bytes_model.encode(text), self.max_prompt_tokens
         if len(token_ids) > limit:
             raise PromptTooLong(field, len(token_ids), limit)
         return pb.TokenizedPrompt(token_ids=token_ids, block_hashes=self._hashes(token_ids, scope))

@@ -21,7 +21,8 @@ from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where
 from weir_router.fleet.model_version import Version
 from weir_router.metrics import RouterMetrics
-from weir_router.models.models import Models, subject_of_tenant
+from weir_router.models.models import Models
+from weir_router.models.names import subject_of_tenant
 from weir_router.policies.policy import Demand
 from weir_router.routing import Routing
 from weir_router.time_limit import time_limit

@@ -27,7 +27,8 @@ from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where
 from weir_router.fleet.snapshot import ExecutorModel
 from weir_router.metrics import RouterMetrics
-from weir_router.models.models import Models, subject_of_tenant
+from weir_router.models.models import Models
+from weir_router.models.names import subject_of_tenant
 from weir_router.policies.policy import Demand
 from weir_router.request import EncodedInputs
 from weir_router.routing import Routing

@@ -5,6 +5,7 @@ Times are monotonic seconds of one clock; durations are seconds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -17,6 +18,7 @@ from weir_chassis.clock import Clock
 from weir_router.attempt import Progress
 from weir_router.mapping import worker_score
 from weir_router.models.constraints import Bounds
+from weir_router.models.selection import Wanted
 from weir_router.models.target import Target
 from weir_router.policies.choose import Choice
 from weir_router.regions import Residency
@@ -30,7 +32,8 @@ class Journey:
     started_at: float
     # None: it may go on for ever.
     expires_at: float | None
-    # Once it is known.
+    # Names that it may come to, and once that is known, what it has come to.
+    wanted: Sequence[Wanted] = ()
     target: Target | None = None
     # What the request sets, if it sets any.
     bounds: Bounds | None = None

@@ -24,6 +24,7 @@ from weir_router.faults.table import before_or_after, verdict
 from weir_router.journal import Journal
 from weir_router.journey import Journey
 from weir_router.metrics import RouterMetrics
+from weir_router.models.judging import Judging
 from weir_router.models.models import Models
 from weir_router.request import ClientRequest, EncodedPrompt
 from weir_router.time_limit import TimeLimit, time_limit
@@ -50,13 +51,14 @@ class Pipeline:
         dispatch: Dispatch,
         admission: Admission,
         models: Models,
+        judging: Judging,
         limits: Limits,
         clock: Clock,
         leases: LeaseLedger,
         metrics: RouterMetrics,
     ):
         self._dispatch, self._retries = dispatch, dispatch.retries
-        self._admission, self._models, self._limits = admission, models, limits
+        self._admission, self._models, self._judging, self._limits = admission, models, judging, limits
         self._clock, self._leases, self._metrics = clock, leases, metrics
         # Of attempts, so that no stream is ever given a handle twice.
         self._handles = count(1)
@@ -66,7 +68,7 @@ class Pipeline:
         journey = self._begin(request, left_seconds)
         with self._observed(journey):
             async with time_limit(left_seconds) as limit:
-                self._models.check(request)
+                self._models.check(journey)
                 self._retries.note_request()
                 async with self._admission.place(request.priority, request.request_id) as journey.admission_seconds:
                     prompt = await self._tokenize(journey)
@@ -141,7 +143,7 @@ class Pipeline:
             failure = error
             raise
         finally:
-            self._models.ended(journey, failure)
+            self._judging.ended(journey, failure)
             if progress.first_delta_at is not None:
                 self._metrics.ttft_seconds.observe(progress.first_delta_at - journey.started_at)
             self._metrics.completion_tokens.inc(progress.delivered_tokens)

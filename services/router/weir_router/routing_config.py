@@ -14,7 +14,7 @@ explore = 0.02
 regions = ["eu-west", "eu-north"] # a worker whose region nobody has said is in none
 fallback_regions = ["uk"]         # only while nobody in `regions` can take the request
 
-[aliases.chat]                    # models/config.py
+[aliases.chat]                    # models/config.py, as is [selection]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 
 from weir_chassis.toml_config import Table, overlaid, parse_toml
 from weir_router.continuation import Mode
-from weir_router.models.config import AliasTable, Name
+from weir_router.models.config import AliasTable, Name, SelectionTable
 from weir_router.policies.make import PolicyOptions
 from weir_router.regions import TenantRegions
 
@@ -66,6 +66,7 @@ class RoutingConfig(Table):
     defaults: ModelRouting = ModelRouting()
     models: Mapping[str, ModelRouting] = Field(default_factory=dict, max_length=_MAX_MODELS)
     aliases: Mapping[Name, AliasTable] = Field(default_factory=dict, max_length=_MAX_ALIASES)
+    selection: SelectionTable | None = Field(default=None, description="unset: a request names its model")
     tenants: Mapping[str, TenantRules] = Field(default_factory=dict, max_length=_MAX_TENANTS)
 
     @cached_property

@@ -22,6 +22,7 @@ from weir_router.faults.retries import Retries
 from weir_router.fleet.fleet import open_fleet
 from weir_router.fleet_servicer import FleetServicer
 from weir_router.metrics import RouterMetrics
+from weir_router.models.judging import Judging
 from weir_router.models.metrics import ModelMetrics
 from weir_router.models.models import Models
 from weir_router.operations.model_hosts import ModelHosts
@@ -62,7 +63,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
         budget = RetryBudget(settings.retry_budget_share, settings.retry_budget_floor, _BUDGET_SECONDS)
         retries = Retries(budget, chassis.clock, metrics)
         encoder = Encoder(fleet, retries, settings.tokenizer_timeout_seconds, settings.cache_pools)
-        models = Models(routing, encoder, chassis.clock, ModelMetrics(chassis.metrics))
+        models = Models(routing, encoder, chassis.clock)
         dispatch = Dispatch(
             routing=routing,
             prefill_queue=_join_prefill_queue(settings, chassis, metrics),
@@ -76,6 +77,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             dispatch=dispatch,
             admission=admission,
             models=models,
+            judging=Judging(routing, chassis.clock, ModelMetrics(chassis.metrics)),
             limits=limits,
             clock=chassis.clock,
             leases=chassis.leases,

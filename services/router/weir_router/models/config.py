@@ -1,4 +1,4 @@
-"""What the routing file says of models: `[aliases.NAME]`, checked. Pure.
+"""What the routing file says of models: `[aliases.NAME]` and `[selection]`, checked. Pure.
 
 [[aliases.chat.targets]]
 model = "demo"
@@ -12,6 +12,12 @@ revision = "2026-11"
 weight = 10
 arm = "new"
 canary = { steps = [0.01, 0.05, 0.25] }   # shares of the alias' traffic on its way to its weight
+
+[selection]                       # of requests that name no model, or "auto": models or aliases
+default = "chat"
+code = "coder"
+long_context = "long"
+long_context_tokens = 16384
 """
 
 from __future__ import annotations
@@ -90,3 +96,26 @@ class AliasTable(Table):
     @property
     def canary(self) -> TargetTable | None:
         return next((target for target in self.targets if target.canary is not None), None)
+
+
+class SelectionTable(Table):
+    """A kind without a name of its own is the default's."""
+
+    default: Name = Field(description="for what is of no clear kind")
+    simple: Name | None = Field(default=None, description="for short questions of fact and small chores")
+    code: Name | None = Field(default=None, description="for programs and what is about them")
+    complex: Name | None = Field(default=None, description="for analyses, proofs, plans")
+    long_context: Name | None = Field(default=None, description="for prompts of `long_context_tokens`")
+    long_context_tokens: int = Field(default=8192, ge=1, description="in the tokens of the model chosen first")
+    min_confidence: float = Field(default=0.2, ge=0.0, le=1.0, description="below, it is of no clear kind")
+
+    def rules(self) -> dict[str, str]:
+        """Names by the rules that have one."""
+        names = {
+            "default": self.default,
+            "simple": self.simple,
+            "code": self.code,
+            "complex": self.complex,
+            "long_context": self.long_context,
+        }
+        return {rule: name for rule, name in names.items() if name is not None}
