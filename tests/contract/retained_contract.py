@@ -23,7 +23,7 @@ from weir_chassis.errors import AlreadyExists, Cancelled, InvalidArgument, NotFo
 from weir_router import mapping
 from weir_router.delivery import Event
 from weir_router.regions import NO_CLIENT
-from weir_router.request import ClientRequest
+from weir_router.request import Caller, ClientRequest
 from weir_router.retained.cut import Places
 from weir_router.retained.requests import RetainedRequests, Write
 from weir_router.retained.stream import Name
@@ -128,7 +128,7 @@ class Place:
     ) -> Call:
         body = body or GenerateRequest(text="hello")
         body.routing.MergeFrom(RoutingOptions(**routing))
-        wanted = mapping.from_generate(body, request_id, 7, residency=NO_CLIENT, tenant=tenant)
+        wanted = mapping.from_generate(body, request_id, 7, Caller(NO_CLIENT, tenant))
         return self._call(lambda write: door.answer(body, wanted, write, None))
 
     def resume(self, door: RetainedRequests, wanted: Places | None = None, request_id: str = "r") -> Call:

@@ -15,20 +15,54 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from weir.executor.v1.executor_pb2 import ExecutorOutputFinished, Handoff, RequestEnd, Submit
-from weir.inference.v1.output_pb2 import FinishReason, RowLogprobs
-from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished
+from weir.inference.v1.model_pb2 import ModelVersion
+from weir.inference.v1.output_pb2 import FinishReason, RowLogprobs, TokenBatch
+from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt
 from weir.postprocess.v1.postprocess_pb2 import Open, PostprocessOutputFinished
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Internal, Overloaded, WeirError
 from weir_router.delivery import Outbox
 from weir_router.fleet.outstanding import Reservation
+from weir_router.fleet.snapshot import Price
 from weir_router.journal import Journal
 from weir_router.metrics import RouterMetrics
-from weir_router.streams.executor_stream import ExecutorStream
-from weir_router.streams.postprocess_stream import PostprocessStream
+from weir_router.streams.executor_stream import TokenLane
+
+
+class Drawer(Protocol):
+    """Where tokens are drawn: an executor's stream, or a call to a worker that takes all of a request."""
+
+    address: str
+
+    @property
+    def is_open(self) -> bool: ...
+    def submit(self, submit: Submit, sink: Attempt) -> None: ...
+    def abort_output(self, handle: int, output_index: int) -> None: ...
+    def withdraw(self, handle: int) -> None: ...
+
+
+class Lane(TokenLane, Protocol):
+    """Where tokens become text: a postprocess stream, or that same call, whose tokens are text already."""
+
+    address: str
+
+    @property
+    def is_open(self) -> bool: ...
+    def open(self, request: Open, sink: Attempt) -> None: ...
+    def replay(self, batch: TokenBatch) -> None: ...
+    def finish(
+        self, handle: int, output_index: int, reason: FinishReason.ValueType, *, ends_with_stop_token: bool
+    ) -> None: ...
+    def close(self, handle: int) -> None: ...
+    def done(self, handle: int) -> None: ...
+
+
+class WholeCall(Drawer, Lane, Protocol):
+    """Both in one."""
 
 
 @dataclass(slots=True)
@@ -42,16 +76,23 @@ class Progress:
     # Of the executor that had it last, and of the one that computed its prompt for others, if there was one.
     end: RequestEnd | None = None
     first_end: RequestEnd | None = None
-    # Addresses of the executors that have had it, in order.
+    # Addresses of the executors that have had it, in order, and what each of them has done.
     executors: tuple[str, ...] = ()
+    legs: list[Leg] = field(default_factory=list)
+    # Whoever has it now takes all of it, and counts itself; then what it is, and the receipt of another router.
+    delegated: bool = False
+    version: ModelVersion | None = None
+    told: Receipt | None = None
 
 
 @dataclass(slots=True)
 class Leg:
-    """One executor that a request is on, and what it may still cost there."""
+    """One executor that a request is on, what it may still cost there, and what it has drawn."""
 
-    executor: ExecutorStream
+    executor: Drawer
     reservation: Reservation
+    price: Price | None = None
+    drawn_tokens: int = 0
     # Not yet known to be computed.
     prompt_tokens: int = 0
 
@@ -90,12 +131,12 @@ class Attempt:
         self.progress = progress
         self._clock, self._metrics, self._on_slow = clock, metrics, on_slow
         self._leg: Leg | None = None
-        self._lane: PostprocessStream | None = None
+        self._lane: Lane | None = None
         # Streams on which this handle has been used: they know it, and get it never again.
-        self._left_executors: list[ExecutorStream] = []
+        self._left_executors: list[Drawer] = []
         # Those that had no room and so know nothing of it.
-        self._full_executors: list[ExecutorStream] = []
-        self._left_lanes: list[PostprocessStream] = []
+        self._full_executors: list[Drawer] = []
+        self._left_lanes: list[Lane] = []
         # Outputs that the executor still draws, and those whose last event the client still waits for.
         self._drawing, self._unfinished = set(range(n)), set(range(n))
         self._stop_token_ids: dict[int, int] = {}
@@ -110,7 +151,7 @@ class Attempt:
         self.ended = asyncio.Event()
 
     @property
-    def lane(self) -> PostprocessStream:
+    def lane(self) -> Lane:
         """Where its tokens go. One that is lost takes them and forgets them."""
         assert self._lane is not None, "it has no postprocess replica yet"
         return self._lane
@@ -132,6 +173,11 @@ class Attempt:
         return bool(self._drawing) and (self.executor_setback is not None or self.handed_over)
 
     @property
+    def needs_postprocessor(self) -> bool:
+        """Whoever is to draw tokens now needs somebody who makes text of them."""
+        return self._lane is None or self.progress.delegated
+
+    @property
     def used_executors(self) -> frozenset[str]:
         """Addresses of those that know this handle or have no room. One that was lost and is back knows nothing."""
         current = [self._leg.executor] if self._leg is not None and not self._was_full else []
@@ -145,13 +191,10 @@ class Attempt:
 
     # Its workers.
 
-    def postprocess(self, lane: PostprocessStream, opening: Open) -> None:
+    def postprocess(self, lane: Lane, opening: Open) -> None:
         """Its text is made here from now on: from where the client has it on, and for what it has not."""
         assert opening.handle == self.handle, opening
-        if self._lane is not None:
-            self._lane.close(self.handle)
-            self._left_lanes.append(self._lane)
-        self._lane, self.lane_setback = lane, None
+        self._change_lane(lane)
         opening.resumed_outputs.extend(self.journal.opened())
         try:
             lane.open(opening, self)
@@ -170,10 +213,25 @@ class Attempt:
         """Those that had no room may be asked again."""
         self._full_executors.clear()
 
+    def _change_lane(self, lane: Lane) -> None:
+        if self._lane is not None:
+            self._lane.close(self.handle)
+            self._left_lanes.append(self._lane)
+        self._lane, self.lane_setback = lane, None
+
     def enter(self, leg: Leg) -> None:
         """It is counted at this executor from now on, and no more at the one before."""
         self._leave()
         self._leg, self.executor_setback, self.handed_over = leg, None, False
+        self.progress.legs.append(leg)
+        self.progress.delegated, self.progress.version, self.progress.told = False, None, None
+
+    def delegate(self, call: WholeCall, reservation: Reservation, price: Price | None) -> None:
+        """All of it is this call's from now on: it has the client's own request, and gives back text."""
+        self._change_lane(call)
+        self.enter(Leg(call, reservation, price))
+        self.progress.delegated = True
+        self.submit(Submit(handle=self.handle))
 
     def submit(self, submit: Submit) -> None:
         """The outputs that are not over go on at the executor that it has entered."""
@@ -229,6 +287,7 @@ class Attempt:
         assert self._leg is not None, "tokens come from an executor"
         self._leg.reservation.spend(len(token_ids))
         if output_index in self._drawing:
+            self._leg.drawn_tokens += len(token_ids)
             self.journal.draw(output_index, token_ids)
 
     def on_logprobs(self, output_index: int, row: RowLogprobs) -> None:
@@ -249,6 +308,8 @@ class Attempt:
             self._hand_over(end)
             return
         self.progress.end = end
+        if self.progress.delegated:
+            self.progress.delivered_tokens = end.usage.completion_tokens
         if self._drawing:
             self.on_failed(Internal(f"executor {self.worker} ended a request with unfinished outputs"))
             return
@@ -284,6 +345,21 @@ class Attempt:
         stopped = row.finish_reason == FinishReason.FINISH_REASON_STOP and not row.guide_complete
         self.lane.finish(self.handle, row.output_index, row.finish_reason, ends_with_stop_token=stopped)
 
+    # The side of whoever takes all of it.
+
+    def on_version(self, version: ModelVersion) -> None:
+        """What it is whose answer this will be."""
+        self.progress.version = version
+        self.accepted.model_version.CopyFrom(version)
+
+    def on_text(self, delta: Delta, now: float) -> None:
+        """Nobody can go on after tokens that nobody has told."""
+        self.journal.draw_untold()
+        self.on_delta(delta, now)
+
+    def on_receipt(self, receipt: Receipt) -> None:
+        self.progress.told = receipt
+
     # The postprocess service's side.
 
     def on_delta(self, delta: Delta, now: float) -> None:
@@ -298,7 +374,7 @@ class Attempt:
         progress.last_delta_at = now
         progress.delivered_tokens += count
         self.journal.deliver(delta.output_index, count)
-        self.outbox.add_delta(delta, count)
+        self.outbox.add_delta(delta, max(1, count))
         if self.outbox.closed:
             self.stop()
             assert self.outbox.error is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -24,15 +25,18 @@ from weir_chassis.errors import (
     WorkerLost,
     from_rpc_error,
 )
+from weir_router.demand import demand_of
 from weir_router.faults.breakers import watched
 from weir_router.faults.retries import Retries
-from weir_router.faults.table import Where
+from weir_router.faults.table import Where, verdict
 from weir_router.fleet.fleet import Fleet
 from weir_router.fleet.model_version import Version
 from weir_router.fleet.snapshot import ExecutorModel, FleetSnapshot
 from weir_router.journey import Journey
 from weir_router.models.target import Target
 from weir_router.policies.choose import choose_tokenizer
+from weir_router.policies.externals import able_externals
+from weir_router.providers.guess import unencoded
 from weir_router.regions import Residency
 from weir_router.request import EncodedInputs, EncodedPrompt, TextPrompt, TokenIdsPrompt
 from weir_router.validation import check_vocabulary
@@ -65,6 +69,29 @@ class Encoder:
         self._timeout_seconds, self._cache_pools = timeout_seconds, cache_pools
 
     async def encode(self, target: Target, journey: Journey) -> EncodedPrompt:
+        """In tokens, or as it is where only workers outside the suite can take it. Raises as `_encode` does."""
+        home = journey.residency.at_home
+        if journey.residency.fallback and not self._encodes(target, home) and self._may_leave(target, journey, home):
+            return unencoded(target.model, journey.request)  # it need not leave its region
+        try:
+            return await self._encode(target, journey)
+        except WeirError as error:
+            elsewhere = verdict(error, Where.BEFORE_FIRST_TOKEN).elsewhere
+            if not elsewhere or not self._may_leave(target, journey, journey.residency):
+                raise
+            return unencoded(target.model, journey.request)
+
+    def _encodes(self, target: Target, place: Residency) -> bool:
+        """Whether the suite's own workers there can take requests for it."""
+        snapshot = replace(self._fleet.snapshot().within(place), externals=())
+        return snapshot.answers(target.model, target.revision)
+
+    def _may_leave(self, target: Target, journey: Journey, place: Residency) -> bool:
+        """Whether somebody there can take the request by its text alone."""
+        demand = demand_of(journey, unencoded(target.model, journey.request))
+        return bool(able_externals(self._fleet.snapshot().within(place), demand))
+
+    async def _encode(self, target: Target, journey: Journey) -> EncodedPrompt:
         """Raises NoWorker, RevisionMismatch, NotFound, DeadlineExceeded, and whatever the tokenizer refuses with."""
         prompt = journey.request.prompt
         adapter = self._resolve_adapter(target, journey.request.adapter, journey)

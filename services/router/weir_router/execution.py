@@ -25,6 +25,7 @@ from weir_chassis.errors import Overloaded, WeirError, reason_name
 from weir_chassis.telemetry import get_logger
 from weir_router.attempt import Attempt, Leg, Setback
 from weir_router.continuation import Mode, may_go_on, mode_of, told
+from weir_router.demand import demand_of
 from weir_router.encoder import hash_blocks
 from weir_router.faults.retries import Extra, Retries
 from weir_router.faults.table import Where
@@ -34,6 +35,7 @@ from weir_router.metrics import RouterMetrics
 from weir_router.policies.choose import Choice, choose_postprocessor, prefill_workers
 from weir_router.policies.policy import Demand
 from weir_router.prefill_queue import PrefillQueue
+from weir_router.providers.external import ExternalRequest
 from weir_router.request import EncodedPrompt
 from weir_router.routing import Routing
 
@@ -89,7 +91,6 @@ class Execution:
         assigned = await self._assigned_prefill()
         choice = self._choose_first()
         choice = self._routing.choose_prefill(choice, self._demand(), self._prefill_workers(choice), assigned)
-        self._open(choice.postprocessor)
         await self._execute(choice)
 
     async def go_on(self) -> None:
@@ -194,24 +195,9 @@ class Execution:
         return found.address
 
     def _demand(self, numerics: str | None = None) -> Demand:
-        """What is still to be done: tokens that are drawn are a part of the prompt for whoever goes on."""
-        request, prompt, drawn = self._request, self._prompt, self._attempt.journal.longest
-        limit = request.stopping.max_tokens if request.stopping.HasField("max_tokens") else None
-        return Demand(
-            version=prompt.version,
-            prompt_tokens=len(prompt.token_ids) + drawn,
-            max_tokens=None if limit is None else max(1, limit - drawn),
-            n=request.n,
-            turn=self._journey.turn,
-            excluded=self._attempt.used_executors,
-            adapter=prompt.adapter,
-            numerics=numerics,
-            session=request.routing.session,
-            block_hashes=prompt.block_hashes,
-            block_size=prompt.block_size,
-            max_ttft_seconds=self._journey.ttft_left_seconds(),
-            max_cost_micros=self._journey.bounds.max_cost_micros if self._journey.bounds else None,
-        )
+        attempt = self._attempt
+        excluded, drawn = attempt.used_executors, attempt.journal.longest
+        return demand_of(self._journey, self._prompt, excluded=excluded, drawn=drawn, numerics=numerics)
 
     async def _found(self, choose: Callable[[], T], setback: Setback) -> T:
         """The choice, as soon as there is one. A client that has been given nothing is better told at once."""
@@ -241,16 +227,29 @@ class Execution:
 
     async def _execute(self, choice: Choice) -> None:
         """Counts the request against its executor at once, before anybody else chooses."""
+        if choice.external:
+            self._delegate(choice)
+            return
+        if self._attempt.needs_postprocessor:
+            self._open(choice.postprocessor)
         executor = self._fleet.executor(choice.first_executor, self._journey.residency)
         prompt = self._prompt
         tokens = choice.reserved_tokens if choice.prefill is None else len(prompt.token_ids) + self._request.n
         reservation = self._routing.reserve(executor, tokens, choice.uncached_tokens, prompt.block_hashes)
-        self._attempt.enter(Leg(executor.stream, reservation))
+        self._attempt.enter(Leg(executor.stream, reservation, executor.traits.price))
         submit = self._submit(await self._block_hashes(choice.model), hand_off=choice.prefill is not None)
         handoff = self._attempt.handoff
         if handoff is not None and choice.model.block_size == prompt.block_size:
             submit.take_over.CopyFrom(handoff)
         self._attempt.submit(submit)
+
+    def _delegate(self, choice: Choice) -> None:
+        """A worker outside the suite takes all of it, text to text."""
+        worker, journey = self._fleet.externals.worker(choice.executor, self._journey.residency), self._journey
+        prompt_tokens, model = self._prompt.num_tokens, self._prompt.version.model
+        asked = ExternalRequest(self._request, model, journey.attempts, prompt_tokens, journey.left_seconds())
+        reservation = worker.outstanding.reserve(choice.reserved_tokens, choice.uncached_tokens)
+        self._attempt.delegate(self._fleet.externals.call(worker, asked), reservation, worker.traits.price)
 
     async def _block_hashes(self, model: ExecutorModel) -> bytes:
         prompt = self._prompt

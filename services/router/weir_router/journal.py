@@ -79,6 +79,11 @@ class Journal:
         if self.complete:
             self._outputs[output_index].token_ids.extend(token_ids)
 
+    def draw_untold(self) -> None:
+        """Some tokens, of which their worker has told the text alone."""
+        self._num_drawn += 1
+        self._give_up()
+
     def draw_logprobs(self, output_index: int, row: RowLogprobs) -> None:
         """Of the tokens that this output drew last. Copied: the row's message holds everybody's."""
         self._logprob_rows += 1

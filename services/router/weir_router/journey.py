@@ -16,6 +16,7 @@ from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.stream_pb2 import Receipt, Timings
 from weir_chassis.clock import Clock
 from weir_router.attempt import Progress
+from weir_router.bill import bill
 from weir_router.mapping import worker_score
 from weir_router.models.constraints import Bounds
 from weir_router.models.selection import Wanted
@@ -66,6 +67,9 @@ class Journey:
     def usage(self, prompt: EncodedPrompt) -> Usage:
         """Counts what the client was given: tokens that the executor drew past a stop string are not among them."""
         progress = self.progress
+        if progress.delegated:
+            guess = Usage(prompt_tokens=prompt.num_tokens, completion_tokens=progress.delivered_tokens, estimated=True)
+            return progress.end.usage if progress.end else guess
         end = _joined(progress.first_end, progress.end or RequestEnd())
         return Usage(
             prompt_tokens=len(prompt.token_ids),
@@ -78,9 +82,10 @@ class Journey:
     def receipt(self, prompt: EncodedPrompt) -> Receipt:
         progress = self.progress
         end = _joined(progress.first_end, progress.end or RequestEnd())
-        return Receipt(
+        cost, currency = bill(progress, self.usage(prompt))
+        receipt = Receipt(
             request_id=self.request.request_id,
-            model_version=prompt.version.message(),
+            model_version=progress.version or prompt.version.message(),
             attempts=self.attempts,
             worker=progress.executors[-1],
             prefill_worker=progress.executors[0] if progress.first_end is not None else "",
@@ -97,7 +102,12 @@ class Journey:
             region=self.choice.region if self.choice else "",
             workers=progress.executors,
             continuations=self.continuations,
+            cost_micros=cost,
+            currency=currency,
         )
+        if progress.told is not None:
+            _nest(receipt, progress.told)
+        return receipt
 
     def _timings(self, end: RequestEnd) -> Timings:
         timings = Timings(
@@ -112,6 +122,16 @@ class Journey:
         if progress.first_delta_at is not None and progress.accepted_at is not None:
             timings.time_to_first_token.CopyFrom(duration(progress.first_delta_at - progress.accepted_at))
         return timings
+
+
+def _nest(receipt: Receipt, told: Receipt) -> None:
+    """Who has answered is what the router says that passed the request on; it is named before its own."""
+    receipt.routers.extend((receipt.worker, *told.routers))
+    del receipt.workers[-1]
+    receipt.workers.extend(told.workers or (told.worker,))
+    receipt.worker, receipt.prefill_worker, receipt.seed = told.worker, told.prefill_worker, told.seed
+    receipt.region = told.region or receipt.region
+    receipt.continuations += told.continuations
 
 
 def _joined(first: RequestEnd | None, last: RequestEnd) -> RequestEnd:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from weir.inference.v1.output_pb2 import Usage
@@ -21,11 +21,10 @@ from weir.router.v1.router_pb2 import (
 )
 from weir_router.delivery import Event
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import ExecutorView, FleetSnapshot, WorkerState
+from weir_router.fleet.snapshot import ExecutorView, ExternalView, FleetSnapshot, WorkerState
 from weir_router.models.aliases import TargetView
 from weir_router.policies.policy import Scored
-from weir_router.regions import Residency
-from weir_router.request import ClientRequest, Prompt, TextPrompt, TokenIdsPrompt
+from weir_router.request import Caller, ClientRequest, Prompt, TextPrompt, TokenIdsPrompt
 
 _FIELDS: dict[type[Event], str] = {
     Accepted: "accepted",
@@ -37,18 +36,14 @@ _FIELDS: dict[type[Event], str] = {
 }
 
 
-def from_generate(
-    request: GenerateRequest, request_id: str, seed: int, *, residency: Residency, tenant: str = "", subject: str = ""
-) -> ClientRequest:
+def from_generate(request: GenerateRequest, request_id: str, seed: int, caller: Caller) -> ClientRequest:
     """`seed` is for a request that names none. The request must be valid."""
-    return _request(request, _prompt(request), request_id, seed, residency=residency, tenant=tenant, subject=subject)
+    return _request(request, _prompt(request), request_id, seed, caller)
 
 
-def from_chat(
-    request: ChatRequest, request_id: str, seed: int, *, residency: Residency, tenant: str = "", subject: str = ""
-) -> ClientRequest:
+def from_chat(request: ChatRequest, request_id: str, seed: int, caller: Caller) -> ClientRequest:
     """As `from_generate`."""
-    return _request(request, request.prompt, request_id, seed, residency=residency, tenant=tenant, subject=subject)
+    return _request(request, request.prompt, request_id, seed, caller)
 
 
 def generate_response(event: Event) -> GenerateResponse:
@@ -67,13 +62,16 @@ def resume_response(event: Event) -> ResumeResponse:
 
 
 def list_models(snapshot: FleetSnapshot, aliases: Mapping[str, Sequence[TargetView]]) -> ListModelsResponse:
-    """One entry per version that an executor serves or has served, and the aliases."""
+    """One entry per version that an executor serves or has served, and per model of the providers; and the aliases.
+
+    What other routers serve is theirs to list: two that list each other's would believe each other for ever.
+    """
     by_version: dict[Version, list[ExecutorView]] = {}
     for executor in snapshot.executors:
         if executor.model is not None:
             by_version.setdefault(executor.model.version, []).append(executor)
     return ListModelsResponse(
-        models=[_model(v, by_version[v], snapshot) for v in sorted(by_version)],
+        models=[*(_model(v, by_version[v], snapshot) for v in sorted(by_version)), *_provided(snapshot)],
         aliases=[ServedAlias(name=name, models=_by_weight(targets)) for name, targets in aliases.items()],
     )
 
@@ -104,6 +102,21 @@ def worker_score(scored: Scored) -> WorkerScore:
     return WorkerScore(worker=scored.candidate.address, score=scored.score, terms=scored.terms)
 
 
+def _provided(snapshot: FleetSnapshot) -> Iterator[Model]:
+    by_version: dict[Version, list[ExternalView]] = {}
+    for worker in snapshot.externals:
+        for model in worker.models.values() if not worker.forwards else ():
+            by_version.setdefault(model.version, []).append(worker)
+    for version, workers in sorted(by_version.items()):
+        yield Model(
+            model_version=version.message(),
+            max_model_len=max(worker.models[version.model].max_model_len for worker in workers),
+            workers=len(workers),
+            healthy_workers=sum(worker.state is WorkerState.SERVING for worker in workers),
+            has_chat_template=any(worker.abilities is None or "chat" in worker.abilities for worker in workers),
+        )
+
+
 def _model(version: Version, executors: list[ExecutorView], snapshot: FleetSnapshot) -> Model:
     return Model(
         model_version=version.message(),
@@ -115,14 +128,7 @@ def _model(version: Version, executors: list[ExecutorView], snapshot: FleetSnaps
 
 
 def _request(
-    request: GenerateRequest | ChatRequest,
-    prompt: Prompt,
-    request_id: str,
-    seed: int,
-    *,
-    residency: Residency,
-    tenant: str,
-    subject: str,
+    request: GenerateRequest | ChatRequest, prompt: Prompt, request_id: str, seed: int, caller: Caller
 ) -> ClientRequest:
     return ClientRequest(
         request_id=request_id,
@@ -131,12 +137,14 @@ def _request(
         sampling=_complete(request.sampling, seed),
         stopping=request.stopping,
         priority=request.priority,
-        tenant=tenant,
-        residency=residency,
+        tenant=caller.tenant,
+        residency=caller.residency,
         adapter=request.adapter,
         skip_special_tokens=request.skip_special_tokens if request.HasField("skip_special_tokens") else None,
         routing=request.routing,
-        subject=subject,
+        subject=caller.subject,
+        seeded=request.sampling.HasField("seed"),
+        via=caller.via,
     )
 
 

@@ -25,6 +25,18 @@ class TokenIdsPrompt:
 
 
 Prompt = TextPrompt | TokenIdsPrompt | ChatPrompt
+# Instance ids of the routers through which a request has come, the first one first.
+Via = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is, as the door has found."""
+
+    residency: Residency
+    tenant: str = ""
+    subject: str = ""
+    via: Via = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,9 @@ class ClientRequest:
     routing: RoutingOptions = field(default_factory=RoutingOptions)
     # Whom experiments are about, within the tenant; empty: nobody in particular.
     subject: str = ""
+    # Whether the client has named the seed itself.
+    seeded: bool = False
+    via: Via = ()
 
     @property
     def n(self) -> int:
@@ -69,6 +84,12 @@ class EncodedPrompt:
     adapter: str = ""
     # Seeds the hashes: tenants with different ones share no blocks.
     tenant_salt: str = ""
+    # Of a prompt that nobody here could encode, for whom it is enough to know the text.
+    guessed_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) or self.guessed_tokens
 
 
 @dataclass(frozen=True, slots=True)

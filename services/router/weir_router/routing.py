@@ -30,6 +30,7 @@ class Routing:
         self.fleet, self.config = fleet, config
         self._prefixes, self._clock = prefixes, clock
         self.aliases = Aliases(config.aliases)
+        fleet.externals.apply(config)
         self._first_turn = first_turn
         self._weighs_prefixes = _any_weighs_prefixes(config)
         # By model, as they are asked for: of what executors serve, so that there are no more models than of these.
@@ -40,6 +41,7 @@ class Routing:
         """What is in force from now on, and why that is not all of it: of this, nothing."""
         self.config = config
         self.aliases.apply(config.aliases)
+        self.fleet.externals.apply(config)
         self._policies.clear()
         self._weighs_prefixes = _any_weighs_prefixes(config)
         return config, ()

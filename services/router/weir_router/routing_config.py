@@ -15,6 +15,8 @@ regions = ["eu-west", "eu-north"] # a worker whose region nobody has said is in 
 fallback_regions = ["uk"]         # only while nobody in `regions` can take the request
 
 [aliases.chat]                    # models/config.py, as is [selection]
+
+[[providers]]                     # and [[routers]]: providers/config.py
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from weir_chassis.toml_config import Table, overlaid, parse_toml
 from weir_router.continuation import Mode
 from weir_router.models.config import AliasTable, Name, SelectionTable
 from weir_router.policies.make import PolicyOptions
+from weir_router.providers.config import ExternalTables
 from weir_router.regions import TenantRegions
 
 # A table of the file each; what a mistaken file may make us check.
@@ -62,7 +65,7 @@ class TenantRules(Table):
         return self
 
 
-class RoutingConfig(Table):
+class RoutingConfig(ExternalTables):
     defaults: ModelRouting = ModelRouting()
     models: Mapping[str, ModelRouting] = Field(default_factory=dict, max_length=_MAX_MODELS)
     aliases: Mapping[Name, AliasTable] = Field(default_factory=dict, max_length=_MAX_ALIASES)

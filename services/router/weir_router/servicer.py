@@ -7,6 +7,7 @@ from typing import Any
 
 from grpc.aio import ServicerContext
 
+from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.router.v1.router_pb2 import (
     CancelRequestRequest,
     CancelRequestResponse,
@@ -25,13 +26,15 @@ from weir.router.v1.router_pb2 import (
 )
 from weir.router.v1.router_pb2_grpc import RouterServiceServicer
 from weir_chassis.deadline import time_left
-from weir_chassis.telemetry import current_request
+from weir_chassis.telemetry import Metadata, current_request
 from weir_chassis.tenant import tenant_from
 from weir_router import mapping, validation
 from weir_router.delivery import Event
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
 from weir_router.models.subject import subject_from
+from weir_router.providers.via import via_from
+from weir_router.request import Caller
 from weir_router.retained.cut import places_of
 from weir_router.retained.requests import RetainedRequests
 from weir_router.retained.stream import Name
@@ -54,12 +57,8 @@ class RouterServicer(RouterServiceServicer):
             await context.write(mapping.generate_response(event))
 
         validation.check_generate(request)
-        metadata = context.invocation_metadata()
-        tenant, subject = tenant_from(metadata), subject_from(metadata, request.routing.session)
-        residency = self._routing.residency(tenant, request.routing.constraints.regions)
-        wanted = mapping.from_generate(
-            request, _request_id(), self._seed(), residency=residency, tenant=tenant, subject=subject
-        )
+        caller = self._caller(context.invocation_metadata(), request.routing)
+        wanted = mapping.from_generate(request, _request_id(), self._random.getrandbits(64), caller)
         await self._requests.answer(request, wanted, write, time_left(context))
 
     async def Chat(  # type: ignore[override]  # as above
@@ -69,12 +68,8 @@ class RouterServicer(RouterServiceServicer):
             await context.write(mapping.chat_response(event))
 
         validation.check_chat(request)
-        metadata = context.invocation_metadata()
-        tenant, subject = tenant_from(metadata), subject_from(metadata, request.routing.session)
-        residency = self._routing.residency(tenant, request.routing.constraints.regions)
-        wanted = mapping.from_chat(
-            request, _request_id(), self._seed(), residency=residency, tenant=tenant, subject=subject
-        )
+        caller = self._caller(context.invocation_metadata(), request.routing)
+        wanted = mapping.from_chat(request, _request_id(), self._random.getrandbits(64), caller)
         await self._requests.answer(request, wanted, write, time_left(context))
 
     async def Embed(
@@ -111,9 +106,11 @@ class RouterServicer(RouterServiceServicer):
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:  # noqa: ARG002
         return mapping.list_models(self.fleet.snapshot(), self._routing.aliases.view())
 
-    def _seed(self) -> int:
-        """For a request that names none."""
-        return self._random.getrandbits(64)
+    def _caller(self, metadata: Metadata | None, routing: RoutingOptions) -> Caller:
+        """Raises InvalidArgument, PermissionDenied."""
+        tenant = tenant_from(metadata)
+        residency = self._routing.residency(tenant, routing.constraints.regions)
+        return Caller(residency, tenant, subject_from(metadata, routing.session), via_from(metadata))
 
 
 def _request_id() -> str:

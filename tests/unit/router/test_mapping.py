@@ -16,12 +16,14 @@ from weir_router.delivery import Event
 from weir_router.models.aliases import TargetView
 from weir_router.models.target import Target
 from weir_router.regions import NO_CLIENT
-from weir_router.request import TextPrompt, TokenIdsPrompt
+from weir_router.request import Caller, TextPrompt, TokenIdsPrompt
+
+ANYONE = Caller(NO_CLIENT)
 
 
 def test_what_is_unset_is_completed_and_the_message_left_alone() -> None:
     message = GenerateRequest(text="hi", sampling=SamplingParameters(top_k=3))
-    request = mapping.from_generate(message, "r", seed=5, residency=NO_CLIENT)
+    request = mapping.from_generate(message, "r", 5, ANYONE)
     assert request.sampling == SamplingParameters(top_k=3, seed=5, n=1)
     assert message.sampling == SamplingParameters(top_k=3)
     assert request.prompt == TextPrompt("hi", add_special_tokens=None)
@@ -37,7 +39,7 @@ def test_what_is_set_stays() -> None:
         priority=-7,
         skip_special_tokens=False,
     )
-    request = mapping.from_generate(message, "r", seed=5, residency=NO_CLIENT)
+    request = mapping.from_generate(message, "r", 5, ANYONE)
     assert (request.sampling.seed, request.n, request.priority, request.model) == (0, 4, -7, "m")
     assert request.prompt == TokenIdsPrompt([1, 2])
     assert request.stopping.max_tokens == 3
@@ -46,15 +48,13 @@ def test_what_is_set_stays() -> None:
 
 def test_special_tokens_around_a_text_are_the_clients_choice() -> None:
     for wanted in (True, False):
-        request = mapping.from_generate(
-            GenerateRequest(text="hi", add_special_tokens=wanted), "r", seed=5, residency=NO_CLIENT
-        )
+        request = mapping.from_generate(GenerateRequest(text="hi", add_special_tokens=wanted), "r", 5, ANYONE)
         assert request.prompt == TextPrompt("hi", add_special_tokens=wanted)
 
 
 def test_a_chat_is_its_messages() -> None:
     prompt = ChatPrompt(messages=[ChatMessage(role="user")])
-    assert mapping.from_chat(ChatRequest(prompt=prompt), "r", seed=5, residency=NO_CLIENT).prompt == prompt
+    assert mapping.from_chat(ChatRequest(prompt=prompt), "r", 5, ANYONE).prompt == prompt
 
 
 @pytest.mark.parametrize(

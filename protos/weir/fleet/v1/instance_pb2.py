@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from weir.inference.v1 import model_pb2 as weir_dot_inference_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cweir/fleet/v1/instance.proto\x12\rweir.fleet.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dweir/inference/v1/model.proto\"\x14\n\x12GetInstanceRequest\"@\n\x13GetInstanceResponse\x12)\n\x08instance\x18\x01 \x01(\x0b\x32\x17.weir.fleet.v1.Instance\"\xed\x02\n\x08Instance\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12)\n\x04kind\x18\x03 \x01(\x0e\x32\x1b.weir.fleet.v1.InstanceKind\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x37\n\x0emodel_versions\x18\x05 \x03(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x0e\n\x06region\x18\x06 \x01(\t\x12#\n\x05price\x18\x07 \x01(\x0b\x32\x14.weir.fleet.v1.Price\x12\x13\n\x06weight\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0c\x63\x61pabilities\x18\t \x03(\t\x12\x10\n\x08\x63\x61pacity\x18\n \x01(\r\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\x12(\n\x05lease\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07version\x18\r \x01(\tB\t\n\x07_weight\"i\n\x05Price\x12\x15\n\rprompt_micros\x18\x01 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_micros\x18\x02 \x01(\x04\x12\x19\n\x11\x63ompletion_micros\x18\x03 \x01(\x04\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t*\xba\x01\n\x0cInstanceKind\x12\x1d\n\x19INSTANCE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17INSTANCE_KIND_TOKENIZER\x10\x01\x12\x1a\n\x16INSTANCE_KIND_EXECUTOR\x10\x02\x12\x19\n\x15INSTANCE_KIND_KVSTORE\x10\x03\x12\x1d\n\x19INSTANCE_KIND_POSTPROCESS\x10\x04\x12\x18\n\x14INSTANCE_KIND_ROUTER\x10\x05\x32g\n\x0fInstanceService\x12T\n\x0bGetInstance\x12!.weir.fleet.v1.GetInstanceRequest\x1a\".weir.fleet.v1.GetInstanceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cweir/fleet/v1/instance.proto\x12\rweir.fleet.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dweir/inference/v1/model.proto\"\x14\n\x12GetInstanceRequest\"@\n\x13GetInstanceResponse\x12)\n\x08instance\x18\x01 \x01(\x0b\x32\x17.weir.fleet.v1.Instance\"\xed\x02\n\x08Instance\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12)\n\x04kind\x18\x03 \x01(\x0e\x32\x1b.weir.fleet.v1.InstanceKind\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x37\n\x0emodel_versions\x18\x05 \x03(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x0e\n\x06region\x18\x06 \x01(\t\x12#\n\x05price\x18\x07 \x01(\x0b\x32\x14.weir.fleet.v1.Price\x12\x13\n\x06weight\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0c\x63\x61pabilities\x18\t \x03(\t\x12\x10\n\x08\x63\x61pacity\x18\n \x01(\r\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\x12(\n\x05lease\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07version\x18\r \x01(\tB\t\n\x07_weight\"i\n\x05Price\x12\x15\n\rprompt_micros\x18\x01 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_micros\x18\x02 \x01(\x04\x12\x19\n\x11\x63ompletion_micros\x18\x03 \x01(\x04\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t*\xd6\x01\n\x0cInstanceKind\x12\x1d\n\x19INSTANCE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17INSTANCE_KIND_TOKENIZER\x10\x01\x12\x1a\n\x16INSTANCE_KIND_EXECUTOR\x10\x02\x12\x19\n\x15INSTANCE_KIND_KVSTORE\x10\x03\x12\x1d\n\x19INSTANCE_KIND_POSTPROCESS\x10\x04\x12\x18\n\x14INSTANCE_KIND_ROUTER\x10\x05\x12\x1a\n\x16INSTANCE_KIND_PROVIDER\x10\x06\x32g\n\x0fInstanceService\x12T\n\x0bGetInstance\x12!.weir.fleet.v1.GetInstanceRequest\x1a\".weir.fleet.v1.GetInstanceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weir.fleet.v1.instance_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INSTANCEKIND']._serialized_start=674
-  _globals['_INSTANCEKIND']._serialized_end=860
+  _globals['_INSTANCEKIND']._serialized_end=888
   _globals['_GETINSTANCEREQUEST']._serialized_start=110
   _globals['_GETINSTANCEREQUEST']._serialized_end=130
   _globals['_GETINSTANCERESPONSE']._serialized_start=132
@@ -43,6 +43,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSTANCE']._serialized_end=564
   _globals['_PRICE']._serialized_start=566
   _globals['_PRICE']._serialized_end=671
-  _globals['_INSTANCESERVICE']._serialized_start=862
-  _globals['_INSTANCESERVICE']._serialized_end=965
+  _globals['_INSTANCESERVICE']._serialized_start=890
+  _globals['_INSTANCESERVICE']._serialized_end=993
 # @@protoc_insertion_point(module_scope)

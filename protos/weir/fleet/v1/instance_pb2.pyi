@@ -33,6 +33,8 @@ class _InstanceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Instance
     INSTANCE_KIND_KVSTORE: _InstanceKind.ValueType  # 3
     INSTANCE_KIND_POSTPROCESS: _InstanceKind.ValueType  # 4
     INSTANCE_KIND_ROUTER: _InstanceKind.ValueType  # 5
+    INSTANCE_KIND_PROVIDER: _InstanceKind.ValueType  # 6
+    """An OpenAI-compatible endpoint, which says nothing of itself: this is what the router is configured with."""
 
 class InstanceKind(_InstanceKind, metaclass=_InstanceKindEnumTypeWrapper): ...
 
@@ -42,6 +44,8 @@ INSTANCE_KIND_EXECUTOR: InstanceKind.ValueType  # 2
 INSTANCE_KIND_KVSTORE: InstanceKind.ValueType  # 3
 INSTANCE_KIND_POSTPROCESS: InstanceKind.ValueType  # 4
 INSTANCE_KIND_ROUTER: InstanceKind.ValueType  # 5
+INSTANCE_KIND_PROVIDER: InstanceKind.ValueType  # 6
+"""An OpenAI-compatible endpoint, which says nothing of itself: this is what the router is configured with."""
 Global___InstanceKind: _TypeAlias = InstanceKind  # noqa: Y015
 
 @_typing.final

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweir/inference/v1/output.proto\x12\x11weir.inference.v1\"\xad\x01\n\nTokenBatch\x12\x0f\n\x07handles\x18\x01 \x03(\x04\x12\x16\n\x0eoutput_indexes\x18\x02 \x03(\r\x12\x1b\n\x13\x66irst_token_indexes\x18\x03 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x30\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1e.weir.inference.v1.RowLogprobs\"l\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\x11\n\ttop_count\x18\x03 \x01(\r\x12\x15\n\rtop_token_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\"\x8c\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x04 \x01(\r\x12\x1d\n\x15\x61\x63\x63\x65pted_draft_tokens\x18\x05 \x01(\r*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweir/inference/v1/output.proto\x12\x11weir.inference.v1\"\xad\x01\n\nTokenBatch\x12\x0f\n\x07handles\x18\x01 \x03(\x04\x12\x16\n\x0eoutput_indexes\x18\x02 \x03(\r\x12\x1b\n\x13\x66irst_token_indexes\x18\x03 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x30\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1e.weir.inference.v1.RowLogprobs\"l\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\x11\n\ttop_count\x18\x03 \x01(\r\x12\x15\n\rtop_token_ids\x18\x04 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x05 \x03(\x02\"\x9f\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x04 \x01(\r\x12\x1d\n\x15\x61\x63\x63\x65pted_draft_tokens\x18\x05 \x01(\r\x12\x11\n\testimated\x18\x06 \x01(\x08*\x9e\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weir.inference.v1.output_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=482
-  _globals['_FINISHREASON']._serialized_end=606
+  _globals['_FINISHREASON']._serialized_start=502
+  _globals['_FINISHREASON']._serialized_end=660
   _globals['_TOKENBATCH']._serialized_start=54
   _globals['_TOKENBATCH']._serialized_end=227
   _globals['_ROWLOGPROBS']._serialized_start=229
   _globals['_ROWLOGPROBS']._serialized_end=337
   _globals['_USAGE']._serialized_start=340
-  _globals['_USAGE']._serialized_end=480
+  _globals['_USAGE']._serialized_end=499
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """`max_tokens` or the model's context was reached."""
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 3
     """The caller aborted this output."""
+    FINISH_REASON_CONTENT_FILTER: _FinishReason.ValueType  # 4
+    """A filter of the worker's own, which is not ours to ask about."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper): ...
 
@@ -42,6 +44,8 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """`max_tokens` or the model's context was reached."""
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 3
 """The caller aborted this output."""
+FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 4
+"""A filter of the worker's own, which is not ours to ask about."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -144,6 +148,7 @@ class Usage(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     ACCEPTED_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     cached_prompt_tokens: _builtins.int
     """Of the prompt, answered from KV blocks that were already there (in the engine or in the kvstore)."""
@@ -152,6 +157,8 @@ class Usage(_message.Message):
     draft_tokens: _builtins.int
     """Guesses that the model checked, and those of them that it kept: they are part of `completion_tokens`."""
     accepted_draft_tokens: _builtins.int
+    estimated: _builtins.bool
+    """The worker did not count: prompt and completion tokens are the router's guess."""
     def __init__(
         self,
         *,
@@ -160,10 +167,11 @@ class Usage(_message.Message):
         completion_tokens: _builtins.int = ...,
         draft_tokens: _builtins.int = ...,
         accepted_draft_tokens: _builtins.int = ...,
+        estimated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_draft_tokens", b"accepted_draft_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "draft_tokens", b"draft_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_draft_tokens", b"accepted_draft_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "draft_tokens", b"draft_tokens", "estimated", b"estimated", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from weir.inference.v1 import model_pb2 as weir_dot_inference_dot_v1_dot_model__
 from weir.inference.v1 import output_pb2 as weir_dot_inference_dot_v1_dot_output__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweir/inference/v1/stream.proto\x12\x11weir.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dweir/inference/v1/model.proto\x1a\x1eweir/inference/v1/output.proto\"g\n\x08\x41\x63\x63\x65pted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x36\n\rmodel_version\x18\x03 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\"\x8c\x01\n\x05\x44\x65lta\x12\x14\n\x0coutput_index\x18\x01 \x01(\r\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x31\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1f.weir.inference.v1.TokenLogprob\"l\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12*\n\x03top\x18\x04 \x03(\x0b\x32\x1d.weir.inference.v1.TopLogprob\">\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\";\n\tContinued\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\"\x95\x01\n\x0eOutputFinished\x12\x14\n\x0coutput_index\x18\x01 \x01(\r\x12\x36\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1f.weir.inference.v1.FinishReason\x12\x0e\n\x04stop\x18\x03 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x42\x0c\n\nstopped_by\"\x8f\x04\n\x07Receipt\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x36\n\rmodel_version\x18\x02 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\r\x12\x0e\n\x06worker\x18\x04 \x01(\t\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x1c\n\x14\x65ngine_cached_tokens\x18\x07 \x01(\r\x12\x1b\n\x13store_cached_tokens\x18\x08 \x01(\r\x12\x13\n\x0bpreemptions\x18\t \x01(\r\x12+\n\x07timings\x18\n \x01(\x0b\x32\x1a.weir.inference.v1.Timings\x12\x16\n\x0eprefill_worker\x18\x0b \x01(\t\x12\x0f\n\x07workers\x18\x0c \x03(\t\x12.\n\x06scores\x18\r \x03(\x0b\x32\x1e.weir.inference.v1.WorkerScore\x12\x0e\n\x06region\x18\x0e \x01(\t\x12\x18\n\x0b\x63ost_micros\x18\x0f \x01(\x04H\x00\x88\x01\x01\x12\x10\n\x08\x63urrency\x18\x10 \x01(\t\x12\r\n\x05\x61lias\x18\x11 \x01(\t\x12\x0b\n\x03\x61rm\x18\x12 \x01(\t\x12\x15\n\rcontinuations\x18\x13 \x01(\r\x12\x13\n\x0bselected_by\x18\x14 \x01(\t\x12\x0e\n\x06hedged\x18\x15 \x01(\x08\x42\x0e\n\x0c_cost_micros\"\x94\x01\n\x0bWorkerScore\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x38\n\x05terms\x18\x03 \x03(\x0b\x32).weir.inference.v1.WorkerScore.TermsEntry\x1a,\n\nTermsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xf7\x02\n\x07Timings\x12,\n\tadmission\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08tokenize\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_token\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bpostprocess\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Durationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eweir/inference/v1/stream.proto\x12\x11weir.inference.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dweir/inference/v1/model.proto\x1a\x1eweir/inference/v1/output.proto\"g\n\x08\x41\x63\x63\x65pted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x36\n\rmodel_version\x18\x03 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\"\xc2\x01\n\x05\x44\x65lta\x12\x14\n\x0coutput_index\x18\x01 \x01(\r\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x31\n\x08logprobs\x18\x05 \x03(\x0b\x32\x1f.weir.inference.v1.TokenLogprob\x12\x34\n\ntool_calls\x18\x06 \x03(\x0b\x32 .weir.inference.v1.ToolCallDelta\"P\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t\"l\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x12*\n\x03top\x18\x04 \x03(\x0b\x32\x1d.weir.inference.v1.TopLogprob\">\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\";\n\tContinued\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\"\x95\x01\n\x0eOutputFinished\x12\x14\n\x0coutput_index\x18\x01 \x01(\r\x12\x36\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1f.weir.inference.v1.FinishReason\x12\x0e\n\x04stop\x18\x03 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x42\x0c\n\nstopped_by\"\xa0\x04\n\x07Receipt\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x36\n\rmodel_version\x18\x02 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x10\n\x08\x61ttempts\x18\x03 \x01(\r\x12\x0e\n\x06worker\x18\x04 \x01(\t\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x1c\n\x14\x65ngine_cached_tokens\x18\x07 \x01(\r\x12\x1b\n\x13store_cached_tokens\x18\x08 \x01(\r\x12\x13\n\x0bpreemptions\x18\t \x01(\r\x12+\n\x07timings\x18\n \x01(\x0b\x32\x1a.weir.inference.v1.Timings\x12\x16\n\x0eprefill_worker\x18\x0b \x01(\t\x12\x0f\n\x07workers\x18\x0c \x03(\t\x12.\n\x06scores\x18\r \x03(\x0b\x32\x1e.weir.inference.v1.WorkerScore\x12\x0e\n\x06region\x18\x0e \x01(\t\x12\x18\n\x0b\x63ost_micros\x18\x0f \x01(\x04H\x00\x88\x01\x01\x12\x10\n\x08\x63urrency\x18\x10 \x01(\t\x12\r\n\x05\x61lias\x18\x11 \x01(\t\x12\x0b\n\x03\x61rm\x18\x12 \x01(\t\x12\x15\n\rcontinuations\x18\x13 \x01(\r\x12\x13\n\x0bselected_by\x18\x14 \x01(\t\x12\x0e\n\x06hedged\x18\x15 \x01(\x08\x12\x0f\n\x07routers\x18\x16 \x03(\tB\x0e\n\x0c_cost_micros\"\x94\x01\n\x0bWorkerScore\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x38\n\x05terms\x18\x03 \x03(\x0b\x32).weir.inference.v1.WorkerScore.TermsEntry\x1a,\n\nTermsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xf7\x02\n\x07Timings\x12,\n\tadmission\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08tokenize\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_token\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bpostprocess\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Durationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,21 +39,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCEPTED']._serialized_start=148
   _globals['_ACCEPTED']._serialized_end=251
   _globals['_DELTA']._serialized_start=254
-  _globals['_DELTA']._serialized_end=394
-  _globals['_TOKENLOGPROB']._serialized_start=396
-  _globals['_TOKENLOGPROB']._serialized_end=504
-  _globals['_TOPLOGPROB']._serialized_start=506
-  _globals['_TOPLOGPROB']._serialized_end=568
-  _globals['_CONTINUED']._serialized_start=570
-  _globals['_CONTINUED']._serialized_end=629
-  _globals['_OUTPUTFINISHED']._serialized_start=632
-  _globals['_OUTPUTFINISHED']._serialized_end=781
-  _globals['_RECEIPT']._serialized_start=784
-  _globals['_RECEIPT']._serialized_end=1311
-  _globals['_WORKERSCORE']._serialized_start=1314
-  _globals['_WORKERSCORE']._serialized_end=1462
-  _globals['_WORKERSCORE_TERMSENTRY']._serialized_start=1418
-  _globals['_WORKERSCORE_TERMSENTRY']._serialized_end=1462
-  _globals['_TIMINGS']._serialized_start=1465
-  _globals['_TIMINGS']._serialized_end=1840
+  _globals['_DELTA']._serialized_end=448
+  _globals['_TOOLCALLDELTA']._serialized_start=450
+  _globals['_TOOLCALLDELTA']._serialized_end=530
+  _globals['_TOKENLOGPROB']._serialized_start=532
+  _globals['_TOKENLOGPROB']._serialized_end=640
+  _globals['_TOPLOGPROB']._serialized_start=642
+  _globals['_TOPLOGPROB']._serialized_end=704
+  _globals['_CONTINUED']._serialized_start=706
+  _globals['_CONTINUED']._serialized_end=765
+  _globals['_OUTPUTFINISHED']._serialized_start=768
+  _globals['_OUTPUTFINISHED']._serialized_end=917
+  _globals['_RECEIPT']._serialized_start=920
+  _globals['_RECEIPT']._serialized_end=1464
+  _globals['_WORKERSCORE']._serialized_start=1467
+  _globals['_WORKERSCORE']._serialized_end=1615
+  _globals['_WORKERSCORE_TERMSENTRY']._serialized_start=1571
+  _globals['_WORKERSCORE_TERMSENTRY']._serialized_end=1615
+  _globals['_TIMINGS']._serialized_start=1618
+  _globals['_TIMINGS']._serialized_end=1993
 # @@protoc_insertion_point(module_scope)

@@ -56,6 +56,10 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 class Delta(_message.Message):
     """The next tokens of one output and the text they complete. Text is always whole UTF-8; tokens whose text is not yet whole,
     or may be the beginning of a stop string, are held back and come with it.
+
+    A worker outside the suite, an OpenAI-compatible provider, tells no token ids. Its deltas are text alone: `token_ids` is empty, so
+    that every `first_token_index` of the output is 0; the deltas of an output follow one another in their order; `logprobs`, when
+    asked for, have the tokens' bytes and 0 for their ids; and how many tokens there were is in `Usage`, as the provider counts.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -65,6 +69,7 @@ class Delta(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     output_index: _builtins.int
     first_token_index: _builtins.int
     """Counts from 0 at the output's first generated token; a delta begins where the one before it ended."""
@@ -75,6 +80,10 @@ class Delta(_message.Message):
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """One for each token, when asked for."""
 
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
+        """Of a worker that tells tool calls apart from text."""
+
     def __init__(
         self,
         *,
@@ -83,14 +92,48 @@ class Delta(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         text: _builtins.str = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        tool_calls: _abc.Iterable[Global___ToolCallDelta] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_token_index", b"first_token_index", "logprobs", b"logprobs", "output_index", b"output_index", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_token_index", b"first_token_index", "logprobs", b"logprobs", "output_index", b"output_index", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Delta: _TypeAlias = Delta  # noqa: Y015
+
+@_typing.final
+class ToolCallDelta(_message.Message):
+    """The next part of one tool call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Counts from 0 in its output."""
+    id: _builtins.str
+    """With the first part of a call, and empty in the others."""
+    name: _builtins.str
+    arguments_json: _builtins.str
+    """The next characters of a JSON object."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "id", b"id", "index", b"index", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallDelta: _TypeAlias = ToolCallDelta  # noqa: Y015
 
 @_typing.final
 class TokenLogprob(_message.Message):
@@ -237,6 +280,7 @@ class Receipt(_message.Message):
     CONTINUATIONS_FIELD_NUMBER: _builtins.int
     SELECTED_BY_FIELD_NUMBER: _builtins.int
     HEDGED_FIELD_NUMBER: _builtins.int
+    ROUTERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempts: _builtins.int
     worker: _builtins.str
@@ -277,6 +321,10 @@ class Receipt(_message.Message):
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerScore]:
         """What the policy thought of the workers, for the last choice: best first, at most 8."""
 
+    @_builtins.property
+    def routers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other routers that passed the request on to `worker`, by the names that the one before has for them, nearest first."""
+
     def __init__(
         self,
         *,
@@ -301,10 +349,11 @@ class Receipt(_message.Message):
         continuations: _builtins.int = ...,
         selected_by: _builtins.str = ...,
         hedged: _builtins.bool = ...,
+        routers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cost_micros", b"cost_micros", "model_version", b"model_version", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "alias", b"alias", "arm", b"arm", "attempts", b"attempts", "continuations", b"continuations", "cost_micros", b"cost_micros", "currency", b"currency", "engine_cached_tokens", b"engine_cached_tokens", "hedged", b"hedged", "model_version", b"model_version", "policy", b"policy", "preemptions", b"preemptions", "prefill_worker", b"prefill_worker", "region", b"region", "request_id", b"request_id", "scores", b"scores", "seed", b"seed", "selected_by", b"selected_by", "store_cached_tokens", b"store_cached_tokens", "timings", b"timings", "worker", b"worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "alias", b"alias", "arm", b"arm", "attempts", b"attempts", "continuations", b"continuations", "cost_micros", b"cost_micros", "currency", b"currency", "engine_cached_tokens", b"engine_cached_tokens", "hedged", b"hedged", "model_version", b"model_version", "policy", b"policy", "preemptions", b"preemptions", "prefill_worker", b"prefill_worker", "region", b"region", "request_id", b"request_id", "routers", b"routers", "scores", b"scores", "seed", b"seed", "selected_by", b"selected_by", "store_cached_tokens", b"store_cached_tokens", "timings", b"timings", "worker", b"worker", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_micros: _TypeAlias = _typing.Literal["cost_micros"]  # noqa: Y015
     _WhichOneofArgType__cost_micros: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros"]  # noqa: Y015

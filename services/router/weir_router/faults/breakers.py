@@ -65,6 +65,11 @@ class Breakers:
             self._opened.pop(key, None)
         self._show()
 
+    def refusing(self, worker: str) -> frozenset[str]:
+        """Models for which the worker is to be left out now."""
+        opened = self._opened.items()
+        return frozenset(model for (address, model), breaker in opened if address == worker and breaker.refuses)
+
     def mark(self, snapshot: FleetSnapshot) -> FleetSnapshot:
         """The snapshot, with those marked that are to be left out."""
         if not self._opened:

@@ -29,6 +29,8 @@ from weir_router.fleet.snapshots import Snapshots
 from weir_router.fleet.sources import Sources, open_sources
 from weir_router.fleet.tokenizer_link import TokenizerLink
 from weir_router.metrics import RouterMetrics
+from weir_router.providers.external import ExternalContext
+from weir_router.providers.externals import Externals
 from weir_router.regions import Residency
 from weir_router.settings import RouterSettings
 
@@ -69,6 +71,9 @@ class Fleet:
         self._departures = Departures()
         self._mismatched: frozenset[str] = frozenset()
         self._change = asyncio.Event()
+        self.externals = Externals(
+            chassis, ExternalContext(chassis.clock, chassis.random.random, self._changed, self._changes, self.breakers)
+        )
 
     @property
     def links(self) -> list[Link]:
@@ -78,7 +83,11 @@ class Fleet:
         """Immutable, and the same object until something is another."""
         links = self._links
         return self._snapshots.newest(
-            self._clock.monotonic(), links.executors.values(), links.tokenizers.values(), links.postprocessors.values()
+            self._clock.monotonic(),
+            links.executors.values(),
+            links.tokenizers.values(),
+            links.postprocessors.values(),
+            self.externals.views,
         )
 
     def now(self) -> float:
@@ -109,6 +118,7 @@ class Fleet:
             await first_of(self.sources.changed.wait(), self._clock.sleep(_REFRESH_SECONDS))
 
     async def close(self) -> None:
+        await self.externals.close()
         await self._links.close()
 
     def executor(self, address: str, residency: Residency) -> ExecutorLink:

@@ -183,6 +183,34 @@ class PostprocessorView:
 
 
 @dataclass(frozen=True, slots=True)
+class ExternalView:
+    """A worker that takes whole requests, text to text: a provider, or another router."""
+
+    address: str
+    state: WorkerState
+    # By the names that clients use here.
+    models: Mapping[str, ExecutorModel] = field(default_factory=dict)
+    traits: Traits = Traits()
+    # Whether it passes requests on, as a router does, and may pass them back here.
+    forwards: bool = False
+    # What it can do of what not all can (`providers/needs.py`); None: all that this router can.
+    abilities: frozenset[str] | None = frozenset()
+    # It is asked when no executor can be, or while each of them owes so many tokens; None: like an executor.
+    overflow_above_tokens: int | None = None
+    # This router's requests on it, and the tokens that they may still cost.
+    routed_requests: int = 0
+    routed_tokens: int = 0
+    # Until it takes requests again, as it has said itself; 0: it does.
+    rest_seconds: float = 0.0
+    # Models for which it failed too often: it is tried now and then.
+    ejected: frozenset[str] = frozenset()
+
+    @property
+    def has_room(self) -> bool:
+        return self.rest_seconds <= 0 and self.routed_requests < self.traits.capacity
+
+
+@dataclass(frozen=True, slots=True)
 class FleetSnapshot:
     executors: tuple[ExecutorView, ...] = ()
     tokenizers: tuple[TokenizerView, ...] = ()
@@ -192,6 +220,7 @@ class FleetSnapshot:
     generation: int = 0
     # Models that executors have served which are not there any more. They may come back, so their requests may wait.
     departed: frozenset[str] = frozenset()
+    externals: tuple[ExternalView, ...] = ()
     # Of an earlier snapshot that differs from this one in counts, loads and ramps only.
     kept_before: InitVar[dict[Hashable, Any] | None] = None
     # What was derived from everything else: all snapshots of a generation have it in common.
@@ -219,12 +248,17 @@ class FleetSnapshot:
             tuple(worker for worker in self.tokenizers if residency.allows(worker.traits.region)),
             tuple(worker for worker in self.postprocessors if residency.allows(worker.traits.region)),
             departed=self.departed,
+            externals=tuple(worker for worker in self.externals if residency.allows(worker.traits.region)),
             kept_before=self.kept_or(("within", residency.allowed), dict),
         )
 
     def known_models(self) -> list[str]:
-        """Names of what the executors serve or have served, sorted."""
-        return self.kept_or("known_models", lambda: sorted({e.model.version.model for e in self.executors if e.model}))
+        """Names of what is served or has been served, sorted."""
+        return self.kept_or("known_models", self._known_models)
+
+    def _known_models(self) -> list[str]:
+        external = {model for worker in self.externals for model in worker.models}
+        return sorted({executor.model.version.model for executor in self.executors if executor.model} | external)
 
     def resolve_model(self, name: str) -> str:
         """The model that a request means. Raises NoWorker, InvalidArgument, ModelNotFound."""
@@ -296,7 +330,12 @@ class FleetSnapshot:
         return [position for position, executor in enumerate(self.executors) if executor.address in addresses]
 
     def answers(self, model: str, revision: str = "") -> bool:
-        """Whether a request for the model, at the revision if one is named, would find a worker of each kind."""
+        """Whether a request for the model, at the revision if one is named, would find a worker of each kind.
+
+        Or one that needs no others.
+        """
+        if any(_serves(worker) and _serves_version(worker, model, revision) for worker in self.externals):
+            return True
         held = {version for tokenizer in self.tokenizers if _serves(tokenizer) for version in _held(tokenizer)}
         agreed = any(e.model.version in held and e.decodes for e in self.serving(model, revision) if e.model)
         return agreed and any(map(_serves, self.postprocessors))
@@ -320,7 +359,11 @@ def _is(version: Version, model: str, revision: str) -> bool:
     return version.model == model and revision in ("", version.revision)
 
 
-def _serves(worker: ExecutorView | TokenizerView | PostprocessorView) -> bool:
+def _serves_version(worker: ExternalView, model: str, revision: str) -> bool:
+    return model in worker.models and _is(worker.models[model].version, model, revision)
+
+
+def _serves(worker: ExecutorView | TokenizerView | PostprocessorView | ExternalView) -> bool:
     return worker.state is WorkerState.SERVING
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from weir_router.fleet.changes import Changes
 from weir_router.fleet.executor_link import ExecutorLink
 from weir_router.fleet.postprocess_link import PostprocessLink
-from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.snapshot import ExternalView, FleetSnapshot
 from weir_router.fleet.tokenizer_link import TokenizerLink
 
 # Ages and ramps grow by themselves. They are told as they were at most so long ago, which is a tenth of what passes
@@ -33,6 +33,7 @@ class Snapshots:
         executors: Iterable[ExecutorLink],
         tokenizers: Iterable[TokenizerLink],
         postprocessors: Iterable[PostprocessLink],
+        externals: Callable[[float], tuple[ExternalView, ...]],
     ) -> FleetSnapshot:
         """At `now`, in monotonic seconds. Another order of the links, or others, is a change of facts."""
         facts, loads, counts = self._changes.of_facts, self._changes.of_loads, self._changes.of_counts
@@ -44,6 +45,7 @@ class Snapshots:
                 tuple([link.view() for link in tokenizers]),
                 tuple([link.view() for link in postprocessors]),
                 generation=facts,
+                externals=externals(now),
                 kept_before=kept,
                 departed=self.departed,
             )
@@ -55,6 +57,7 @@ class Snapshots:
                 known.tokenizers,
                 tuple([link.recounted(view) for link, view in zip(postprocessors, known.postprocessors, strict=True)]),
                 generation=facts,
+                externals=externals(now),
                 kept_before=known.kept,
                 departed=self.departed,
             )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
-from weir_chassis.errors import NoWorker
+from weir_chassis.errors import NoWorker, WeirError
 from weir_router.fleet.snapshot import (
     ExecutorModel,
     ExecutorView,
@@ -20,6 +20,7 @@ from weir_router.fleet.snapshot import (
     WorkerState,
 )
 from weir_router.policies.eligible import eligible, wanted_tokens
+from weir_router.policies.externals import able_externals, rank_beside
 from weir_router.policies.forecast import within_limits
 from weir_router.policies.policy import Candidate, Demand, Policy, Scored
 from weir_router.policies.prediction import uncached_tokens
@@ -47,6 +48,8 @@ class Choice:
     region: str = ""
     # Who computes the prompt and each output's first token before the executor goes on; None: itself.
     prefill: str | None = None
+    # It is a worker outside the suite, which takes the request whole, without a postprocessor.
+    external: bool = False
 
     @property
     def first_executor(self) -> str:
@@ -54,14 +57,29 @@ class Choice:
 
 
 def choose(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Choice:
-    """Raises NoWorker, RevisionMismatch, NotFound, PromptTooLong when it fits none that is eligible, or LimitsUnmet."""
-    scores = rank_executors(snapshot, demand, policy)
+    """Raises NoWorker, RevisionMismatch, NotFound, PromptTooLong when it fits none that is eligible, LimitsUnmet, or
+    Overloaded when only workers outside the suite could take it and have no room.
+    """
+    externals = able_externals(snapshot, demand)
+    if not externals:
+        return _among_executors(snapshot, demand, policy)
+    scores = rank_beside(_executors(snapshot, demand), externals, demand, policy)
     best = scores[0].candidate
-    postprocessor = choose_postprocessor(snapshot, demand)
-    reserved = _reserved_tokens(best.model, demand)
-    uncached = uncached_tokens(best, demand)
+    if all(best.address != worker.address for worker in externals):
+        return _choice(scores, demand, policy, choose_postprocessor(snapshot, demand).address)
+    return replace(_choice(scores, demand, policy, postprocessor=""), external=True)
+
+
+def _among_executors(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Choice:
+    scores = rank_executors(snapshot, demand, policy)
+    return _choice(scores, demand, policy, choose_postprocessor(snapshot, demand).address)
+
+
+def _choice(scores: Sequence[Scored], demand: Demand, policy: Policy, postprocessor: str) -> Choice:
+    best = scores[0].candidate
+    reserved, uncached = _reserved_tokens(best.model, demand), uncached_tokens(best, demand)
     region, told = best.executor.traits.region, scores[:MAX_TOLD_SCORES]
-    return Choice(best.address, best.model, postprocessor.address, reserved, policy.name, told, uncached, region)
+    return Choice(best.address, best.model, postprocessor, reserved, policy.name, told, uncached, region)
 
 
 def choose_prefill(
@@ -84,7 +102,7 @@ def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min
     It costs a transfer of the prompt's blocks, which a prompt of fewer than `min_tokens` is not worth. They are many
     bytes and stay in one region.
     """
-    if demand.prompt_tokens < min_tokens:
+    if demand.prompt_tokens < min_tokens or choice.external:
         return ()
     return [
         executor
@@ -97,7 +115,7 @@ def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min
 
 
 def rank_executors(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Sequence[Scored]:
-    """All that may take the request, best first. Raises as `choose` does, and Unsupported."""
+    """All executors that may take the request, best first. Raises as `choose` does, and Unsupported."""
     return policy.rank(within_limits(eligible(snapshot, demand), demand), demand)
 
 
@@ -135,6 +153,15 @@ def choose_tokenizer(
         raise NoWorker(f"no tokenizer for {model!r} is healthy")
     well = [candidate for candidate in candidates if not candidate[0].ejected] or candidates
     return well[turn % len(well)]
+
+
+def _executors(snapshot: FleetSnapshot, demand: Demand) -> Sequence[Candidate]:
+    """Those that may take a request for text to its end; perhaps none."""
+    try:
+        choose_postprocessor(snapshot, demand)
+        return within_limits(eligible(snapshot, demand), demand)
+    except WeirError:
+        return ()
 
 
 def _may_serve(worker: TokenizerView | PostprocessorView, excluded: frozenset[str]) -> bool:

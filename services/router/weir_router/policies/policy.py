@@ -40,6 +40,12 @@ class Demand:
     # 16 bytes for each full block of the prompt, of so many tokens; empty: nobody is asked who holds them.
     block_hashes: bytes = b""
     block_size: int = 0
+    # The one revision that it is for; empty: whichever its version has.
+    revision: str = ""
+    # What it needs of workers outside the suite; None: none of them can take it.
+    needs: frozenset[str] | None = None
+    # Instance ids of the routers through which it has come.
+    via: tuple[str, ...] = ()
     # From its arrival at a worker to its first token at most; None: however long it takes.
     max_ttft_seconds: float | None = None
     # Of the whole request, in millionths of a unit of a worker's currency; None: whatever it costs.
