@@ -129,6 +129,24 @@ async def test_a_router_that_was_told_of_nobody_finds_the_workers_that_come_late
     assert all(worker.address in said.stdout for worker in fleet.executors)
 
 
+async def test_a_router_that_was_told_of_names_only_finds_all_behind_them(fleet: Fleet, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    names = [f"dns:///localhost:{worker.port}" for worker in (*fleet.executors, *fleet.others)]
+    env = {"PORT": str(port), "EXECUTORS": ",".join(names[:2]), "TOKENIZERS": names[2], "POSTPROCESSORS": names[3]}
+    process = start_python(
+        "weir_router", {f"WEIR_ROUTER_{name}": value for name, value in env.items()}, tmp_path / "router.log"
+    )
+    try:
+        other = Fleet(fleet.nats, f"127.0.0.1:{port}", fleet.executors, fleet.others)
+        await other.until(lambda seen: {worker.address for worker in other.executors} <= serving(seen))
+        assert {one.source for one in workers_of(await other.get())} == {"dns"}
+        async with Client(other.router) as client:
+            await stream(client)
+    finally:
+        process.kill()
+        process.wait()
+
+
 async def test_a_killed_worker_is_gone_and_its_successor_is_found(fleet: Fleet) -> None:
     victim = fleet.executors[0]
     victim.die(Death.KILL, time.monotonic())

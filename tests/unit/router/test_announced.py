@@ -58,6 +58,16 @@ def test_one_whose_lease_has_lapsed_is_remembered_while_it_answers() -> None:
     assert ids(known) == set()
 
 
+def test_an_earlier_incarnation_is_not_taken_for_the_one_that_answers_at_its_address() -> None:
+    known = Announced()
+    for epoch in range(5):
+        instance = said(epoch)
+        instance.address, instance.epoch = "e:0", epoch
+        known.hear(instance, 0.0)
+    known.forget([Place("executor", "e:0")], 1e6)
+    assert ids(known) == {"i4"}
+
+
 def test_what_comes_late_does_not_bring_back_who_has_left() -> None:
     known = Announced()
     known.hear(said(), 0.0)

@@ -7,7 +7,7 @@ from typing import Final
 
 from weir.fleet.v1.instance_pb2 import Instance
 from weir_chassis.fleet.wire import lease_seconds
-from weir_router.fleet.membership import Heard, Place, place_of
+from weir_router.fleet.membership import Heard, Place, newest, place_of
 
 # Instances that are remembered: more than a router connects to of all kinds, so that none of those is forgotten for
 # one that is not wanted.
@@ -40,13 +40,15 @@ class Announced:
         return list(self._heard.values())
 
     def forget(self, answering: Collection[Place], now: float) -> None:
-        """Those whose lease has lapsed and that do not answer either, and who left so long ago that it is past."""
-        lapsed = [
-            instance_id
-            for instance_id, one in self._heard.items()
-            if now >= one.expires_at and place_of(one.instance) not in answering
-        ]
-        for instance_id in lapsed:
-            del self._heard[instance_id]
+        """Those whose lease has lapsed and that do not answer either, and who left so long ago that it is past.
+
+        Who answers at an address is its latest incarnation.
+        """
+        latest = newest(self._heard.values())
+        for instance_id, one in list(self._heard.items()):
+            place = place_of(one.instance)
+            stays = place is not None and place in answering and latest[place].instance_id == instance_id
+            if now >= one.expires_at and not stays:
+                del self._heard[instance_id]
         for instance_id in [instance_id for instance_id, until in self._left.items() if now >= until]:
             del self._left[instance_id]

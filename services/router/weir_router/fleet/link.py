@@ -72,6 +72,8 @@ class Link(ABC):
         self._is_up = False  # it serves, or has drained since it did
         # It is no member of the fleet any more, and is kept for what lives on it.
         self.leaving = False
+        # Another link is to the same process, and is given its requests.
+        self.is_twin = False
         self.asked = Asked(self.kind, address)
 
     @property
@@ -106,7 +108,8 @@ class Link(ABC):
 
     def current_state(self) -> WorkerState:
         """What requests may expect of it."""
-        return WorkerState.DRAINING if self.leaving and self.state is WorkerState.SERVING else self.state
+        takes_nothing = self.leaving or self.is_twin
+        return WorkerState.DRAINING if takes_nothing and self.state is WorkerState.SERVING else self.state
 
     def is_idle(self) -> bool:
         """Whether nothing would be cut off if it were closed, as far as is counted here."""

@@ -47,9 +47,9 @@ class Links:
         yield from self.tokenizers.values()
         yield from self.postprocessors.values()
 
-    def answering(self) -> dict[Place, str]:
-        """Who answers on its own connection, and its instance id, as far as it has said."""
-        return {link.place: link.instance.instance_id for link in self if link.state is not WorkerState.DOWN}
+    def answering(self) -> set[Place]:
+        """Who answers on its own connection."""
+        return {link.place for link in self if link.state is not WorkerState.DOWN}
 
     def models(self) -> set[str]:
         """Names of what the executors serve or have served."""
@@ -65,7 +65,7 @@ class Links:
                 changed = True
         for place, link in known.items():
             changed |= self._follow(link, members.get(place))
-        return changed
+        return self._find_twins() or changed
 
     async def close(self) -> None:
         """All of them, at the end. Their tasks are their background's."""
@@ -81,6 +81,19 @@ class Links:
             self._close(link)
             return True
         return left
+
+    def _find_twins(self) -> bool:
+        """A process may be found at several addresses, as IPv4 and IPv6: it is given requests at the first of them."""
+        changed = False
+        for links in self._by_kind.values():
+            seen: set[str] = set()
+            for link in links.values():
+                answers = link.state is not WorkerState.DOWN and not link.leaving
+                instance_id = link.instance.instance_id if answers else ""
+                was, link.is_twin = link.is_twin, instance_id in seen
+                changed |= was is not link.is_twin
+                seen |= {instance_id} - {""}
+        return changed
 
     def _open(self, place: Place) -> None:
         link = self._by_kind[place.kind][place.address] = _MAKERS[place.kind](place.address, self._context)

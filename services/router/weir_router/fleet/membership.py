@@ -11,7 +11,7 @@ that neither announces itself nor answers is gone; one that says that it leaves 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -59,12 +59,12 @@ def membership(
     static: Iterable[Place],
     resolved: Iterable[Place],
     heard: Iterable[Heard],
-    answering: Mapping[Place, str],
+    answering: Collection[Place],
     *,
     now: float,
     limit: int = MAX_OF_A_KIND,
 ) -> Membership:
-    """`answering`: who does so now on its own connection, and its instance id; empty: it has not said.
+    """`answering`: who does so now on its own connection.
 
     One address is one worker, whoever names it. Where there are too many of a kind, those that are configured go first,
     then those that answer, so that nobody is given up for a stranger.
@@ -72,12 +72,11 @@ def membership(
     merged = {place: Member("static") for place in static}
     for place in resolved:
         merged.setdefault(place, Member("dns"))
-    known_ids = {answering[place] for place in merged if answering.get(place)}
     announced = newest(one for one in heard if now < one.expires_at or place_of(one.instance) in answering)
     for place, instance in announced.items():
         if place in merged:
             merged[place] = Member(merged[place].source, instance)
-        elif instance.instance_id not in known_ids:  # else it is there under another name
+        else:
             merged[place] = Member("announced", instance)
     return _bounded(merged, answering, limit)
 
@@ -102,7 +101,7 @@ def _incarnation(instance: Instance) -> tuple[int, str]:
     return instance.epoch, instance.instance_id
 
 
-def _bounded(merged: Mapping[Place, Member], answering: Mapping[Place, str], limit: int) -> Membership:
+def _bounded(merged: Mapping[Place, Member], answering: Collection[Place], limit: int) -> Membership:
     members, counts = dict[Place, Member](), Counter[WorkerKind]()
     for place in _in_order(merged, answering):
         counts[place.kind] += 1
@@ -112,7 +111,7 @@ def _bounded(merged: Mapping[Place, Member], answering: Mapping[Place, str], lim
     return Membership(members, left_out)
 
 
-def _in_order(merged: Mapping[Place, Member], answering: Mapping[Place, str]) -> Iterator[Place]:
+def _in_order(merged: Mapping[Place, Member], answering: Collection[Place]) -> Iterator[Place]:
     """Static ones as they were configured, so that what was listed first is shown first."""
     yield from (place for place, member in merged.items() if member.source == "static")
     others = [place for place, member in merged.items() if member.source != "static"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from weir.fleet.v1.instance_pb2 import Instance
@@ -26,7 +26,7 @@ class Sources:
         self.announcements: Announcements | None = None
         self._static, self._clock = static, clock
 
-    def membership(self, answering: Mapping[Place, str]) -> Membership:
+    def membership(self, answering: Collection[Place]) -> Membership:
         now = self._clock.monotonic()
         heard: Sequence[Heard] = ()
         if self.announcements is not None:
