@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.fleet.v1.instance_pb2 import Instance, InstanceKind
-from weir_router.fleet.membership import Heard, Member, Place, Source, membership, newest, place_of
+from weir_router.fleet.membership import Heard, Member, Place, Source, membership, newest
 
 E1, E2 = Place("executor", "e:1"), Place("executor", "e:2")
 ADDRESSES = st.sampled_from([f"w:{number}" for number in range(6)])
@@ -21,7 +21,7 @@ def instance(address: str = "e:1", *, instance_id: str = "i", epoch: int = 1, ki
 
 
 def heard(expires_at: float = 10.0, **told: object) -> Heard:
-    return Heard(instance(**told), expires_at)  # type: ignore[arg-type]
+    return Heard.of(instance(**told), expires_at)  # type: ignore[arg-type]
 
 
 places = st.builds(Place, st.sampled_from(["executor", "tokenizer", "postprocess"]), ADDRESSES)
@@ -44,14 +44,14 @@ def test_the_fleet_is_what_the_rules_say(
 ) -> None:
     found = membership(static, resolved, said, answering, now=10.0, limit=limit)
     members = found.members
-    standing = [one for one in said if one.expires_at > 10.0 or place_of(one.instance) in answering]
-    announced = [place_of(one.instance) for one in standing]
+    standing = [one for one in said if one.expires_at > 10.0 or one.place in answering]
+    announced = [one.place for one in standing]
     for place, member in members.items():
         named: dict[Source, Sequence[Place | None]] = {"static": static, "dns": resolved, "announced": announced}
         assert place in named[member.source]
         if member.instance is not None:
-            assert place_of(member.instance) == place
-            epochs = [one.instance.epoch for one in standing if place_of(one.instance) == place]
+            assert Heard.of(member.instance, 0.0).place == place
+            epochs = [one.instance.epoch for one in standing if one.place == place]
             assert member.instance.epoch == max(epochs)
     for kind in ("executor", "tokenizer", "postprocess"):
         count = sum(place.kind == kind for place in members)

@@ -7,7 +7,7 @@ from typing import Final
 
 from weir.fleet.v1.instance_pb2 import Instance
 from weir_chassis.fleet.wire import lease_seconds
-from weir_router.fleet.membership import Heard, Place, newest, place_of
+from weir_router.fleet.membership import Heard, Place, newest
 
 # Instances that are remembered: more than a router connects to of all kinds, so that none of those is forgotten for
 # one that is not wanted.
@@ -33,7 +33,7 @@ class Announced:
             return known is not None
         if now < self._left.get(instance.instance_id, now) or (known is None and len(self._heard) >= self._limit):
             return False
-        self._heard[instance.instance_id] = Heard(instance, now + seconds)
+        self._heard[instance.instance_id] = Heard.of(instance, now + seconds)
         return known is None or known.instance != instance
 
     def heard(self) -> Sequence[Heard]:
@@ -44,11 +44,10 @@ class Announced:
 
         Who answers at an address is its latest incarnation.
         """
-        latest = newest(self._heard.values())
-        for instance_id, one in list(self._heard.items()):
-            place = place_of(one.instance)
-            stays = place is not None and place in answering and latest[place].instance_id == instance_id
-            if now >= one.expires_at and not stays:
-                del self._heard[instance_id]
+        lapsed = [one for one in self._heard.values() if now >= one.expires_at]
+        latest = newest(self._heard.values()) if lapsed else {}
+        for one in lapsed:
+            if one.place is None or one.place not in answering or latest[one.place] is not one.instance:
+                del self._heard[one.instance.instance_id]
         for instance_id in [instance_id for instance_id, until in self._left.items() if now >= until]:
             del self._left[instance_id]

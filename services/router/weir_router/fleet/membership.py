@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from weir.fleet.v1.instance_pb2 import Instance
 from weir_chassis.fleet.wire import kind_name
@@ -38,7 +38,14 @@ class Heard:
     """What was announced, and until when it holds, in monotonic seconds."""
 
     instance: Instance
+    # Made of the instance, once. None for one that no router sends requests to: another router, a kvstore.
+    place: Place | None
     expires_at: float
+
+    @classmethod
+    def of(cls, instance: Instance, expires_at: float) -> Self:
+        kind = next((known for known in KINDS if known == kind_name(instance.kind)), None)
+        return cls(instance, None if kind is None else Place(kind, instance.address), expires_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ def membership(
     merged = {place: Member("static") for place in static}
     for place in resolved:
         merged.setdefault(place, Member("dns"))
-    announced = newest(one for one in heard if now < one.expires_at or place_of(one.instance) in answering)
+    announced = newest(one for one in heard if now < one.expires_at or one.place in answering)
     for place, instance in announced.items():
         if place in merged:
             merged[place] = Member(merged[place].source, instance)
@@ -85,16 +92,12 @@ def newest(heard: Iterable[Heard]) -> dict[Place, Instance]:
     """Of each address, the latest incarnation that has been heard of."""
     latest: dict[Place, Instance] = {}
     for one in heard:
-        place = place_of(one.instance)
-        if place is not None and (place not in latest or _incarnation(latest[place]) < _incarnation(one.instance)):
-            latest[place] = one.instance
+        if one.place is None:
+            continue
+        known = latest.get(one.place)
+        if known is None or _incarnation(known) < _incarnation(one.instance):
+            latest[one.place] = one.instance
     return latest
-
-
-def place_of(instance: Instance) -> Place | None:
-    """None for one that no router sends requests to: another router, a kvstore."""
-    kind = kind_name(instance.kind)
-    return next((Place(known, instance.address) for known in KINDS if known == kind), None)
 
 
 def _incarnation(instance: Instance) -> tuple[int, str]:

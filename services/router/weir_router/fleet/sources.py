@@ -13,7 +13,7 @@ from weir_chassis.server import Chassis
 from weir_chassis.telemetry import get_logger
 from weir_router.fleet.announcements import Announcements
 from weir_router.fleet.dns import SCHEME, DnsName, DnsNames, system_resolver
-from weir_router.fleet.membership import Heard, Membership, Place, WorkerKind, membership, place_of
+from weir_router.fleet.membership import Heard, Membership, Place, WorkerKind, membership
 from weir_router.settings import RouterSettings
 
 
@@ -44,8 +44,7 @@ class Sources:
         """Who has announced itself and is not sent requests by a router."""
         if self.announcements is None:
             return ()
-        heard = (one.instance for one in self.announcements.announced.heard())
-        return [instance for instance in heard if place_of(instance) is None]
+        return [one.instance for one in self.announcements.announced.heard() if one.place is None]
 
 
 @contextmanager
