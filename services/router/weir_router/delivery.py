@@ -1,5 +1,7 @@
 """What waits for one client: sent at once when its stream is idle, merged while an earlier message is being written.
 
+While the event loop is busy, a stream that was just written waits for the next round of writes; see `write_pace.py`.
+
 The outbox holds at most one delta per output, however many came, so a slow client costs memory by its tokens and not by
 its messages; when even these are too many its request ends, and nobody else's waits.
 """
@@ -11,6 +13,7 @@ import asyncio
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt, TokenLogprob
 from weir_chassis.errors import SlowConsumer, WeirError
+from weir_router.write_pace import WritePace
 
 Event = Accepted | Delta | Continued | OutputFinished | Usage | Receipt
 
@@ -49,8 +52,8 @@ class MergedDelta:
 class Outbox:
     """One request's events on their way to its client. Filled by callbacks, emptied by the client's own task."""
 
-    def __init__(self, max_pending_tokens: int):
-        self._max_pending_tokens = max_pending_tokens
+    def __init__(self, max_pending_tokens: int, pace: WritePace):
+        self._max_pending_tokens, self._pace = max_pending_tokens, pace
         self._pending: list[Event | MergedDelta] = []
         # The delta of each output to which later ones are added.
         self._open: dict[int, MergedDelta] = {}
@@ -59,6 +62,10 @@ class Outbox:
         self._closed = False
         self._interrupted = False
         self._wake: asyncio.Future[None] | None = None
+        # When a delta was last taken: monotonic seconds.
+        self._taken_at = float("-inf")
+        # It waits for the next round of writes, or has its turn in one.
+        self._waits = self._has_turn = False
 
     @property
     def closed(self) -> bool:
@@ -85,10 +92,11 @@ class Outbox:
             return
         if (merged := self._open.get(delta.output_index)) is not None:
             merged.add(delta)
-            return
-        self._open[delta.output_index] = merged = MergedDelta(delta)
-        self._pending.append(merged)
-        self._notify()
+        else:
+            self._open[delta.output_index] = merged = MergedDelta(delta)
+            self._pending.append(merged)
+        if self._wake is not None and self._may_go():
+            self._notify()
 
     def close(self, error: WeirError | None = None) -> None:
         """No more events. What is pending can still be taken; after it, `take` raises the error, if there is one."""
@@ -103,9 +111,13 @@ class Outbox:
 
     async def take(self) -> list[Event]:
         """Everything that is pending, as soon as there is something; empty at the end, or when it is interrupted."""
-        if not self._pending and not self._closed and not self._interrupted:
+        while not (self._closed or self._interrupted or (self._pending and self._may_go())):
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
+            self._wake = None
+        now = self._pace.note()
+        if self._open:
+            self._taken_at, self._has_turn = now, False
         events = [event.message() if isinstance(event, MergedDelta) else event for event in self._pending]
         self._pending.clear()
         self._open.clear()
@@ -113,6 +125,21 @@ class Outbox:
         if not events and self._error is not None:
             raise self._error
         return events
+
+    def _may_go(self) -> bool:
+        """Whether what is pending is to be sent now. Deltas may have to wait, while they are few; nothing else does."""
+        if self._has_turn or len(self._open) < len(self._pending) or self._pace.is_due(self._taken_at):
+            return True
+        if 2 * self._pending_tokens > self._max_pending_tokens:
+            return True
+        if not self._waits:
+            self._waits = True
+            self._pace.next_round(self._go)
+        return False
+
+    def _go(self) -> None:
+        self._waits, self._has_turn = False, True
+        self._notify()
 
     def _overflow(self) -> None:
         # What it has not read will never be complete, so it is dropped here and now.

@@ -28,6 +28,7 @@ from weir_router.models.judging import Judging
 from weir_router.models.models import Models
 from weir_router.request import ClientRequest, EncodedPrompt
 from weir_router.time_limit import TimeLimit, time_limit
+from weir_router.write_pace import WritePace
 
 Write = Callable[[Event], Awaitable[None]]
 
@@ -62,6 +63,7 @@ class Pipeline:
         self._clock, self._leases, self._metrics = clock, leases, metrics
         # Of attempts, so that no stream is ever given a handle twice.
         self._handles = count(1)
+        self._pace = WritePace()
 
     async def run(self, request: ClientRequest, write: Write, left_seconds: float | None) -> None:
         """Writes the request's events in the order of stream.proto, or raises a WeirError."""
@@ -99,7 +101,7 @@ class Pipeline:
             handle=next(self._handles),
             n=journey.request.n,
             journal=Journal(journey.request.n, self._limits.journal_tokens),
-            outbox=Outbox(self._limits.max_pending_tokens),
+            outbox=Outbox(self._limits.max_pending_tokens, self._pace),
             accepted=_accepted(journey, prompt),
             progress=journey.progress,
             clock=self._clock,

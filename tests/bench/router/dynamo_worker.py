@@ -16,15 +16,16 @@ from dynamo.llm import ModelInput, ModelType, WorkerType, register_model
 from dynamo.runtime import DistributedRuntime, dynamo_worker
 
 from bench.router import clock_token
-from bench.router.pace import period_seconds
+from bench.router.pace import read_pace
 
 
 async def _generate(request: dict[str, Any], context: Any) -> AsyncIterator[dict[str, Any]]:
     count = request.get("stop_conditions", {}).get("max_tokens") or 16
-    period, due = period_seconds(), time.monotonic()
+    pace = read_pace()
+    due = time.monotonic() + pace.step_seconds
     for index in range(count):
         await asyncio.sleep(max(0.0, due - time.monotonic()))
-        due += period
+        due += pace.period
         answer: dict[str, Any] = {"token_ids": [clock_token.now()]}
         if index == count - 1:
             answer["finish_reason"] = "length"

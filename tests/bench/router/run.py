@@ -101,10 +101,10 @@ async def _sample_all(scratch: Path, contenders: Sequence[Contender], rounds: in
 
 
 async def _sample_one(scratch: Path, contender: Contender, samples: Samples) -> None:
-    write_pace(scratch / "pace", 0)
+    write_pace(scratch / "pace", SHORT.pace)
     async with contender.open(scratch) as ready:
         for scenario in SCENARIOS:
-            write_pace(scratch / "pace", scenario.tokens_per_second)
+            write_pace(scratch / "pace", scenario.pace)
             sample = await _sample(ready, scenario)
             samples.taken.setdefault((contender.name, scenario.name), []).append(sample)
             print(f"  {contender.name:<12} {scenario.name:<6} {_line(sample)}", flush=True)
@@ -166,7 +166,7 @@ def _print(found: dict[str, dict[str, float | None]], figures: Figures) -> None:
 
 
 async def _soak(scratch: Path, requests: int) -> Figures:
-    write_pace(scratch / "pace", 0)
+    write_pace(scratch / "pace", SHORT.pace)
     figures, sizes = Figures(), []
     async with WEIR.open(scratch) as ready, clients(ready.door, _SOAK_CLIENTS, 1, stagger=0, pause=0) as heard:
         heard.counting = True

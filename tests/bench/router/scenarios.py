@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.router.pace import Pace
+
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -12,22 +14,27 @@ class Scenario:
     name: str
     clients: int
     tokens: int
-    tokens_per_second: float  # of each stream; 0: as fast as they are taken
+    pace: Pace
     seconds: float  # counted
     warm_up: float = 1.0
     stagger: float = 0.0  # over which the clients begin
     pause: float = 0.0  # of a client between two requests
 
 
+# An engine with many streams makes no faster ones.
+_STEP_SECONDS = 0.005
+# More tokens than anybody takes: with 64 streams a quarter of a million a second.
+_FAST = Pace(4000, _STEP_SECONDS)
+
 # One client: what a request takes when nobody else is there.
-ALONE = Scenario("alone", clients=1, tokens=16, tokens_per_second=2000, seconds=3, pause=0.002)
+ALONE = Scenario("alone", clients=1, tokens=16, pace=Pace(2000, 0.001), seconds=3, pause=0.002)
 # One token for each request: what a request costs.
-SHORT = Scenario("short", clients=64, tokens=1, tokens_per_second=0, seconds=3)
+SHORT = Scenario("short", clients=64, tokens=1, pace=_FAST, seconds=3)
 # Long answers: what a token costs under load, and at the pace of a real engine's steps.
-LONG = Scenario("long", clients=64, tokens=256, tokens_per_second=0, seconds=3)
-PACED = Scenario("paced", clients=64, tokens=256, tokens_per_second=100, seconds=3)
+LONG = Scenario("long", clients=64, tokens=256, pace=_FAST, seconds=3)
+PACED = Scenario("paced", clients=64, tokens=256, pace=Pace(100, _STEP_SECONDS), seconds=3)
 # Many slow readers: how late a token is at the worst.
-SLOW = Scenario("slow", clients=1000, tokens=512, tokens_per_second=10, seconds=4, warm_up=3.5, stagger=2.0)
+SLOW = Scenario("slow", clients=1000, tokens=512, pace=Pace(10, _STEP_SECONDS), seconds=4, warm_up=3.5, stagger=2.0)
 SCENARIOS = (ALONE, SHORT, LONG, PACED, SLOW)
 
 # Of our router: µs of its CPU for a token and for a request, ms that it adds to the first token and to the latest ones.

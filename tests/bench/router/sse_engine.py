@@ -14,7 +14,7 @@ from typing import Any, cast
 import uvloop
 
 from bench.router import clock_token
-from bench.router.pace import Drawing, DueTokens, period_seconds
+from bench.router.pace import Drawing, DueTokens, read_pace
 
 _HEADERS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _EVENT = (
@@ -29,6 +29,7 @@ class Engine:
     def __init__(self, model: str) -> None:
         self._due, self._something_new = DueTokens(), asyncio.Event()
         self._connections: dict[Drawing, Connection] = {}
+        self._pace, self._next_step = read_pace(), 0.0
         self.model = model
         head, tail = (_EVENT % (model, '{"content":"|"}', "null")).split("|")
         self._head, self._tail = f"data: {head}".encode(), f"{tail}\n\n".encode()
@@ -36,7 +37,8 @@ class Engine:
         self._last = _chunk(f"data: {last}\n\ndata: [DONE]\n\n".encode()) + b"0\r\n\r\n"
 
     def begin(self, connection: Connection, tokens: int) -> None:
-        drawing = Drawing(tokens, period_seconds(), time.monotonic())
+        self._pace = read_pace()
+        drawing = Drawing(tokens, self._pace.period, time.monotonic() + self._pace.step_seconds)
         self._connections[drawing] = connection
         self._due.add(drawing)
         self._something_new.set()
@@ -47,15 +49,17 @@ class Engine:
             self._something_new.clear()
             try:
                 async with asyncio.timeout(left):
-                    await (asyncio.sleep(0) if left == 0.0 else self._something_new.wait())
+                    await self._something_new.wait()
             except TimeoutError:
                 pass
-            for drawing in self._due.take(time.monotonic()):
-                self._draw(drawing)
+            await asyncio.sleep(max(0.0, self._next_step - time.monotonic()))
+            self._next_step = time.monotonic() + self._pace.step_seconds
+            for drawing, count in self._due.take(time.monotonic()):
+                self._draw(drawing, count)
 
-    def _draw(self, drawing: Drawing) -> None:
+    def _draw(self, drawing: Drawing, count: int) -> None:
         connection = self._connections[drawing]
-        data = _chunk(self._head + clock_token.text(clock_token.now()).encode() + self._tail)
+        data = _chunk(self._head + clock_token.text(clock_token.now()).encode() + self._tail) * count
         if not drawing.left:
             data += self._last
         if not connection.send(data):

@@ -18,7 +18,7 @@ import uvloop
 from grpc_health.v1 import health_pb2_grpc
 
 from bench.router import clock_token
-from bench.router.pace import STEP_SECONDS, Drawing, DueTokens, period_seconds
+from bench.router.pace import Drawing, DueTokens, read_pace
 from weir.executor.v1 import executor_pb2, executor_pb2_grpc
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.output_pb2 import FinishReason, TokenBatch, Usage
@@ -55,7 +55,7 @@ class MockTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
 
 class MockPostprocess(postprocess_pb2_grpc.PostprocessServiceServicer):
-    """The text of every row is the last token's; nothing is held back."""
+    """One delta for each output, whose text is its tokens'; nothing is held back."""
 
     async def Postprocess(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         while (message := await context.read()) is not grpc.aio.EOF:
@@ -69,14 +69,16 @@ class MockPostprocess(postprocess_pb2_grpc.PostprocessServiceServicer):
 
 
 def _texts(batch: TokenBatch) -> postprocess_pb2.PostprocessResponse:
-    deltas, start, token_ids = [], 0, list(batch.token_ids)
-    for output_index, first, count in zip(
-        batch.output_indexes, batch.first_token_indexes, batch.token_counts, strict=True
-    ):
-        ids, start = token_ids[start : start + count], start + count
-        text = clock_token.text(ids[-1])
-        deltas.append(Delta(output_index=output_index, first_token_index=first, token_ids=ids, text=text))
-    return postprocess_pb2.PostprocessResponse(handles=batch.handles, deltas=deltas)
+    deltas: dict[int, Delta] = {}
+    token_ids, start = list(batch.token_ids), 0
+    for handle, first, count in zip(batch.handles, batch.first_token_indexes, batch.token_counts, strict=True):
+        delta = deltas.get(handle)
+        if delta is None:
+            delta = deltas[handle] = Delta(first_token_index=first)
+        delta.token_ids.extend(token_ids[start : start + count])
+        delta.text += clock_token.text(token_ids[start]) * count  # they were drawn together
+        start += count
+    return postprocess_pb2.PostprocessResponse(handles=deltas, deltas=deltas.values())
 
 
 class MockExecutor(executor_pb2_grpc.ExecutorServiceServicer):
@@ -108,7 +110,8 @@ class _Steps:
         self._due = DueTokens()
         self._something_new = asyncio.Event()
         self._ended: list[int] = []
-        self._last_step = 0.0
+        self._pace = read_pace()
+        self._next_step = 0.0
 
     async def read(self, context: Any) -> None:
         while (message := await context.read()) is not grpc.aio.EOF:
@@ -124,19 +127,21 @@ class _Steps:
             await self._wait()
             step = self._step(time.monotonic())
             if step.ByteSize():
+                self._next_step = time.monotonic() + self._pace.step_seconds
                 return step
 
     async def _wait(self) -> None:
-        left = self._due.seconds_left(time.monotonic())
-        if self._new or left == 0.0:
-            await asyncio.sleep(0)  # as fast as the steps are taken
-            return
-        self._something_new.clear()
-        try:
-            async with asyncio.timeout(None if left is None else max(left, STEP_SECONDS)):
-                await self._something_new.wait()
-        except TimeoutError:
-            pass
+        while not self._new:
+            left = self._due.seconds_left(time.monotonic())
+            if left == 0.0:
+                break
+            self._something_new.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._something_new.wait()
+            except TimeoutError:
+                break
+        await asyncio.sleep(max(0.0, self._next_step - time.monotonic()))
 
     def _step(self, now: float) -> executor_pb2.GenerateResponse:
         drawings = self._due.take(now)
@@ -150,21 +155,22 @@ class _Steps:
         return step
 
     def _begin(self, now: float) -> None:
-        period = period_seconds() if self._new else 0.0
+        if self._new:
+            self._pace = read_pace()
         for handle, count in self._new.items():
-            drawing = Drawing(count, period, now)
+            drawing = Drawing(count, self._pace.period, now + self._pace.step_seconds)
             self._drawings[handle], self._handles[drawing] = drawing, handle
             self._due.add(drawing)
         self._new.clear()
 
-    def _add_tokens(self, step: executor_pb2.GenerateResponse, drawings: Sequence[Drawing]) -> None:
-        handles, count = [self._handles[drawing] for drawing in drawings], len(drawings)
+    def _add_tokens(self, step: executor_pb2.GenerateResponse, drawings: Sequence[tuple[Drawing, int]]) -> None:
+        handles, counts = [self._handles[drawing] for drawing, _ in drawings], [count for _, count in drawings]
         step.tokens.handles.extend(handles)
-        step.tokens.output_indexes.extend([0] * count)
-        step.tokens.first_token_indexes.extend([drawing.index - 1 for drawing in drawings])
-        step.tokens.token_counts.extend([1] * count)
-        step.tokens.token_ids.extend([clock_token.now()] * count)
-        for handle, drawing in zip(handles, drawings, strict=True):
+        step.tokens.output_indexes.extend([0] * len(handles))
+        step.tokens.first_token_indexes.extend([drawing.index - count for drawing, count in drawings])
+        step.tokens.token_counts.extend(counts)
+        step.tokens.token_ids.extend([clock_token.now()] * sum(counts))
+        for handle, (drawing, _) in zip(handles, drawings, strict=True):
             if not drawing.left:
                 step.finished.add(handle=handle, finish_reason=FinishReason.FINISH_REASON_LENGTH)
                 step.ended.add(handle=handle, usage=Usage(prompt_tokens=PROMPT_TOKENS))

@@ -14,7 +14,7 @@ from bench.router import clock_token
 from bench.router.chunks import Chunks
 from bench.router.contenders import DIRECT_GRPC, WEIR
 from bench.router.doors import complete_tokens
-from bench.router.pace import VARIABLE, Drawing, DueTokens, period_seconds, write_pace
+from bench.router.pace import VARIABLE, Drawing, DueTokens, Pace, read_pace, write_pace
 from bench.router.processes import cpu_seconds, family, resident_mib
 from bench.router.run import Sample, Samples
 
@@ -48,25 +48,34 @@ def test_every_stream_gets_its_tokens_at_its_own_pace() -> None:
     assert due.seconds_left(0.0) is None
     due.add(fast)
     due.add(slow)
-    taken = [[(1 if one is fast else 2) for one in due.take(now)] for now in (0.0, 0.4, 1.0, 2.0, 3.0)]
-    assert taken == [[1], [], [2, 1], [1], [2]]
-    assert due.seconds_left(3.0) is None
+    taken = [["fast" if one is fast else "slow" for one, _ in due.take(now)] for now in (0.0, 0.4, 1.0, 2.0, 2.5)]
+    assert taken == [["fast"], [], ["slow", "fast"], ["fast"], ["slow"]]
+    assert due.seconds_left(2.5) is None
+
+
+def test_what_was_not_taken_when_it_was_due_comes_together() -> None:
+    due, drawing = DueTokens(), Drawing(left=5, period=1.0, due=0.0)
+    due.add(drawing)
+    assert due.take(2.5) == [(drawing, 3)]
+    assert (drawing.index, drawing.left, drawing.due) == (3, 2, 3.0)
+    assert due.take(9.0) == [(drawing, 2)]
+    assert due.seconds_left(9.0) is None
 
 
 def test_a_stream_that_is_over_gets_nothing() -> None:
-    due, drawing = DueTokens(), Drawing(left=5, period=0.0, due=0.0)
+    due, drawing = DueTokens(), Drawing(left=5, period=1.0, due=0.0)
     due.add(drawing)
-    assert due.take(1.0) == [drawing]
+    assert due.take(0.0) == [(drawing, 1)]
     drawing.left = 0
-    assert due.take(1.0) == []
+    assert due.take(2.0) == []
 
 
 def test_the_pace_is_as_the_file_says_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "pace"))
-    write_pace(tmp_path / "pace", 100)
-    assert period_seconds() == pytest.approx(0.01)
-    write_pace(tmp_path / "pace", 0)
-    assert period_seconds() == 0.0
+    for pace in (Pace(100, 0.001), Pace(10, 0.005)):
+        write_pace(tmp_path / "pace", pace)
+        assert read_pace() == pace
+    assert read_pace().period == pytest.approx(0.1)
 
 
 def test_what_this_process_uses_is_seen() -> None:

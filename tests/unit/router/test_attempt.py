@@ -21,6 +21,7 @@ from weir_router.journal import Journal
 from weir_router.metrics import RouterMetrics
 from weir_router.streams.executor_stream import ExecutorStream
 from weir_router.streams.postprocess_stream import PostprocessStream
+from weir_router.write_pace import WritePace
 
 STOP, LENGTH = FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH
 HANDLE = 7
@@ -40,7 +41,7 @@ class Bench:
             handle=HANDLE,
             n=2,
             journal=Journal(2, max_tokens=1000),
-            outbox=Outbox(max_pending_tokens=4),
+            outbox=Outbox(4, WritePace()),
             accepted=Accepted(request_id="r", attempt=1),
             progress=Progress(),
             clock=self.clock,

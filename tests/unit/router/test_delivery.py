@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from weir.inference.v1.output_pb2 import FinishReason
 from weir.inference.v1.stream_pb2 import Accepted, Delta, OutputFinished, TokenLogprob
 from weir_chassis.errors import Internal, SlowConsumer
+from weir_chassis.testing import settle
 from weir_router.delivery import Event, Outbox
+from weir_router.write_pace import WritePace
 
 
 def delta(output_index: int, first: int, *token_ids: int) -> Delta:
@@ -29,8 +31,13 @@ def put(outbox: Outbox, *deltas: Delta) -> None:
         outbox.add_delta(each, len(each.token_ids))
 
 
+def new_outbox(max_pending_tokens: int) -> Outbox:
+    """On a loop that is never busy."""
+    return Outbox(max_pending_tokens, WritePace(busy=lambda: 0.0))
+
+
 async def test_an_idle_stream_gets_each_delta_as_it_comes() -> None:
-    outbox = Outbox(100)
+    outbox = new_outbox(100)
     taken = asyncio.create_task(outbox.take())
     await asyncio.sleep(0)
     put(outbox, delta(0, 0, 1))
@@ -40,7 +47,7 @@ async def test_an_idle_stream_gets_each_delta_as_it_comes() -> None:
 
 
 async def test_what_comes_during_a_write_is_merged_per_output_in_order() -> None:
-    outbox = Outbox(100)
+    outbox = new_outbox(100)
     put(outbox, delta(0, 0, 1), delta(1, 0, 5), delta(0, 1, 2, 3), delta(1, 1, 6))
     outbox.add(OutputFinished(output_index=0, finish_reason=FinishReason.FINISH_REASON_STOP))
     assert await outbox.take() == [
@@ -51,7 +58,7 @@ async def test_what_comes_during_a_write_is_merged_per_output_in_order() -> None
 
 
 async def test_merging_does_not_change_the_messages_that_came() -> None:
-    outbox, first = Outbox(100), delta(0, 0, 1)
+    outbox, first = new_outbox(100), delta(0, 0, 1)
     put(outbox, first, delta(0, 1, 2))
     await outbox.take()
     assert first == delta(0, 0, 1)
@@ -64,7 +71,7 @@ async def test_merging_does_not_change_the_messages_that_came() -> None:
 )
 def test_nothing_is_lost_doubled_or_reordered(parts: list[tuple[int, list[int]]], reads: set[int]) -> None:
     async def run() -> list[Event]:
-        outbox, out, counts = Outbox(1000), list[Event](), [0, 0, 0]
+        outbox, out, counts = new_outbox(1000), list[Event](), [0, 0, 0]
         for index, (output_index, token_ids) in enumerate(parts):
             put(outbox, delta(output_index, counts[output_index], *token_ids))
             counts[output_index] += len(token_ids)
@@ -85,7 +92,7 @@ def test_nothing_is_lost_doubled_or_reordered(parts: list[tuple[int, list[int]]]
 
 
 async def test_the_end_comes_after_what_is_pending() -> None:
-    outbox = Outbox(100)
+    outbox = new_outbox(100)
     outbox.add(Accepted(request_id="r"))
     outbox.close()
     outbox.close(Internal("too late to matter"))
@@ -94,7 +101,7 @@ async def test_the_end_comes_after_what_is_pending() -> None:
 
 
 async def test_an_error_comes_after_what_is_pending() -> None:
-    outbox = Outbox(100)
+    outbox = new_outbox(100)
     put(outbox, delta(0, 0, 1))
     outbox.close(Internal("broken"))
     assert await outbox.take() == [delta(0, 0, 1)]
@@ -103,7 +110,7 @@ async def test_an_error_comes_after_what_is_pending() -> None:
 
 
 async def test_an_error_wakes_who_waits() -> None:
-    outbox = Outbox(100)
+    outbox = new_outbox(100)
     taken = asyncio.create_task(outbox.take())
     await asyncio.sleep(0)
     outbox.close(Internal("broken"))
@@ -112,7 +119,7 @@ async def test_an_error_wakes_who_waits() -> None:
 
 
 async def test_a_client_that_is_too_slow_loses_its_stream_and_the_memory() -> None:
-    outbox = Outbox(3)
+    outbox = new_outbox(3)
     put(outbox, delta(0, 0, 1, 2), delta(1, 0, 3))
     assert not outbox.closed
     put(outbox, delta(0, 2, 4))
@@ -123,7 +130,53 @@ async def test_a_client_that_is_too_slow_loses_its_stream_and_the_memory() -> No
 
 
 async def test_reading_makes_room_again() -> None:
-    outbox = Outbox(2)
+    outbox = new_outbox(2)
     for index in range(10):
         put(outbox, delta(0, 2 * index, 1, 2))
         assert await outbox.take() == [delta(0, 2 * index, 1, 2)]
+
+
+async def test_on_a_busy_loop_deltas_wait_for_the_next_round_and_nothing_else_does() -> None:
+    pace = WritePace()
+    outbox, pace.interval = Outbox(100, pace), 3600.0
+    put(outbox, delta(0, 0, 1))
+    assert await outbox.take() == [delta(0, 0, 1)], "it was not written a moment ago"
+    pace.interval = 3600.0
+    taken = asyncio.create_task(outbox.take())
+    put(outbox, delta(0, 1, 2), delta(0, 2, 3))
+    await settle()
+    assert not taken.done()
+    outbox.add(OutputFinished(output_index=0))
+    assert await taken == [delta(0, 1, 2, 3), OutputFinished(output_index=0)]
+
+
+async def test_deltas_do_not_wait_until_they_are_too_many() -> None:
+    pace = WritePace()
+    outbox = Outbox(10, pace)
+    put(outbox, delta(0, 0, 1))
+    await outbox.take()
+    pace.interval = 3600.0
+    taken = asyncio.create_task(outbox.take())
+    put(outbox, delta(0, 1, 1, 2, 3, 4, 5))
+    await settle()
+    assert not taken.done()
+    put(outbox, delta(0, 6, 6))
+    assert await taken == [delta(0, 1, 1, 2, 3, 4, 5, 6)]
+
+
+async def test_a_round_writes_what_has_come_until_then_and_the_end_waits_for_none() -> None:
+    pace = WritePace()
+    outbox, pace.interval = Outbox(100, pace), 0.05
+    put(outbox, delta(0, 0, 1))
+    await outbox.take()
+    pace.interval = 0.05
+    put(outbox, delta(0, 1, 2))
+    taken = asyncio.create_task(outbox.take())
+    await settle()
+    put(outbox, delta(0, 2, 3))
+    assert await taken == [delta(0, 1, 2, 3)]
+    pace.interval = 3600.0
+    put(outbox, delta(0, 3, 4))
+    outbox.close()
+    assert await outbox.take() == [delta(0, 3, 4)]
+    assert await outbox.take() == []

@@ -39,4 +39,6 @@ def compute_by_kernels(workload: Workload, device: torch.device) -> Compute:
     """What a CUDA device computes with, on a machine that has none, and uncaptured: recording takes steps."""
     model = load_model(workload.model_dir, workload.model, workload.max_model_len, workload.dtype, device)
     cache = KvCache(workload.model, workload.num_blocks, workload.block_size, workload.dtype, device)
-    return Compute(build_decoder(workload, model, cache, None), CudaBlocks(cache), lambda: None, "triton", looks_ahead=True)
+    return Compute(
+        build_decoder(workload, model, cache, None), CudaBlocks(cache), lambda: None, "triton", looks_ahead=True
+    )
