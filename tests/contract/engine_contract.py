@@ -132,6 +132,16 @@ def is_idle(load: EngineLoad) -> bool:
 class EngineContract:
     """Each test makes its own engine, and ends with every block back in the pool and every request ended once."""
 
+    # What an engine may be without: vectors, blocks for other engines, pushing out what runs, and draws that depend on
+    # seed and place alone. A test of what an engine has not is skipped, and says so.
+    pools = hands_off = preempts = position_keyed = True
+
+    @pytest.fixture(autouse=True)
+    def _only_what_it_has(self, request: pytest.FixtureRequest) -> None:
+        for marker in request.node.iter_markers("needs"):
+            if not getattr(self, marker.args[0]):
+                pytest.skip(f"this engine has it not: {marker.args[0]}")
+
     def make_engine(self, **limits: Any) -> Engine:
         """An engine not yet started, whose vocabulary holds at least 300 tokens and whose block size is 16.
 
@@ -197,6 +207,7 @@ class EngineContract:
         assert three[:2] == two
         assert three[0] != three[1] != three[2]
 
+    @pytest.mark.needs("preempts")
     def test_preemption_does_not_show(self) -> None:
         wanted = [self.tokens_of(request(k, prompt(20, start=k), 40, sampling=SEEDED))[0] for k in range(4)]
         with self.running(num_blocks=8, max_num_seqs=4) as (engine, heard):
@@ -252,7 +263,11 @@ class EngineContract:
 
     # ── resuming ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+    @pytest.mark.parametrize(
+        "sampling",
+        [GREEDY, pytest.param(SEEDED, marks=pytest.mark.needs("position_keyed"))],
+        ids=["greedy", "seeded"],
+    )
     @pytest.mark.parametrize("cut", [1, 7, 13])
     def test_a_resumed_output_goes_on_as_if_undisturbed(self, sampling: Sampling, cut: int) -> None:
         (whole,) = self.tokens_of(request(1, prompt(30), 14, sampling=sampling))
@@ -263,6 +278,7 @@ class EngineContract:
             assert heard.tokens[1, 0] == whole[cut:]
             assert end.completion_tokens == 14 - cut
 
+    @pytest.mark.needs("position_keyed")
     def test_outputs_resume_each_from_its_own_place(self) -> None:
         whole = self.tokens_of(request(1, prompt(30), 14, n=3, sampling=SEEDED))
         resumed = {0: whole[0][:3], 2: whole[2][:10]}
@@ -282,6 +298,7 @@ class EngineContract:
 
     # ── handing off ───────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @pytest.mark.needs("hands_off")
     @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
     @pytest.mark.parametrize(("length", "n"), [(5, 1), (48, 1), (50, 3)])
     def test_what_is_handed_off_goes_on_elsewhere_as_if_undisturbed(
@@ -305,6 +322,7 @@ class EngineContract:
             assert end.loaded_prompt_tokens == length // 16 * 16
             assert [[*first[index], *heard.tokens[1, index]] for index in range(n)] == whole
 
+    @pytest.mark.needs("hands_off")
     def test_an_output_that_is_over_by_its_first_token_is_not_handed_off(self) -> None:
         with self.running() as (engine, heard):
             engine.submit(request(1, prompt(40), 1, hand_off=True, block_hashes=hashes(prompt(40), 16)))
@@ -317,6 +335,7 @@ class EngineContract:
             assert {output.finish_reason for output in heard.finished.values()} >= {FinishReason.STOP}
             assert end.held_blocks is None
 
+    @pytest.mark.needs("hands_off")
     def test_what_was_released_or_never_held_cannot_be_read(self) -> None:
         with self.running() as (engine, heard):
             engine.submit(request(1, prompt(40), 9, hand_off=True, block_hashes=hashes(prompt(40), 16)))
@@ -331,6 +350,7 @@ class EngineContract:
             assert engine.read_held(7, 0, 1) is None
         assert engine.read_held(1, 0, 1) is None, "after the engine's end"
 
+    @pytest.mark.needs("hands_off")
     def test_an_aborted_hand_off_holds_nothing(self) -> None:
         with self.running(max_batched_tokens=16) as (engine, heard):
             engine.submit(request(1, prompt(400), 9, n=2, hand_off=True, block_hashes=hashes(prompt(400), 16)))
@@ -338,6 +358,7 @@ class EngineContract:
             (end,) = heard.wait_for_ends(1)
             assert end.held_blocks is None
 
+    @pytest.mark.needs("hands_off")
     def test_held_blocks_give_way_to_those_who_compute(self) -> None:
         """Two prompts of 7 of 16 blocks are held, of which half may be: then one needs 15."""
         with self.running(num_blocks=16) as (engine, heard):
@@ -353,6 +374,7 @@ class EngineContract:
             assert end.error is None
             assert engine.read_held(2, 0, 7) is None
 
+    @pytest.mark.needs("hands_off")
     def test_a_prompt_larger_than_what_may_be_held_is_computed_and_not_held(self) -> None:
         with self.running(num_blocks=16) as (engine, heard):
             engine.submit(request(1, prompt(200), 9, hand_off=True, block_hashes=hashes(prompt(200), 16)))
@@ -376,6 +398,7 @@ class EngineContract:
             assert len(end.embedding) == engine.info.embedding_size
             return list(end.embedding)
 
+    @pytest.mark.needs("pools")
     @pytest.mark.parametrize("kind", PoolingKind)
     def test_a_vector_comes_with_the_end_and_no_token_before_it(self, kind: PoolingKind) -> None:
         with self.running() as (engine, heard):
@@ -388,6 +411,7 @@ class EngineContract:
             assert end.embedding == pytest.approx([value / length for value in other.embedding], abs=1e-5)
             assert math.hypot(*end.embedding) == pytest.approx(1.0, abs=1e-5)
 
+    @pytest.mark.needs("pools")
     @pytest.mark.parametrize("kind", PoolingKind)
     def test_vectors_and_tokens_in_one_batch_are_as_each_alone(self, kind: PoolingKind) -> None:
         lengths = (1, 16, 33, 70)
@@ -403,6 +427,7 @@ class EngineContract:
                 assert end.embedding == pytest.approx(vector, abs=1e-4)
             assert [[heard.tokens[k, 0]] for k in range(10, 13)] == tokens
 
+    @pytest.mark.needs("pools")
     @pytest.mark.parametrize("kind", PoolingKind)
     def test_a_preempted_vector_is_computed_anew(self, kind: PoolingKind) -> None:
         wanted = self.vector_of(pooled(9, prompt(90), kind))
@@ -413,6 +438,7 @@ class EngineContract:
             assert end.embedding == pytest.approx(wanted, abs=1e-4)
             assert end.preemptions > 0
 
+    @pytest.mark.needs("pools")
     def test_the_last_tokens_vector_takes_cached_blocks_and_a_mean_takes_none(self) -> None:
         tokens = prompt(50)
         shared = {"block_hashes": hashes(tokens, 16), "cache_scope": _ROOT}
@@ -427,6 +453,7 @@ class EngineContract:
             assert last.embedding == pytest.approx(wanted[PoolingKind.LAST], abs=1e-4)
             assert mean.embedding == pytest.approx(wanted[PoolingKind.MEAN], abs=1e-4)
 
+    @pytest.mark.needs("pools")
     def test_a_vector_of_the_longest_prompt(self) -> None:
         with self.running(num_blocks=8) as (engine, heard):
             engine.submit(pooled(1, prompt(engine.info.max_model_len), PoolingKind.MEAN))
@@ -434,6 +461,7 @@ class EngineContract:
             with pytest.raises(PromptTooLong):
                 engine.submit(pooled(2, prompt(engine.info.max_model_len + 1)))
 
+    @pytest.mark.needs("pools")
     def test_an_aborted_vector_ends_without_values(self) -> None:
         with self.running(max_num_seqs=1) as (engine, heard):
             engine.submit(request(1, prompt(4), 100))
@@ -442,6 +470,7 @@ class EngineContract:
             engine.abort(1)
             assert heard.wait_for_ends(2)[0].embedding == ()
 
+    @pytest.mark.needs("pools")
     @pytest.mark.parametrize("fields", [{"n": 2}, {"max_tokens": 1}, {"resumed": {0: [4]}}])
     def test_what_pools_generates_nothing(self, fields: dict[str, Any]) -> None:
         with self.running() as (engine, _):
@@ -611,6 +640,7 @@ class EngineContract:
             assert not set(known) & {block.block_hash for block in heard.full_blocks}
             assert engine.cached_prefix_blocks(known) == 3
 
+    @pytest.mark.needs("hands_off")
     def test_a_stored_block_of_the_wrong_length_is_a_miss(self) -> None:
         tokens = prompt(50)
         with self.running() as (engine, heard):

@@ -1,14 +1,17 @@
-"""The engine contract, held by the paged engine (a tiny model, CPU, float32) and by the fake."""
+"""The engine contract, held by the paged engine (a tiny model, CPU, float32), the fake, and TensorRT-LLM's backend."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from contract.engine_contract import EngineContract
+from fakes.trtllm.llm import library
 from models_fixture import tiny_model
 from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.trtllm.config import TrtConfig
+from weir_executor.trtllm.load import load_engine as load_trtllm
 
 _SMALL: dict[str, Any] = {"num_blocks": 128, "max_num_seqs": 16, "max_batched_tokens": 128, "check_integrity": True}
 
@@ -21,3 +24,23 @@ class TestPagedEngine(EngineContract):
 class TestFakeEngine(EngineContract):
     def make_engine(self, **limits: Any) -> Engine:
         return FakeEngine(FakeEngineConfig(max_model_len=512, **{**_SMALL, **limits}))
+
+
+class TestTrtllmEngine(EngineContract):
+    """Our TensorRT-LLM backend over a fake `LLM`. What the real one has not, it is not asked for."""
+
+    pools = hands_off = preempts = position_keyed = False
+
+    def make_engine(self, **limits: Any) -> Engine:
+        told = {**_SMALL, **limits}
+        config = TrtConfig(
+            model_dir=tiny_model("llama3"),
+            max_model_len=512 if told["num_blocks"] * 16 >= 512 else told["num_blocks"] * 16,
+            block_size=16,
+            kv_cache_max_tokens=told["num_blocks"] * 16,
+            max_num_seqs=told["max_num_seqs"],
+            max_batched_tokens=told["max_batched_tokens"],
+            max_waiting=told.get("max_waiting", 256),
+            prefix_cache=told.get("prefix_cache", True),
+        )
+        return load_trtllm(config, library())

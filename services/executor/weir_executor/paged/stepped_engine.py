@@ -23,12 +23,13 @@ from weir_executor.guided.guide import GuideState
 from weir_executor.paged.adapters import Adapters, NoAdapters
 from weir_executor.paged.census import request_state
 from weir_executor.paged.guides import start_guides
+from weir_executor.paged.quota import check_quota
 from weir_executor.paged.scheduler import SchedulerLimits
 from weir_executor.paged.sequence import LiveRequest
 from weir_executor.paged.speculation.drafter import MAX_DRAFT_TOKENS, Drafter
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
-from weir_executor.paged.validation import check_quota, check_request
 from weir_executor.paged.worker import Worker
+from weir_executor.request_checks import check_request
 
 
 class SteppedEngine:

@@ -1,12 +1,11 @@
-"""What a request must satisfy before it may wait: whatever could never run here is refused at once, by name."""
+"""What a request must satisfy on any engine: whatever could never run there is refused at once, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from weir_chassis.errors import InvalidArgument, PromptTooLong, QuotaExceeded, Unsupported
+from weir_chassis.errors import InvalidArgument, PromptTooLong, Unsupported
 from weir_executor.engine import EngineInfo, GenerationRequest, SpeculationMode
-from weir_executor.paged.tenants import TenantLimits
 
 
 def check_request(request: GenerationRequest, info: EngineInfo) -> None:
@@ -26,19 +25,6 @@ def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     if request.block_hashes and len(request.block_hashes) != full_blocks:
         found = f"{len(request.block_hashes)} hashes"
         raise InvalidArgument("block_hashes", f"{found} for {full_blocks} full blocks of {info.block_size} tokens")
-
-
-def check_quota(request: GenerationRequest, limits: TenantLimits, info: EngineInfo) -> None:
-    """Raise QuotaExceeded for a request that could never run to its end within its tenant's blocks."""
-    # The last token is drawn and never computed; one that is handed off draws no other here.
-    longest = len(request.token_ids) + (0 if request.hand_off else max(0, request.max_tokens - 1))
-    wanted = -(-longest // info.block_size)
-    if limits.max_blocks is not None and wanted > limits.max_blocks:
-        tenant = repr(request.tenant) if request.tenant else "(none)"
-        raise QuotaExceeded(
-            f"blocks of tenant {tenant}",
-            f"a sequence of {longest} tokens needs {wanted} blocks, the limit is {limits.max_blocks}",
-        )
 
 
 def _check_counts(request: GenerationRequest, info: EngineInfo) -> None:

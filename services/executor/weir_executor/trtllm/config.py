@@ -1,0 +1,131 @@
+"""What the engine is told, and the keyword arguments that this becomes. Pure.
+
+Nothing is left to TensorRT-LLM's own defaults that means something here: some are far beyond what a server wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from weir_chassis.errors import Unsupported
+from weir_executor.trtllm.library import Library
+from weir_executor.trtllm.probe import Capabilities
+
+# Events are dropped in silence when there are more between two looks; what NVIDIA's own server asks for.
+_EVENT_BUFFER = 100_000
+GuidedBackend = Literal["xgrammar", "llguidance"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrtConfig:
+    """`kv_tier`: where the engine's own blocks go when they are pushed out, or who else may keep them; never two."""
+
+    model_dir: Path
+    max_num_seqs: int = 64
+    max_batched_tokens: int = 8192
+    max_waiting: int = 256
+    max_model_len: int | None = None  # None: as the model's configuration says
+    block_size: int = 32
+    kv_cache_fraction: float = 0.9  # of the memory that is left after weights and a trial step
+    kv_cache_max_tokens: int | None = None  # and no more than these
+    kv_dtype: str = "auto"
+    dtype: str = "auto"
+    prefix_cache: bool = True
+    host_cache_bytes: int = 0  # the engine's own second tier, per rank
+    disk_cache_bytes: int = 0
+    disk_cache_dir: Path | None = None
+    connector: bool = False  # to our kvstore
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: int | None = None
+    gpus_per_node: int | None = None
+    guided_backend: GuidedBackend | None = "xgrammar"
+    max_adapters: int = 0
+    max_adapter_rank: int = 64
+    speculation: Mapping[str, Any] | None = None  # `decoding_type` and its own fields, handed on as they are
+    stream_interval: int = 1
+    disaggregated: bool = False
+    allow_unknown_version: bool = False
+    # Of `TorchLlmArgs`, for what this backend does not know of; an unknown one is refused by the engine itself.
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises Unsupported for what cannot be together, naming both."""
+        own_tiers = bool(self.host_cache_bytes or self.disk_cache_bytes)
+        if self.connector and own_tiers:
+            raise Unsupported("the engine's own host and disk tiers and a connector to the kvstore exclude one another")
+        if self.connector and self.pipeline_parallel > 1:
+            raise Unsupported("a connector to the kvstore with pipeline_parallel above 1: the engine has no such thing")
+        if self.disk_cache_bytes and self.disk_cache_dir is None:
+            raise Unsupported("disk_cache_bytes without a disk_cache_dir")
+
+
+def llm_arguments(config: TrtConfig, library: Library, can: Capabilities, max_model_len: int) -> dict[str, Any]:
+    """Of `LLM(...)`. Raises Unsupported for what this version has no field for."""
+    config.check()
+    arguments: dict[str, Any] = {
+        "model": str(config.model_dir),
+        "skip_tokenizer_init": True,
+        "backend": "pytorch",
+        "dtype": config.dtype,
+        "tensor_parallel_size": config.tensor_parallel,
+        "pipeline_parallel_size": config.pipeline_parallel,
+        "max_batch_size": config.max_num_seqs,
+        "max_num_tokens": config.max_batched_tokens,
+        "max_seq_len": max_model_len,
+        "max_beam_width": 1,
+        "enable_chunked_prefill": True,
+        "kv_cache_config": library.KvCacheConfig(**_kv_cache(config, can)),
+        "scheduler_config": library.SchedulerConfig(**_scheduler(can)),
+        "cuda_graph_config": library.CudaGraphConfig(max_batch_size=config.max_num_seqs, enable_padding=True),
+        "guided_decoding_backend": config.guided_backend,
+        "stream_interval": config.stream_interval,
+        "enable_iter_perf_stats": True,
+    }
+    if config.expert_parallel is not None:
+        arguments["moe_expert_parallel_size"] = config.expert_parallel
+    if config.gpus_per_node is not None:
+        arguments["gpus_per_node"] = config.gpus_per_node
+    if config.max_adapters:
+        arguments["enable_lora"] = True
+        arguments["lora_config"] = library.LoraConfig(
+            max_lora_rank=config.max_adapter_rank, max_loras=config.max_adapters, max_cpu_loras=config.max_adapters
+        )
+    if config.speculation is not None:
+        arguments["speculative_config"] = dict(config.speculation)
+    if config.disaggregated:
+        transceiver = library.CacheTransceiverConfig(backend="DEFAULT", max_tokens_in_buffer=max_model_len)
+        arguments["cache_transceiver_config"] = transceiver
+    return {**arguments, **config.extra}
+
+
+def _kv_cache(config: TrtConfig, can: Capabilities) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "enable_block_reuse": config.prefix_cache,
+        # Parts of blocks have no name, so nobody could be told of them, and a connector's would be overwritten.
+        "enable_partial_reuse": False,
+        "free_gpu_memory_fraction": config.kv_cache_fraction,
+        "tokens_per_block": config.block_size,
+        "dtype": config.kv_dtype,
+        "event_buffer_max_size": _EVENT_BUFFER if config.prefix_cache else 0,
+    }
+    if config.kv_cache_max_tokens is not None:
+        fields["max_tokens"] = config.kv_cache_max_tokens
+    if config.host_cache_bytes:
+        fields["host_cache_size"] = config.host_cache_bytes
+    if config.disk_cache_bytes:
+        if not can.disk_cache:
+            raise Unsupported("disk_cache_bytes: this version of TensorRT-LLM has no disk tier")
+        fields |= {"disk_cache_size": config.disk_cache_bytes, "disk_cache_path": str(config.disk_cache_dir)}
+    return fields
+
+
+def _scheduler(can: Capabilities) -> dict[str, Any]:
+    """What runs is never pushed out by what comes: the queue before it is ours."""
+    fields: dict[str, Any] = {"capacity_scheduler_policy": "GUARANTEED_NO_EVICT"}
+    if can.priority:
+        fields["waiting_queue_policy"] = "priority"
+    return fields

@@ -1,0 +1,69 @@
+"""What is new of one output: the engine tells all its tokens again with each step. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weir_executor.engine import FinishReason, TokenLogprobs
+
+# By the engine's own words. A time limit is never set there, so that its `timeout` is a fault.
+_REASONS: Mapping[str, FinishReason] = {
+    "stop": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "cancelled": FinishReason.CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """New tokens, and how it ended, if it has."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs]
+    finish_reason: FinishReason | None
+    stop_token_id: int | None
+
+
+class Cursor:
+    """`end_id`: the one that the engine takes for the end of a sequence. `top`: as `Sampling.top_logprobs`."""
+
+    def __init__(self, end_id: int, top: int | None) -> None:
+        self._end_id, self._top = end_id, top
+        self.seen = 0
+
+    def advance(self, output: Any) -> News:
+        """`output` is a CompletionOutput, which the engine will change: all that is needed is copied here.
+
+        What it has now may be less than it had: the engine takes back what it takes for a part of a stop sequence, and
+        what has been sent stays sent. Raises ValueError for an end that it has no business to tell.
+        """
+        token_ids = list(output.token_ids[self.seen :])
+        logprobs: list[TokenLogprobs] = []
+        if self._top is not None and output.logprobs:
+            told = output.logprobs[self.seen :]
+            logprobs = [self._logprobs(*pair) for pair in zip(token_ids, told, strict=False)]
+        self.seen += len(token_ids)
+        reason = None
+        if output.finish_reason is not None:
+            if output.finish_reason not in _REASONS:
+                raise ValueError(f"an output that ended with {output.finish_reason!r}")
+            reason = _REASONS[output.finish_reason]
+        return News(token_ids, logprobs, reason, self._stop(output, reason))
+
+    def _stop(self, output: Any, reason: FinishReason | None) -> int | None:
+        """A stop token is named; the end-of-sequence token is not, and it is the only other way to stop."""
+        if reason is not FinishReason.STOP:
+            return None
+        return output.stop_reason if isinstance(output.stop_reason, int) else self._end_id
+
+    def _logprobs(self, token_id: int, entry: Any) -> TokenLogprobs:
+        """`{token id: Logprob}` of the drawn token and the best ones, or the drawn token's number alone."""
+        if isinstance(entry, (int, float)):
+            return TokenLogprobs(min(0.0, float(entry)))
+        drawn = entry[token_id]
+        best = sorted(entry.items(), key=lambda pair: -pair[1].logprob)[: self._top]
+        return TokenLogprobs(
+            min(0.0, drawn.logprob), [token_id for token_id, _ in best], [min(0.0, each.logprob) for _, each in best]
+        )

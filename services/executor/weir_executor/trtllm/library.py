@@ -1,0 +1,66 @@
+"""The one module that imports TensorRT-LLM, when it is asked to: its names as one object.
+
+What a version may lack is None here, and found out by looking, never by the version's number (`probe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weir_executor.trtllm.surface import find_name
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Classes as they are published; `find` is for whoever needs another by its dotted name."""
+
+    version: str
+    LLM: Any
+    SamplingParams: Any
+    GuidedDecodingParams: Any
+    KvCacheConfig: Any
+    SchedulerConfig: Any
+    CudaGraphConfig: Any
+    LoraConfig: Any
+    LoRARequest: Any
+    DisaggregatedParams: Any
+    CacheTransceiverConfig: Any
+    KvCacheConnectorConfig: Any
+    RequestError: type[Exception]
+    # Raised to whoever waits when a rank has died; None before there was such a thing.
+    EngineDeadError: type[Exception] | None
+    # [vocabulary] of float32, zero but at these token ids.
+    make_bias: Callable[[int, Mapping[int, float]], Any]
+    find: Callable[[str], Any] = find_name
+
+
+def load_library() -> Library:
+    """Takes many seconds, and a CUDA device. Raises ImportError where it is not installed."""
+    llmapi = "tensorrt_llm.llmapi"
+    return Library(
+        version=find_name("tensorrt_llm.__version__"),
+        LLM=find_name("tensorrt_llm.LLM"),
+        SamplingParams=find_name("tensorrt_llm.SamplingParams"),
+        GuidedDecodingParams=find_name(f"{llmapi}.GuidedDecodingParams"),
+        KvCacheConfig=find_name(f"{llmapi}.KvCacheConfig"),
+        SchedulerConfig=find_name(f"{llmapi}.SchedulerConfig"),
+        CudaGraphConfig=find_name(f"{llmapi}.CudaGraphConfig"),
+        LoraConfig=find_name(f"{llmapi}.LoraConfig"),
+        LoRARequest=find_name("tensorrt_llm.executor.request.LoRARequest"),
+        DisaggregatedParams=find_name(f"{llmapi}.DisaggregatedParams"),
+        CacheTransceiverConfig=find_name(f"{llmapi}.CacheTransceiverConfig"),
+        KvCacheConnectorConfig=find_name(f"{llmapi}.KvCacheConnectorConfig"),
+        RequestError=find_name("tensorrt_llm.executor.utils.RequestError"),
+        EngineDeadError=getattr(find_name("tensorrt_llm.executor.utils"), "EngineDeadError", None),
+        make_bias=_bias,
+    )
+
+
+def _bias(vocab_size: int, logit_bias: Mapping[int, float]) -> Any:
+    import torch  # noqa: PLC0415  # there wherever TensorRT-LLM is
+
+    bias = torch.zeros(vocab_size, dtype=torch.float32)
+    bias[list(logit_bias)] = torch.tensor(list(logit_bias.values()), dtype=torch.float32)
+    return bias

@@ -1,0 +1,148 @@
+"""One request as the engine sees it: an engine request for each of its outputs, and what has come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weir_executor.engine import FinishReason, GenerationRequest, RequestEnd, RequestState, TokenOutput, WaitingReason
+from weir_executor.trtllm.cursor import Cursor, News
+
+
+@dataclass(slots=True)
+class LiveOutput:
+    """`num_tokens` counts those that were resumed. `over`: the caller hears no more of it."""
+
+    index: int
+    cursor: Cursor
+    num_tokens: int
+    over: bool = False
+    # The engine's, from when it has it until it has said its last word.
+    result: Any = None
+
+    def take(self, key: int, news: News) -> TokenOutput | None:
+        """What the caller is to hear; None: nothing is new. Raises nothing for an end that was not asked for."""
+        if self.over or not (news.token_ids or news.finish_reason):
+            return None
+        reason = news.finish_reason
+        first = self.num_tokens
+        self.num_tokens += len(news.token_ids)
+        self.over = reason is not None
+        stop = news.stop_token_id
+        return TokenOutput(key, self.index, first, news.token_ids, news.logprobs, reason, stop)
+
+
+@dataclass(eq=False, slots=True)
+class LiveRequest:
+    """Times are monotonic seconds."""
+
+    request: GenerationRequest
+    outputs: list[LiveOutput]
+    submitted_at: float
+    begun_at: float | None = None
+    first_token_at: float | None = None
+    cached_tokens: int | None = None
+    error: Exception | None = None
+
+    @property
+    def key(self) -> int:
+        return self.request.key
+
+    @property
+    def done(self) -> bool:
+        """Nobody waits for more, and the engine has said its last word on all of it."""
+        return all(output.over and output.result is None for output in self.outputs)
+
+    @property
+    def num_wanted(self) -> int:
+        """Outputs that the engine is to draw."""
+        return sum(not output.over for output in self.outputs)
+
+    @property
+    def num_in_engine(self) -> int:
+        return sum(output.result is not None for output in self.outputs)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Over all outputs, resumed ones not counted."""
+        resumed = sum(len(token_ids) for token_ids in self.request.resumed.values())
+        return sum(output.num_tokens for output in self.outputs) - resumed
+
+    @property
+    def prefill_left(self) -> int:
+        """Prompt tokens still to be computed, as far as anybody can tell."""
+        return 0 if self.first_token_at is not None else len(self.request.token_ids)
+
+    @property
+    def decode_left(self) -> int:
+        """Tokens still to be generated, at most."""
+        return sum(self.request.max_tokens - output.num_tokens for output in self.outputs if not output.over)
+
+    def stop(self, output_index: int | None) -> Sequence[LiveOutput]:
+        """The caller wants no more of it, or of this output. Those that the engine has are to be aborted there."""
+        wanted = [o for o in self.outputs if output_index is None or o.index == output_index]
+        for output in wanted:
+            output.over = True
+        return [output for output in wanted if output.result is not None]
+
+    def end(self, now: float) -> RequestEnd:
+        begun = now if self.begun_at is None else self.begun_at
+        first = now if self.first_token_at is None else self.first_token_at
+        return RequestEnd(
+            key=self.key,
+            prompt_tokens=len(self.request.token_ids),
+            cached_prompt_tokens=min(self.cached_tokens or 0, len(self.request.token_ids)),
+            loaded_prompt_tokens=0,
+            completion_tokens=self.completion_tokens,
+            queue_seconds=begun - self.submitted_at,
+            prefill_seconds=max(0.0, first - begun),
+            decode_seconds=max(0.0, now - first),
+            error=self.error,
+        )
+
+    def state(self, now: float, waiting: bool, block_size: int) -> RequestState:
+        tokens = len(self.request.token_ids) + max((output.num_tokens for output in self.outputs), default=0)
+        computed = 0 if self.first_token_at is None else tokens
+        return RequestState(
+            key=self.key,
+            tenant=self.request.tenant,
+            priority=self.request.priority,
+            running_sequences=self.num_in_engine,
+            waiting_sequences=self.num_wanted if waiting else 0,
+            waiting_reason=WaitingReason.NO_SLOT if waiting else None,
+            age_seconds=now - self.submitted_at,
+            prompt_tokens=len(self.request.token_ids),
+            computed_tokens=computed,
+            completion_tokens=self.completion_tokens,
+            blocks=-(-computed // block_size),
+            preemptions=0,
+        )
+
+
+def begin(request: GenerationRequest, end_id: int, now: float) -> LiveRequest:
+    """`end_id`: as `Cursor`'s."""
+    outputs = []
+    for index in range(request.n):
+        resumed = request.resumed.get(index, ())
+        outputs.append(LiveOutput(index, Cursor(end_id, request.sampling.top_logprobs), len(resumed)))
+    return LiveRequest(request, outputs, now)
+
+
+def over_at_once(live: LiveRequest, stop_token_ids: frozenset[int]) -> list[TokenOutput]:
+    """The last words on outputs that were over when they were resumed.
+
+    `stop_token_ids`: all that end one, the end-of-sequence ones among them unless they are ignored.
+    """
+    words = []
+    for output in live.outputs:
+        resumed = live.request.resumed.get(output.index, ())
+        reason, stop = None, None
+        if resumed and resumed[-1] in stop_token_ids and len(resumed) > live.request.min_tokens:
+            reason, stop = FinishReason.STOP, resumed[-1]
+        elif len(resumed) >= live.request.max_tokens:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            output.over = True
+            words.append(TokenOutput(live.key, output.index, len(resumed), (), (), reason, stop))
+    return words

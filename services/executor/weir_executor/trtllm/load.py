@@ -1,0 +1,118 @@
+"""From a configuration to a running engine: import, probe, construct, warm up. Each step may take minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from weir_executor.engine import EngineInfo
+from weir_executor.trtllm import stats
+from weir_executor.trtllm.config import TrtConfig, llm_arguments
+from weir_executor.trtllm.engine import TrtEngine
+from weir_executor.trtllm.library import Library, load_library
+from weir_executor.trtllm.loop_thread import LoopThread
+from weir_executor.trtllm.probe import probe
+from weir_executor.trtllm.stats import Iteration
+
+_log = logging.getLogger(__name__)
+_MAX_N, _MAX_TOP_LOGPROBS = 16, 20
+_CANARY_SECONDS, _STATS_SECONDS = 600.0, 5.0
+# Its prompt is nobody's, and must meet nobody's blocks.
+_CANARY_SALT = "weir-canary"
+
+
+def load_engine(config: TrtConfig, library: Library | None = None) -> TrtEngine:
+    """Raises ImportError where it is not installed, UnknownVersionError, Unsupported, ValueError, RuntimeError."""
+    library = library or load_library()
+    can = probe(library, allow_unknown=config.allow_unknown_version)
+    model = _read_json(config, "config.json")
+    max_model_len = config.max_model_len or int(model["max_position_embeddings"])
+    _log.info("TensorRT-LLM %s is loading %s", library.version, config.model_dir)
+    llm = library.LLM(**llm_arguments(config, library, can, max_model_len))
+    try:
+        iteration = _warm_up(llm, library, _eos(config, model), config)
+    except BaseException:
+        llm.shutdown()
+        raise
+    info = _info(config, model, max_model_len, iteration, llm)
+    _log.info("the engine is ready: %d blocks of %d tokens", info.num_blocks, info.block_size)
+    return TrtEngine(llm, library, can, config, info)
+
+
+def _info(
+    config: TrtConfig, model: Mapping[str, Any], max_model_len: int, iteration: Iteration, llm: Any
+) -> EngineInfo:
+    return EngineInfo(
+        engine="trtllm",
+        vocab_size=int(model["vocab_size"]),
+        max_model_len=max_model_len,
+        block_size=config.block_size,
+        num_blocks=iteration.total_blocks or _capacity(llm) or -(-max_model_len // config.block_size),
+        max_num_seqs=config.max_num_seqs,
+        max_n=_MAX_N,
+        max_top_logprobs=_MAX_TOP_LOGPROBS,
+        eos_token_ids=_eos(config, model),
+        block_bytes=0,
+        kv_dtype=config.kv_dtype,
+        kv_layout="trtllm",
+        transfers_blocks=False,
+        takes_guides=config.guided_backend is not None,
+        max_adapters=config.max_adapters,
+        max_adapter_rank=config.max_adapter_rank if config.max_adapters else 0,
+    )
+
+
+def _warm_up(llm: Any, library: Library, eos: frozenset[int], config: TrtConfig) -> Iteration:
+    """One small request through the whole engine: it is ready when that comes back, and tells its size then."""
+    thread = LoopThread("trtllm-warm-up")
+    try:
+        return thread.run(_canary(llm, library, min(eos), config)).result(_CANARY_SECONDS)
+    finally:
+        thread.close(_STATS_SECONDS)
+
+
+async def _canary(llm: Any, library: Library, end_id: int, config: TrtConfig) -> Iteration:
+    sampling = library.SamplingParams(
+        max_tokens=2, end_id=end_id, pad_id=end_id, ignore_eos=True, top_k=1, temperature=1.0, detokenize=False
+    )
+    prompt = [end_id] * (config.block_size + 1)
+    result = llm.generate_async(inputs=prompt, sampling_params=sampling, streaming=False, cache_salt=_CANARY_SALT)
+    async with asyncio.timeout(_CANARY_SECONDS):
+        await result
+    iteration = Iteration()
+    async for told in llm.get_stats_async(timeout=_STATS_SECONDS):
+        iteration = stats.add(iteration, told)
+    return iteration
+
+
+def _capacity(llm: Any) -> int:
+    """Newer versions tell it without a request."""
+    ask = getattr(llm, "get_kv_cache_capacity", None)
+    if ask is None:
+        return 0
+    told = ask()
+    return int(told.get("maxNumBlocks", 0)) if isinstance(told, Mapping) else 0
+
+
+def _eos(config: TrtConfig, model: Mapping[str, Any]) -> frozenset[int]:
+    """As `generation_config.json` says, else `config.json`: one id or several."""
+    generation = _read_json(config, "generation_config.json", missing_ok=True)
+    found = generation.get("eos_token_id", model.get("eos_token_id"))
+    ids = found if isinstance(found, list) else [found]
+    eos = frozenset(each for each in ids if isinstance(each, int))
+    if not eos:
+        raise ValueError(f"{config.model_dir}: no eos_token_id in generation_config.json or config.json")
+    return eos
+
+
+def _read_json(config: TrtConfig, name: str, *, missing_ok: bool = False) -> Mapping[str, Any]:
+    path = config.model_dir / name
+    if missing_ok and not path.is_file():
+        return {}
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return value

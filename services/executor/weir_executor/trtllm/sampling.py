@@ -1,0 +1,95 @@
+"""One output of a request → the keyword arguments of `SamplingParams`. Pure.
+
+Every field that matters is filled: what is left out means greedy and 32 tokens there. Each output is a request of its
+own to the engine, so that it can be aborted alone, resumed alone, and drawn greedily beside its siblings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+from weir_chassis.errors import Unsupported
+from weir_executor.engine import EngineInfo, GenerationRequest
+from weir_executor.guided.guide import Guide, GuideKind
+from weir_executor.trtllm.library import Library
+from weir_executor.trtllm.probe import Capabilities
+from weir_executor.trtllm.stops_held_back import StopsHeldBack
+
+_SEED_BITS = 63
+_GUIDE_FIELDS: Mapping[GuideKind, str] = {
+    GuideKind.JSON_SCHEMA: "json",
+    GuideKind.REGEX: "regex",
+    GuideKind.EBNF: "grammar",
+    GuideKind.CHOICE: "grammar",
+    GuideKind.STRUCTURAL_TAG: "structural_tag",
+}
+
+
+def check_sampling(request: GenerationRequest) -> None:
+    """Raises Unsupported for what this engine has not."""
+    if request.sampling.watermark is not None:
+        raise Unsupported("sampling.watermark: TensorRT-LLM has none")
+
+
+def sampling_arguments(
+    request: GenerationRequest, output_index: int, info: EngineInfo, can: Capabilities, library: Library
+) -> dict[str, Any]:
+    """Of `SamplingParams(...)`. `request` has passed `check_sampling`."""
+    asked, resumed = request.sampling, len(request.resumed.get(output_index, ()))
+    end_id, *others = sorted(info.eos_token_ids)
+    stops = sorted(request.stop_token_ids | (frozenset() if request.ignore_eos else frozenset(others)))
+    arguments: dict[str, Any] = {
+        "n": 1,
+        "max_tokens": request.max_tokens - resumed,
+        "min_tokens": max(0, request.min_tokens - resumed) or None,
+        "end_id": end_id,
+        "pad_id": end_id,
+        "ignore_eos": request.ignore_eos,
+        "stop_token_ids": stops or None,
+        "include_stop_str_in_output": True,
+        "temperature": asked.temperature or 1.0,
+        "top_k": asked.top_k if asked.temperature else 1,
+        "top_p": asked.top_p,
+        "min_p": asked.min_p,
+        "repetition_penalty": asked.repetition_penalty,
+        "presence_penalty": asked.presence_penalty,
+        "frequency_penalty": asked.frequency_penalty,
+        "seed": seed_of(asked.seed, output_index, resumed),
+        "logprobs": None if asked.top_logprobs is None else max(1, asked.top_logprobs),
+        "logits_processor": _held_back(request, stops),
+        "detokenize": False,
+        "add_special_tokens": False,
+        "return_perf_metrics": False,
+    }
+    if can.prompt_ignore_length and (asked.presence_penalty or asked.frequency_penalty):
+        # What was emitted before is part of the prompt there, and of the output here.
+        arguments["prompt_ignore_length"] = len(request.token_ids)
+    if asked.logit_bias:
+        arguments["embedding_bias"] = library.make_bias(info.vocab_size, asked.logit_bias)
+    if request.guide is not None:
+        arguments["guided_decoding"] = library.GuidedDecodingParams(**guide_arguments(request.guide.guide))
+    return arguments
+
+
+def _held_back(request: GenerationRequest, stops: Sequence[int]) -> StopsHeldBack | None:
+    """The engine's own `min_tokens` holds back the end-of-sequence token only."""
+    if not request.min_tokens or not stops:
+        return None
+    return StopsHeldBack(tuple(stops), len(request.token_ids) + request.min_tokens)
+
+
+def guide_arguments(guide: Guide) -> dict[str, Any]:
+    """Of `GuidedDecodingParams(...)`."""
+    if guide.kind is GuideKind.JSON_OBJECT:
+        return {"json_object": True}
+    return {_GUIDE_FIELDS[guide.kind]: guide.text}
+
+
+def seed_of(seed: int, output_index: int, resumed: int) -> int:
+    """Outputs of one request draw differently; one that is resumed draws on, though not what it would have drawn."""
+    if not output_index and not resumed:
+        return seed % (1 << _SEED_BITS)
+    digest = blake2b(f"{seed}/{output_index}/{resumed}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % (1 << _SEED_BITS)

@@ -1,0 +1,46 @@
+"""An engine over the fake LLM, small enough to reach its limits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from contract.engine_contract import Listener
+from fakes.trtllm.llm import LLM, library
+from models_fixture import tiny_model
+from weir_executor.trtllm.config import TrtConfig
+from weir_executor.trtllm.engine import TrtEngine
+from weir_executor.trtllm.load import load_engine
+
+
+def config(**fields: Any) -> TrtConfig:
+    small: dict[str, Any] = {
+        "model_dir": tiny_model("llama3"),
+        "max_model_len": 512,
+        "block_size": 16,
+        "kv_cache_max_tokens": 1024,
+        "max_num_seqs": 4,
+        "max_batched_tokens": 64,
+    }
+    return TrtConfig(**{**small, **fields})
+
+
+@contextmanager
+def running(lib: Any = None, **fields: Any) -> Iterator[tuple[TrtEngine, LLM, Listener]]:
+    engine, heard = load_engine(config(**fields), lib or library()), Listener()
+    llm: LLM = engine._llm
+    engine.start(heard)
+    try:
+        yield engine, llm, heard
+    finally:
+        engine.close()
+        assert not heard.wrongs, heard.wrongs
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it has not become so"
+        time.sleep(0.001)
