@@ -81,8 +81,10 @@ class FakeExecutor(ExecutorServiceServicer):
         step_seconds: float = 0.0,
         role: pb.ExecutorRole.ValueType = pb.EXECUTOR_ROLE_BOTH,
         compute: str = "arithmetic",
+        draws_anew: bool = False,
     ):
         self.version, self.block_size, self.role, self.compute = version, block_size, role, compute
+        self.draws_anew = draws_anew
         # What ended requests left, by handoff: the stream and the handle that they came by.
         self.handoffs: dict[str, tuple[_Stream, int]] = {}
         # Between two steps. 0: as fast as the loop turns.
@@ -174,6 +176,7 @@ class FakeExecutor(ExecutorServiceServicer):
             model_version=self.version,
             engine="fake",
             compute=self.compute,
+            draws_anew=self.draws_anew,
             vocab_size=bytes_model.VOCAB_SIZE,
             max_model_len=bytes_model.MAX_MODEL_LEN,
             block_size=self.block_size,

@@ -259,6 +259,7 @@ class EngineInfo:
     # How the weights are kept and what computes with them: "bfloat16, native avx512bf16". Two engines of one model draw the
     # same tokens where it is the same.
     compute: str = ""
+    draws_anew: bool = False  # an output that is resumed goes on otherwise than it would have
 
 
 class WaitingReason(Enum):

@@ -133,6 +133,7 @@ def to_model_info(served: Served) -> pb.GetModelInfoResponse:
         watermarks=served.watermark_keys is not None,
         compute=info.compute,
         role=ROLES[served.role],
+        draws_anew=info.draws_anew,
     )
 
 

@@ -69,6 +69,8 @@ def load_engine(settings: ExecutorSettings, files: ModelFiles) -> Engine:
     """The engine, not yet started. Takes as long as the weights take. Raises SettingsError."""
     if settings.engine == "fake":
         return _load_fake(settings, files.config)
+    if settings.engine == "trtllm":
+        return _load_trtllm(settings)
     return _load_paged(settings)
 
 
@@ -300,6 +302,50 @@ def _load_paged(settings: ExecutorSettings) -> Engine:
     # ValueError and OSError: what the files say; RuntimeError: what the device says, such as that there is none.
     except (ModelLoadError, ValueError, OSError, RuntimeError) as error:
         raise bad_model(settings, f"{error} (device {settings.device!r}, dtype {settings.dtype!r})") from error
+
+
+def _load_trtllm(settings: ExecutorSettings) -> Engine:
+    from weir_executor.trtllm.config import TrtConfig  # noqa: PLC0415  # what else needs it
+    from weir_executor.trtllm.load import load_engine as load_trtllm  # noqa: PLC0415
+    from weir_executor.trtllm.probe import UnknownVersionError  # noqa: PLC0415
+
+    backend = settings.trtllm_guided_backend
+    config = TrtConfig(
+        model_dir=settings.model_dir,
+        max_num_seqs=settings.max_num_seqs,
+        max_batched_tokens=settings.max_batched_tokens,
+        max_waiting=settings.max_waiting,
+        max_model_len=settings.max_model_len,
+        block_size=settings.block_size,
+        kv_cache_fraction=settings.trtllm_kv_cache_fraction,
+        kv_cache_max_tokens=None if settings.num_blocks is None else settings.num_blocks * settings.block_size,
+        kv_dtype=settings.trtllm_kv_dtype,
+        dtype=settings.dtype,
+        prefix_cache=settings.prefix_cache,
+        host_cache_bytes=settings.trtllm_host_cache_bytes,
+        disk_cache_bytes=settings.trtllm_disk_cache_bytes,
+        disk_cache_dir=settings.trtllm_disk_cache_dir,
+        tensor_parallel=settings.tensor_parallel,
+        pipeline_parallel=settings.pipeline_parallel,
+        expert_parallel=settings.trtllm_expert_parallel,
+        gpus_per_node=settings.trtllm_gpus_per_node,
+        guided_backend=None if backend == "none" else backend,
+        max_adapters=settings.max_adapters,
+        max_adapter_rank=settings.max_adapter_rank,
+        speculation=settings.trtllm_speculation,
+        stream_interval=settings.trtllm_stream_interval,
+        allow_unknown_version=settings.trtllm_allow_unknown_version,
+        extra=settings.trtllm_extra,
+    )
+    try:
+        return load_trtllm(config)
+    except ImportError as error:
+        raise SettingsError(
+            f"WEIR_EXECUTOR_ENGINE=trtllm: {error}. TensorRT-LLM comes with NVIDIA's own image; "
+            "WEIR_EXECUTOR_ENGINE=paged needs none"
+        ) from error
+    except (UnknownVersionError, WeirError, ValueError, OSError, RuntimeError) as error:
+        raise bad_model(settings, str(error)) from error
 
 
 def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:

@@ -69,8 +69,8 @@ class ExecutorSettings(ServiceSettings):
     revision: _Name = Field(default="", description="empty: the fingerprint of the directory's files")
 
     # ── the engine ────────────────────────────────────────────────────────────────────────────────────────────────────
-    engine: Literal["paged", "fake"] = Field(
-        default="paged", description="fake: tokens by arithmetic, no weights; for tests"
+    engine: Literal["paged", "trtllm", "fake"] = Field(
+        default="paged", description="ours, or TensorRT-LLM; fake: tokens by arithmetic, no weights; for tests"
     )
     device: str = Field(default="cpu", min_length=1, description="cpu, cuda or cuda:<index>")
     tensor_parallel: int = Field(
@@ -141,6 +141,28 @@ class ExecutorSettings(ServiceSettings):
     )
     fake_step_seconds: float = Field(
         default=0.0, ge=0.0, le=60.0, description="how long a step of the fake engine takes"
+    )
+
+    # ── TensorRT-LLM ──────────────────────────────────────────────────────────────────────────────────────────────────
+    trtllm_kv_cache_fraction: float = Field(
+        default=0.9, gt=0.0, lt=1.0, description="of the memory that weights and a trial step leave, for KV blocks"
+    )
+    trtllm_kv_dtype: str = Field(default="auto", min_length=1, description="of KV blocks: auto, fp8, nvfp4")
+    trtllm_host_cache_bytes: int = Field(default=0, ge=0, description="of the engine's own second tier, per rank")
+    trtllm_disk_cache_bytes: int = Field(default=0, ge=0, description="and of its third, where it has one")
+    trtllm_disk_cache_dir: Path | None = None
+    trtllm_expert_parallel: int | None = Field(default=None, ge=1, le=1024)
+    trtllm_gpus_per_node: int | None = Field(default=None, ge=1, le=64)
+    trtllm_guided_backend: Literal["xgrammar", "llguidance", "none"] = "xgrammar"
+    trtllm_stream_interval: int = Field(default=1, ge=1, le=64, description="steps between two messages of an output")
+    trtllm_speculation: dict[str, Any] | None = Field(
+        default=None, description='JSON: {"decoding_type": "MTP", …}, as the engine itself takes it'
+    )
+    trtllm_allow_unknown_version: bool = Field(
+        default=False, description="try a version of TensorRT-LLM that nobody has looked at"
+    )
+    trtllm_extra: dict[str, Any] = Field(
+        default_factory=dict, max_length=64, description="JSON: further arguments of its LLM; the engine refuses others"
     )
 
     # ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────────

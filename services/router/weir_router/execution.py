@@ -21,7 +21,7 @@ from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.inference.v1.stream_pb2 import Continued
 from weir.postprocess.v1.postprocess_pb2 import Open
 from weir_chassis.background import first_of
-from weir_chassis.errors import Overloaded, WeirError, reason_name
+from weir_chassis.errors import NoWorker, Overloaded, WeirError, reason_name
 from weir_chassis.telemetry import get_logger
 from weir_router.attempt import Attempt, Leg, Setback
 from weir_router.continuation import Mode, may_go_on, mode_of, told
@@ -76,7 +76,7 @@ class Execution:
         configured = self._routing.config.of_model(prompt.version.model).continuation
         self._mode = mode_of(journey.request.routing.continuation, configured)
         # Of the first executor for all of it, and whether all tokens so far are drawn so.
-        self._numerics, self._exact = "", True
+        self._numerics, self._draws_anew, self._exact = "", False, True
         # How many workers have failed it after its first token, those that had no room left out; how many tokens were
         # drawn when one last failed it, and how long after that somebody with room is waited for.
         self._failures, self._drawn_before, self._patient_until = 0, 0, 0.0
@@ -175,7 +175,9 @@ class Execution:
         if not self._attempt.journal.num_drawn:
             return self._choose_first()
         try:
-            if self._exact:
+            if self._draws_anew and self._mode is Mode.EXACT:
+                raise NoWorker("what has drawn so far draws anew when it is resumed")
+            if self._exact and not self._draws_anew:
                 return self._choose(self._numerics)
         except WeirError:
             if self._mode is Mode.EXACT:
@@ -186,7 +188,7 @@ class Execution:
     def _choose_first(self) -> Choice:
         """What it draws by is what the client may expect from now on."""
         choice = self._choose()
-        self._numerics = choice.model.numerics
+        self._numerics, self._draws_anew = choice.model.numerics, choice.model.draws_anew
         return choice
 
     def _choose_postprocessor(self) -> str:

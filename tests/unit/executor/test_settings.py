@@ -29,7 +29,7 @@ def test_two_variables_are_enough() -> None:
         ("MODEL", "", "at least 1 character"),
         ("MODEL", "x" * 129, "longer than 128 bytes"),
         ("REVISION", "é" * 65, "longer than 128 bytes"),
-        ("ENGINE", "other", "'paged' or 'fake'"),
+        ("ENGINE", "other", "'paged', 'trtllm' or 'fake'"),
         ("DTYPE", "float8", "'auto', 'float32'"),
         ("KERNELS", "sse9", "'auto', 'torch', 'plain'"),
         ("BLOCK_SIZE", "0", "greater than or equal to 1"),

@@ -273,6 +273,15 @@ async def test_other_kernels_are_gone_on_with_by_those_only_whom_it_is_enough_an
                 assert answer.texts == {0: "abcd"}
 
 
+async def test_what_draws_anew_is_gone_on_with_by_those_only_whom_it_is_enough_though_all_are_alike() -> None:
+    exact, best = routing_pb2.CONTINUATION_MODE_EXACT, routing_pb2.CONTINUATION_MODE_BEST_EFFORT
+    for mode, ended in ((exact, "WORKER_LOST"), (best, "")):
+        async with suite(executors=[FakeExecutor(draws_anew=True), FakeExecutor(draws_anew=True)]) as running:
+            answer, reason = await lost(running, request("abcd", mode=mode))
+            assert reason == ended
+            assert ended or answer.continued.exact is False
+
+
 async def test_among_others_one_of_the_same_kernels_is_preferred() -> None:
     executors = [FakeExecutor(compute=compute) for compute in ("one", "another", "one", "another")]
     async with suite(executors=executors) as running:

@@ -543,6 +543,7 @@ class GetModelInfoResponse(_message.Message):
     MAX_ADAPTERS_FIELD_NUMBER: _builtins.int
     COMPUTE_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    DRAWS_ANEW_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """"paged", "trtllm" or "fake"."""
     vocab_size: _builtins.int
@@ -565,6 +566,8 @@ class GetModelInfoResponse(_message.Message):
     engine draw the same tokens where it is the same.
     """
     role: Global___ExecutorRole.ValueType
+    draws_anew: _builtins.bool
+    """Not every draw depends on seed and place alone: an output that is resumed here goes on otherwise than it would have."""
     @_builtins.property
     def model_version(self) -> _model_pb2.ModelVersion: ...
     @_builtins.property
@@ -596,10 +599,11 @@ class GetModelInfoResponse(_message.Message):
         max_adapters: _builtins.int = ...,
         compute: _builtins.str = ...,
         role: Global___ExecutorRole.ValueType = ...,
+        draws_anew: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "model_version", b"model_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "compute", b"compute", "default_sampling", b"default_sampling", "embedding_size", b"embedding_size", "engine", b"engine", "eos_token_ids", b"eos_token_ids", "guides", b"guides", "max_adapters", b"max_adapters", "max_model_len", b"max_model_len", "max_n", b"max_n", "max_num_seqs", b"max_num_seqs", "max_top_logprobs", b"max_top_logprobs", "model_version", b"model_version", "num_blocks", b"num_blocks", "role", b"role", "speculation_modes", b"speculation_modes", "vocab_size", b"vocab_size", "watermarks", b"watermarks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "compute", b"compute", "default_sampling", b"default_sampling", "draws_anew", b"draws_anew", "embedding_size", b"embedding_size", "engine", b"engine", "eos_token_ids", b"eos_token_ids", "guides", b"guides", "max_adapters", b"max_adapters", "max_model_len", b"max_model_len", "max_n", b"max_n", "max_num_seqs", b"max_num_seqs", "max_top_logprobs", b"max_top_logprobs", "model_version", b"model_version", "num_blocks", b"num_blocks", "role", b"role", "speculation_modes", b"speculation_modes", "vocab_size", b"vocab_size", "watermarks", b"watermarks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,20 +37,18 @@ def load_engine(config: TrtConfig, library: Library | None = None) -> TrtEngine:
     except BaseException:
         llm.shutdown()
         raise
-    info = _info(config, model, max_model_len, iteration, llm)
+    info = _info(config, model, max_model_len, iteration.total_blocks or _capacity(llm), library.version)
     _log.info("the engine is ready: %d blocks of %d tokens", info.num_blocks, info.block_size)
     return TrtEngine(llm, library, can, config, info)
 
 
-def _info(
-    config: TrtConfig, model: Mapping[str, Any], max_model_len: int, iteration: Iteration, llm: Any
-) -> EngineInfo:
+def _info(config: TrtConfig, model: Mapping[str, Any], max_model_len: int, num_blocks: int, version: str) -> EngineInfo:
     return EngineInfo(
         engine="trtllm",
         vocab_size=int(model["vocab_size"]),
         max_model_len=max_model_len,
         block_size=config.block_size,
-        num_blocks=iteration.total_blocks or _capacity(llm) or -(-max_model_len // config.block_size),
+        num_blocks=num_blocks or -(-max_model_len // config.block_size),
         max_num_seqs=config.max_num_seqs,
         max_n=_MAX_N,
         max_top_logprobs=_MAX_TOP_LOGPROBS,
@@ -62,6 +60,9 @@ def _info(
         takes_guides=config.guided_backend is not None,
         max_adapters=config.max_adapters,
         max_adapter_rank=config.max_adapter_rank if config.max_adapters else 0,
+        compute=f"TensorRT-LLM {version}, {config.dtype}, kv {config.kv_dtype}, tp {config.tensor_parallel}",
+        # Its generators count steps, and not places.
+        draws_anew=True,
     )
 
 

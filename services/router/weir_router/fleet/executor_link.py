@@ -87,7 +87,13 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         info = await self.stub.GetModelInfo(GetModelInfoRequest(), timeout=timeout)
         version = Version.of(info.model_version)
         self.model = ExecutorModel(
-            version, info.vocab_size, info.max_model_len, info.block_size, info.embedding_size, numerics=_numerics(info)
+            version,
+            info.vocab_size,
+            info.max_model_len,
+            info.block_size,
+            info.embedding_size,
+            numerics=_numerics(info),
+            draws_anew=info.draws_anew,
         )
         self._role = _ROLES.get(info.role, Role.BOTH)
         self._max_adapters = info.max_adapters

@@ -100,6 +100,8 @@ class ExecutorModel:
     embedding_size: int = 0
     # Engine, kernels, number formats, defaults: two executors of one version draw the same tokens where it is the same.
     numerics: str = ""
+    # What is resumed there goes on otherwise than it would have.
+    draws_anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
