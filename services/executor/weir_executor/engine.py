@@ -256,8 +256,8 @@ class EngineInfo:
     max_adapter_rank: int = 0
     speculation_modes: tuple[SpeculationMode, ...] = ()  # that a request may ask for, besides none
     max_draft_tokens: int = 0  # that a request may ask for per step
-    # How the weights are kept and what computes with them: "bfloat16, native avx512bf16". Two engines of one model draw the
-    # same tokens where it is the same.
+    # How the weights are kept and what computes with them: "bfloat16, native avx512bf16". Where it is the same, two
+    # engines of one model draw the same tokens.
     compute: str = ""
     draws_anew: bool = False  # an output that is resumed goes on otherwise than it would have
 

@@ -114,5 +114,6 @@ def _over_ranks(workload: Workload, placement: Placement, resources: ExitStack) 
         num_threads=placement.num_threads,
     )
     parallel = load_parallel(config, workload.model, resources)
-    kernels = f"{placement.layout.tensor} x {placement.layout.pipeline} ranks, {_torch_kernels(torch.device(placement.device))}"
+    layout, device = placement.layout, torch.device(placement.device)
+    kernels = f"{layout.tensor} x {layout.pipeline} ranks, {_torch_kernels(device)}"
     return Compute(parallel.decoder, parallel.blocks, parallel.check, kernels)
