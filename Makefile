@@ -165,6 +165,10 @@ chaos-kvstore: $(SETUP) ## a million operations on three tiers that flip, tear, 
 churn: $(SETUP) ## workers that join and die every second under steady load: what clients see of it, and what is left (two minutes)
 	PYTHONPATH=tests $(BIN)/python -m chaos.churn
 
+.PHONY: kill-matrix
+kill-matrix: $(SETUP) ## workers killed, stopped, terminated, cut off at the first, second, middle, last token: equal answers (three minutes)
+	PYTHONPATH=tests $(BIN)/python -m chaos.kill_matrix
+
 .PHONY: train-demo
 train-demo: $(SETUP) ## train the shipped demo model and its draft again (about an hour and a half)
 	$(BIN)/python -m deploy.models.train.data --work .weir/train --conversations 100000
