@@ -34,6 +34,11 @@ class Background:
         task.add_done_callback(self._done)
         return task
 
+    @property
+    def closed(self) -> bool:
+        """Nothing can be started any more."""
+        return self._closed
+
     def __len__(self) -> int:
         return len(self._tasks)
 

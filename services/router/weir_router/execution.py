@@ -11,9 +11,11 @@ client is told that its stream goes on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 from typing import TypeVar
 
 from weir.executor.v1.executor_pb2 import Submit
@@ -65,6 +67,8 @@ class Dispatch:
     retries: Retries
     limits: ExecutionLimits
     metrics: RouterMetrics
+    # Of attempts, so that no stream is ever given a handle twice.
+    handles: Iterator[int] = field(default_factory=partial(count, 1))
 
 
 class Execution:

@@ -6,7 +6,7 @@ from weir_chassis.errors import WeirError, reason_name
 from weir_chassis.metrics import Metrics
 
 # From a cached prompt on loopback to a long prefill behind a full queue.
-_TTFT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+TTFT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 # From a tiny model to one that swaps.
 _ITL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 5)
 
@@ -15,9 +15,9 @@ class RouterMetrics:
     def __init__(self, metrics: Metrics):
         self.waiting = metrics.gauge("waiting_requests", "Requests that wait for a place")
         self.running = metrics.gauge("running_requests", "Requests between admission and their end")
-        self.admission_seconds = metrics.histogram("admission_seconds", "Time in the queue", (), _TTFT_SECONDS)
+        self.admission_seconds = metrics.histogram("admission_seconds", "Time in the queue", (), TTFT_SECONDS)
         self.ttft_seconds = metrics.histogram(
-            "ttft_seconds", "From a call's start to its first delta", (), _TTFT_SECONDS
+            "ttft_seconds", "From a call's start to its first delta", (), TTFT_SECONDS
         )
         self.itl_seconds = metrics.histogram("itl_seconds", "Between a request's deltas, per token", (), _ITL_SECONDS)
         self.attempts = metrics.counter("attempts", "Tries of requests on executors, by their end", ("end",))

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 
 from weir.inference.v1.stream_pb2 import Accepted
 from weir_chassis.clock import Clock
@@ -31,6 +30,7 @@ from weir_router.time_limit import TimeLimit, time_limit
 from weir_router.write_pace import WritePace
 
 Write = Callable[[Event], Awaitable[None]]
+Run = Callable[[ClientRequest, Write, float | None], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,6 @@ class Pipeline:
         self._dispatch, self._retries = dispatch, dispatch.retries
         self._admission, self._models, self._judging, self._limits = admission, models, judging, limits
         self._clock, self._leases, self._metrics = clock, leases, metrics
-        # Of attempts, so that no stream is ever given a handle twice.
-        self._handles = count(1)
         self._pace = WritePace()
 
     async def run(self, request: ClientRequest, write: Write, left_seconds: float | None) -> None:
@@ -98,7 +96,7 @@ class Pipeline:
     def _attempt(self, journey: Journey, prompt: EncodedPrompt, limit: TimeLimit) -> Iterator[Attempt]:
         """Gives back, in the end, what it holds at whichever workers."""
         attempt = Attempt(
-            handle=next(self._handles),
+            handle=next(self._dispatch.handles),
             n=journey.request.n,
             journal=Journal(journey.request.n, self._limits.journal_tokens),
             outbox=Outbox(self._limits.max_pending_tokens, self._pace),

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 
 from weir_chassis.toml_config import Table, overlaid, parse_toml
 from weir_router.continuation import Mode
-from weir_router.models.config import AliasTable, Name, SelectionTable
+from weir_router.models.config import AliasTable, Name, SelectionTable, ShadowTable
 from weir_router.policies.make import PolicyOptions
 from weir_router.providers.config import ExternalTables
 from weir_router.regions import TenantRegions
@@ -75,6 +75,11 @@ class RoutingConfig(ExternalTables):
     @cached_property
     def tenant_regions(self) -> Mapping[str, TenantRegions]:
         return {name: TenantRegions(rules.regions, rules.fallback_regions) for name, rules in self.tenants.items()}
+
+    @cached_property
+    def shadows(self) -> Mapping[str, ShadowTable]:
+        """By alias."""
+        return {name: alias.shadow for name, alias in self.aliases.items() if alias.shadow is not None}
 
     def of_model(self, model: str) -> ModelRouting:
         """The model's own table, and the defaults where it says nothing."""

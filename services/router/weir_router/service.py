@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import replace
 
 from weir.router.v1 import fleet_pb2
 from weir.router.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
 from weir.router.v1.router_pb2 import DESCRIPTOR
 from weir.router.v1.router_pb2_grpc import add_RouterServiceServicer_to_server
 from weir_chassis.followed_file import FollowedFile, reread_on_hangup
+from weir_chassis.metrics import Metrics
 from weir_chassis.nats import connect_nats
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_router.admission import Admission, AdmissionQueue
@@ -25,9 +27,10 @@ from weir_router.metrics import RouterMetrics
 from weir_router.models.judging import Judging
 from weir_router.models.metrics import ModelMetrics
 from weir_router.models.models import Models
+from weir_router.models.shadow import Shadows
 from weir_router.operations.model_hosts import ModelHosts
 from weir_router.operations.operations import Operations
-from weir_router.pipeline import Limits, Pipeline
+from weir_router.pipeline import Limits, Pipeline, Run
 from weir_router.prefill_queue import PrefillQueue
 from weir_router.prefixes.feed import PrefixFeed
 from weir_router.prefixes.index import PrefixIndex
@@ -42,6 +45,8 @@ from weir_router.settings import RouterSettings
 FLEET_NAME = fleet_pb2.DESCRIPTOR.services_by_name["FleetService"].full_name
 # Long enough that what one worker lost is paid for by many requests, short enough to follow a change of load.
 _BUDGET_SECONDS = 60.0
+# At once, of all aliases together: beyond what their own budgets should ever allow.
+_MAX_SHADOWS = 1000
 
 NAME = DESCRIPTOR.services_by_name["RouterService"].full_name
 
@@ -63,7 +68,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
         budget = RetryBudget(settings.retry_budget_share, settings.retry_budget_floor, _BUDGET_SECONDS)
         retries = Retries(budget, chassis.clock, metrics)
         encoder = Encoder(fleet, retries, settings.tokenizer_timeout_seconds, settings.cache_pools)
-        models = Models(routing, encoder, chassis.clock)
+        models, model_metrics = Models(routing, encoder, chassis.clock), ModelMetrics(chassis.metrics)
         dispatch = Dispatch(
             routing=routing,
             prefill_queue=_join_prefill_queue(settings, chassis, metrics),
@@ -73,15 +78,24 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             ),
             metrics=metrics,
         )
+        judging = Judging(routing, chassis.clock, model_metrics)
         pipeline = Pipeline(
             dispatch=dispatch,
             admission=admission,
             models=models,
-            judging=Judging(routing, chassis.clock, ModelMetrics(chassis.metrics)),
+            judging=judging,
             limits=limits,
             clock=chassis.clock,
             leases=chassis.leases,
             metrics=metrics,
+        )
+        shadows = Shadows(
+            pipeline.run,
+            _aside(dispatch, models, judging, limits, chassis).run,
+            routing,
+            clock=chassis.clock,
+            background=chassis.background,
+            metrics=model_metrics,
         )
         embedder = Embedder(
             routing=routing,
@@ -102,7 +116,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             clock=chassis.clock,
             metrics=metrics,
         )
-        requests = _keep_streams(settings, chassis, pipeline, metrics)
+        requests = _keep_streams(settings, chassis, shadows.run, metrics)
         servicer = RouterServicer(requests, embedder, detector, routing, chassis.random)
         operations = Operations(
             chassis.background,
@@ -135,11 +149,25 @@ def _followed(settings: RouterSettings, routing: Routing, chassis: Chassis) -> I
         yield
 
 
-def _keep_streams(
-    settings: RouterSettings, chassis: Chassis, pipeline: Pipeline, metrics: RouterMetrics
-) -> RetainedRequests:
+def _aside(dispatch: Dispatch, models: Models, judging: Judging, limits: Limits, chassis: Chassis) -> Pipeline:
+    """A pipeline for shadows: its places, its tries and what it counts are no client's."""
+    metrics = RouterMetrics(Metrics("router"))
+    retries = Retries(RetryBudget(0.0, 0, _BUDGET_SECONDS), chassis.clock, metrics)
+    return Pipeline(
+        dispatch=replace(dispatch, retries=retries, metrics=metrics),
+        admission=Admission(AdmissionQueue(_MAX_SHADOWS, 0), chassis.clock, chassis.leases, metrics),
+        models=models,
+        judging=judging,
+        limits=limits,
+        clock=chassis.clock,
+        leases=chassis.leases,
+        metrics=metrics,
+    )
+
+
+def _keep_streams(settings: RouterSettings, chassis: Chassis, run: Run, metrics: RouterMetrics) -> RetainedRequests:
     requests = RetainedRequests(
-        pipeline.run,
+        run,
         settings.retention(),
         clock=chassis.clock,
         leases=chassis.leases,

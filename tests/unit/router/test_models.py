@@ -193,3 +193,14 @@ async def test_a_first_token_that_is_late_already_is_refused(tmp_path: Path) -> 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await constrained(running, max_ttft=Duration(nanos=1))
         assert from_rpc_error(caught.value).metadata["constraints"] == "max_ttft"
+
+
+async def test_a_request_may_name_a_revision(tmp_path: Path) -> None:
+    async with two_revisions(tmp_path, "") as running:
+        for revision in ("r1", "r2"):
+            receipt = (await ask(running, model=f"bytes@{revision}")).receipt
+            assert (receipt.model_version.revision, receipt.alias) == (revision, "")
+        with pytest.raises(NoWorker, match="at revision 'r3'"):
+            await refused(running, model="bytes@r3")
+        with pytest.raises(ModelNotFound):
+            await refused(running, model="other@r1")

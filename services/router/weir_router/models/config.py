@@ -13,6 +13,12 @@ weight = 10
 arm = "new"
 canary = { steps = [0.01, 0.05, 0.25] }   # shares of the alias' traffic on its way to its weight
 
+[aliases.chat.shadow]             # is asked some of the same afterwards, and its answers are dropped
+model = "demo"
+revision = "2026-12"
+sample = 0.05
+tokens_per_minute = 60000
+
 [selection]                       # of requests that name no model, or "auto": models or aliases
 default = "chat"
 code = "coder"
@@ -74,8 +80,24 @@ class TargetTable(Table):
         return Target(self.model, self.revision, alias, self.arm, self.quality)
 
 
+class ShadowTable(Table):
+    """A target that is asked what others have answered, and whose answers nobody gets."""
+
+    model: Name = Field(description="as executors serve it; not an alias")
+    revision: str = Field(default="", max_length=128, description="empty: whichever the fleet agrees on")
+    sample: float = Field(gt=0.0, le=1.0, description="share of the alias' requests")
+    tokens_per_minute: int = Field(ge=1, le=10**9, description="prompts and answers together; beyond, none is asked")
+    max_concurrent: int = Field(default=1, ge=1, le=1000, description="requests at once")
+    deadline_seconds: float = Field(default=60.0, gt=0.0, le=3600.0, description="of one of them")
+
+    @property
+    def target(self) -> Target:
+        return Target(self.model, self.revision)
+
+
 class AliasTable(Table):
     targets: tuple[TargetTable, ...] = Field(min_length=1, max_length=_MAX_TARGETS)
+    shadow: ShadowTable | None = Field(default=None, description="asked some of the same, for comparison")
 
     @model_validator(mode="after")
     def _check_targets(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the names that a request may give come to now: models, aliases, and what is selected for it. No I/O."""
+"""What names come to now: models, `model@revision`, aliases, and what is selected where none is given. No I/O."""
 
 from __future__ import annotations
 
@@ -52,10 +52,14 @@ class Names:
         snapshot, aliases = self._fleet.snapshot(), self._routing.aliases
         if name in aliases:
             return aliases.order(name, subject)
+        model, at, revision = name.rpartition("@")
+        known = snapshot.known_models()
+        if at and name not in known and model in known:
+            return [Target(model, revision)]
         try:
             return [Target(snapshot.resolve_model(name))]
         except ModelNotFound:
-            raise ModelNotFound(name, [*snapshot.known_models(), *aliases.names]) from None
+            raise ModelNotFound(name, [*known, *aliases.names]) from None
 
 
 def _answering_first(targets: Sequence[Target], snapshot: FleetSnapshot) -> Sequence[Target]:
