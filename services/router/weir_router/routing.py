@@ -89,6 +89,10 @@ class Routing:
         """Whether some model's policy looks at what executors hold."""
         return self._weighs_prefixes
 
+    def informed(self, demand: Demand) -> Demand:
+        """The same with who holds how much of the prompt, where the model's policy weighs that."""
+        return self._informed(demand, self._policy(demand))
+
     def _informed(self, demand: Demand, policy: Policy) -> Demand:
         """The same with who holds how much of the prompt, where the policy weighs that."""
         if not policy.weighs_prefixes or not demand.block_hashes:

@@ -92,11 +92,11 @@ class Models:
         wish = Wish(
             target,
             quality=self._routing.quality(target),
-            version=None if own is None else own.version,
+            prompt=own,
             prompt_tokens=len((own or first).token_ids),
             waited_seconds=self._clock.monotonic() - journey.started_at,
         )
-        return offers(self._fleet.snapshot().within(tenants), wish, journey.request, journey.turn)
+        return offers(self._fleet.snapshot().within(tenants), wish, journey.request, self._routing.informed)
 
     def _targets(self, journey: Journey) -> Sequence[Target]:
         return self._names.targets(journey.wanted, subject_of(journey.request), journey.residency)
