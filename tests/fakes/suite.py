@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import ChainMap
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from weir.fleet.v1.instance_pb2 import Instance, Price
 from weir.postprocess.v1.postprocess_pb2_grpc import add_PostprocessServiceServicer_to_server
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir.tokenizer.v1.tokenizer_pb2_grpc import add_TokenizerServiceServicer_to_server
-from weir_chassis.inmemory import connector
+from weir_chassis.inmemory import InMemoryServer, connector
 from weir_chassis.inmemory.broker import InMemoryBus
-from weir_chassis.server import Chassis, Registration, new_chassis
-from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
+from weir_chassis.server import Chassis, Registration, instance_registration, new_chassis, register
+from weir_chassis.testing import assert_no_leases, plain_interceptor, serve_in_memory, serve_on_loopback
 from weir_router.fleet.fleet import Fleet
 from weir_router.fleet.snapshot import WorkerState
 from weir_router.fleet_servicer import FleetServicer
@@ -129,12 +130,15 @@ async def suite(
     regions: Sequence[str] = (),
     bus: InMemoryBus | None = None,
     prices: Sequence[Price] = (),
+    routers: dict[str, InMemoryServer] | None = None,
+    own_name: str = "",
     **settings: Any,
 ) -> AsyncIterator[Suite]:
     """One of each unless told. Ends with every lease given back. `loopback`: the router is reached by wire.
 
     `regions`: of the first worker of each kind, of the second, and so on. `bus`: where the router hears of workers,
-    of which it is then told nothing else. `prices`: of the executors.
+    of which it is then told nothing else. `prices`: of the executors. `routers`: those that reach each other, under
+    `memory:<name>`, and this one among them under `own_name`.
     """
     fakes = Fakes.make(
         [FakeExecutor()] if executors is None else executors,
@@ -147,7 +151,8 @@ async def suite(
     for index, price in enumerate(prices):
         fakes.workers[f"executor-{index}"].identity.describe(Instance(price=price))
     servers = {name: worker.server for name, worker in fakes.workers.items()}
-    chassis = new_chassis("router", connect=connector(servers))
+    others = {} if routers is None else routers
+    chassis = new_chassis("router", connect=connector(ChainMap(servers, others)))
     values = {**FAST, **settings}
     if bus is None:
         values["executors"] = fakes.addresses("executor")
@@ -164,6 +169,12 @@ async def suite(
         await stack.enter_async_context(chassis.background)
         serve = serve_on_loopback if loopback else serve_in_memory
         channel = await stack.enter_async_context(serve(*servicers.registrations, health=chassis.health))
+        if own_name:
+            others[own_name] = own = InMemoryServer([plain_interceptor()])
+            chassis.identity.place(region=told.region)
+            register(own, [*servicers.registrations, instance_registration(chassis.identity)], chassis.health)
+            await own.start()
+            stack.push_async_callback(own.stop, None)
         servicer = servicers.registrations[0].servicer
         assert isinstance(servicer, RouterServicer)
         operators = servicers.registrations[1].servicer

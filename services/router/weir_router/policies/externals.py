@@ -16,6 +16,7 @@ from typing import Final
 
 from weir_chassis.errors import Overloaded
 from weir_router.fleet.snapshot import ExecutorView, ExternalView, FleetSnapshot, WorkerState
+from weir_router.policies.eligible import wanted_tokens
 from weir_router.policies.forecast import LimitsUnmet, within_limits
 from weir_router.policies.policy import Candidate, Demand, Policy, Scored
 from weir_router.providers.via import MAX_ROUTERS
@@ -56,14 +57,13 @@ def _is_able(worker: ExternalView, demand: Demand, needs: frozenset[str]) -> boo
         return False
     if worker.forwards and (len(demand.via) >= MAX_ROUTERS or worker.traits.instance_id in demand.via):
         return False
-    # A prompt that nobody here could encode is of no revision yet.
-    known = worker.forwards and demand.version.revision
-    wanted = demand.prompt_tokens + (demand.max_tokens or 1)
+    # A prompt that nobody here could encode is of no revision yet, and of no length that could be held against it.
+    encoded = bool(demand.version.revision)
     return (
-        (not known or model.version == demand.version)
+        (not (encoded and worker.forwards) or model.version == demand.version)
         and demand.revision in ("", model.version.revision)
         and (worker.abilities is None or needs <= worker.abilities)
-        and wanted <= model.max_model_len
+        and (not encoded or wanted_tokens(demand) <= model.max_model_len)
     )
 
 
