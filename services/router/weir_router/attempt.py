@@ -28,6 +28,7 @@ from weir_chassis.errors import Internal, Overloaded, WeirError
 from weir_router.delivery import Outbox
 from weir_router.fleet.outstanding import Reservation
 from weir_router.fleet.snapshot import Price
+from weir_router.hedge import Cause, Second
 from weir_router.journal import Journal
 from weir_router.metrics import RouterMetrics
 from weir_router.streams.executor_stream import TokenLane
@@ -83,6 +84,8 @@ class Progress:
     delegated: bool = False
     version: ModelVersion | None = None
     told: Receipt | None = None
+    # A second executor was asked, too, because the first was slow or stalled.
+    hedged: bool = False
 
 
 @dataclass(slots=True)
@@ -95,6 +98,8 @@ class Leg:
     drawn_tokens: int = 0
     # Not yet known to be computed.
     prompt_tokens: int = 0
+    # It has said something of the answer.
+    has_spoken: bool = False
 
     def note_prefilled(self) -> None:
         self.reservation.spend(self.prompt_tokens)
@@ -147,6 +152,10 @@ class Attempt:
         # Where the prompt's blocks wait for the next executor; None: nowhere.
         self.handoff: Handoff | None = None
         self._is_to_hand_over = False
+        # While the executor that has it has not spoken: why a second one is wanted, and that one when it is there.
+        self.second_wanted: Cause | None = None
+        self.second: Second | None = None
+        self._timer: asyncio.TimerHandle | None = None
         # Set by the executor's last word, and when there will be none.
         self.ended = asyncio.Event()
 
@@ -165,7 +174,7 @@ class Attempt:
     @property
     def interrupted(self) -> bool:
         """It needs another worker."""
-        return self.lane_setback is not None or self.needs_executor
+        return self.lane_setback is not None or self.needs_executor or self.second_wanted is not None
 
     @property
     def needs_executor(self) -> bool:
@@ -181,7 +190,8 @@ class Attempt:
     def used_executors(self) -> frozenset[str]:
         """Addresses of those that know this handle or have no room. One that was lost and is back knows nothing."""
         current = [self._leg.executor] if self._leg is not None and not self._was_full else []
-        streams = [*self._left_executors, *self._full_executors, *current]
+        second = [self.second.leg.executor] if self.second is not None else []
+        streams = [*self._left_executors, *self._full_executors, *current, *second]
         return frozenset(stream.address for stream in streams if stream.is_open)
 
     @property
@@ -221,6 +231,7 @@ class Attempt:
 
     def enter(self, leg: Leg) -> None:
         """It is counted at this executor from now on, and no more at the one before."""
+        self.drop_second("over")
         self._leave()
         self._leg, self.executor_setback, self.handed_over = leg, None, False
         self.progress.legs.append(leg)
@@ -245,8 +256,12 @@ class Attempt:
         except WeirError as error:
             self.on_failed(error)
             return
-        for output_index in sorted(set(range(submit.sampling.n or 1)) - self._drawing):
+        for output_index in self.over(submit.sampling.n or 1):
             leg.executor.abort_output(self.handle, output_index)
+
+    def over(self, n: int) -> list[int]:
+        """Of `n` outputs, those that nobody is to draw any more."""
+        return sorted(set(range(n)) - self._drawing)
 
     def tell_continued(self, continued: Continued) -> None:
         if not self.outbox.closed:
@@ -254,6 +269,9 @@ class Attempt:
 
     def stop(self) -> None:
         """Withdraws whatever still lives anywhere. Nothing is called afterwards."""
+        self.drop_second("over")
+        if self._timer is not None:
+            self._timer.cancel()
         for executor in self._left_executors:
             executor.withdraw(self.handle)
         if self._leg is not None:
@@ -273,17 +291,75 @@ class Attempt:
         if not self._was_full:
             self._left_executors.append(self._leg.executor)
 
+    # A second executor, while the first is silent.
+
+    def hedge_after(self, seconds: float) -> None:
+        """A second one is wanted when the first has not spoken within so long."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._want_second, Cause.SLOW)
+
+    def hedge(self, second: Second) -> None:
+        """It is there, and takes part in the race."""
+        assert self.second is None, "there is a second one"
+        self.second, self.progress.hedged = second, True
+
+    def take_second(self) -> None:
+        """It has spoken first, or is the only one left: the request is on it as if it had always been."""
+        second, self.second = self.second, None
+        assert second is not None, "there is no second one"
+        self._metrics.hedges.labels("won").inc()
+        self.enter(second.leg)
+        self._is_to_hand_over = False
+        self.progress.executors += (self.worker,)
+
+    def drop_second(self, outcome: str) -> None:
+        """It is not needed, or has failed."""
+        self.second_wanted = None
+        second, self.second = self.second, None
+        if second is not None:
+            second.leg.executor.withdraw(self.handle)
+            second.leg.reservation.release()
+            self._left_executors.append(second.leg.executor)
+            self._metrics.hedges.labels(outcome).inc()
+
+    def _want_second(self, cause: Cause) -> None:
+        leg = self._leg
+        if (
+            leg is None
+            or leg.has_spoken
+            or self.progress.delegated
+            or self.second is not None
+            or self.interrupted
+            or self.outbox.closed
+        ):
+            return
+        self.second_wanted = cause
+        self.outbox.interrupt()
+
+    def _speak(self) -> None:
+        """The executor that has it says something of the answer."""
+        assert self._leg is not None, "an answer comes from an executor"
+        if not self._leg.has_spoken:
+            self._leg.has_spoken = True
+            self.drop_second("lost")
+
     # The executor's side.
 
     def on_accepted(self) -> None:
         if self._leg is not None:
             self._leg.note_prefilled()
+        self.tell_accepted()
+
+    def on_stalled(self) -> None:
+        self._want_second(Cause.STALLED)
+
+    def tell_accepted(self) -> None:
         if self.progress.accepted_at is not None or self.outbox.closed:
             return
         self.progress.accepted_at = self._clock.monotonic()
         self.outbox.add(self.accepted)
 
     def on_tokens(self, output_index: int, token_ids: Sequence[int]) -> None:
+        self._speak()
         assert self._leg is not None, "tokens come from an executor"
         self._leg.reservation.spend(len(token_ids))
         if output_index in self._drawing:
@@ -295,6 +371,7 @@ class Attempt:
             self.journal.draw_logprobs(output_index, row)
 
     def on_finished(self, row: ExecutorOutputFinished) -> None:
+        self._speak()
         if row.output_index not in self._drawing:
             return  # a stop string ended it, or the executor before, and this one confirms
         self._drawing.discard(row.output_index)
@@ -304,6 +381,7 @@ class Attempt:
         self._finish_text(row)
 
     def on_ended(self, end: RequestEnd) -> None:
+        self._speak()
         if self._drawing and self._is_to_hand_over:
             self._hand_over(end)
             return
@@ -320,6 +398,8 @@ class Attempt:
     def on_failed(self, error: WeirError) -> None:
         if not self._drawing:  # all its tokens are here, and only its last word is lost
             self.ended.set()
+        elif self.second is not None:
+            self.second.take()
         elif not self.outbox.closed:
             self.executor_setback = Setback(self.worker, error)
             if self._was_full and self._leg is not None:

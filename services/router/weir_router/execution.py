@@ -32,6 +32,7 @@ from weir_router.encoder import hash_blocks
 from weir_router.faults.retries import Extra, Retries
 from weir_router.faults.table import Where
 from weir_router.fleet.snapshot import ExecutorModel, ExecutorView
+from weir_router.hedge import Cause, Second
 from weir_router.journey import Journey, duration
 from weir_router.metrics import RouterMetrics
 from weir_router.policies.choose import Choice, choose_postprocessor, prefill_workers
@@ -44,6 +45,9 @@ from weir_router.routing import Routing
 T = TypeVar("T")
 # Between two looks for somebody with room; an executor's own hint counts in between.
 _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.25, 2.0
+
+# Of second executors beside others: a request that kills whoever is given it must not kill the fleet.
+_MAX_SECONDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,7 @@ class Execution:
         # How many workers have failed it after its first token, those that had no room left out; how many tokens were
         # drawn when one last failed it, and how long after that somebody with room is waited for.
         self._failures, self._drawn_before, self._patient_until = 0, 0, 0.0
+        self._num_seconds = 0
 
     @property
     def interrupted(self) -> bool:
@@ -96,17 +101,20 @@ class Execution:
         choice = self._choose_first()
         choice = self._routing.choose_prefill(choice, self._demand(), self._prefill_workers(choice), assigned)
         await self._execute(choice)
+        if (seconds := self._hedge_seconds()) is not None:
+            self._attempt.hedge_after(seconds)
 
     async def go_on(self) -> None:
         """With others in place of workers that failed it or are done with it. Raises a WeirError when it cannot."""
         if self._attempt.lane_setback is not None:
             await self._replace_postprocessor(self._attempt.lane_setback)
-        if not self._attempt.needs_executor:
-            return
-        if self._attempt.executor_setback is not None:
-            await self._replace_executor(self._attempt.executor_setback)
-        else:
-            await self._execute(self._choose_first())  # after whoever has computed the prompt
+        if self._attempt.needs_executor:
+            if self._attempt.executor_setback is not None:
+                await self._replace_executor(self._attempt.executor_setback)
+            else:
+                await self._execute(self._choose_first())  # after whoever has computed the prompt
+        elif self._attempt.second_wanted is not None:
+            await self._hedge(self._attempt.second_wanted)
 
     async def _replace_postprocessor(self, setback: Setback) -> None:
         self._check(setback)
@@ -150,6 +158,49 @@ class Execution:
             journey.continuations += 1
             self._metrics.continuations.labels(kind, reason, str(self._exact).lower()).inc()
             attempt.tell_continued(Continued(attempt=journey.attempts, reason=reason, exact=self._exact))
+
+    # A second executor beside the first.
+
+    def _hedge_seconds(self) -> float | None:
+        """As the client says, else as its model is configured. None: never."""
+        asked = self._request.routing
+        if asked.HasField("hedge_after"):
+            return asked.hedge_after.ToTimedelta().total_seconds()
+        return self._routing.config.of_model(self._prompt.version.model).hedge_after_seconds
+
+    async def _hedge(self, cause: Cause) -> None:
+        """Where nobody else is there, or the budget is spent, the first is waited for all the same."""
+        attempt = self._attempt
+        attempt.second_wanted = None
+        if self._num_seconds == _MAX_SECONDS:
+            return
+        try:
+            choice = self._choose_second(cause)
+            executor = self._fleet.executor(choice.executor, self._journey.residency)
+            stream = executor.stream
+        except WeirError:
+            return
+        if not self._retries.allows(Extra.HEDGE, cause.value):
+            return
+        self._journey.attempts += 1
+        self._num_seconds += 1
+        tokens, hashes = choice.reserved_tokens, self._prompt.block_hashes
+        reservation = self._routing.reserve(executor, tokens, choice.uncached_tokens, hashes)
+        second = Second(attempt, stream, Leg(stream, reservation, executor.traits.price), partial(self._taken, choice))
+        attempt.hedge(second)
+        second.submit(self._submit(await self._block_hashes(choice.model), hand_off=False))
+
+    def _choose_second(self, cause: Cause) -> Choice:
+        """Who of two answers must not decide what the answer is, unless the first may never answer.
+
+        Workers outside the suite draw what they draw, and are paid for what nobody reads.
+        """
+        same = cause is Cause.SLOW or self._attempt.journal.num_drawn > 0
+        demand = replace(self._demand(self._numerics if same else None), needs=None)
+        return self._routing.choose(demand, self._journey.residency)
+
+    def _taken(self, choice: Choice) -> None:
+        self._journey.choice, self._numerics = choice, choice.model.numerics
 
     # Choosing.
 

@@ -104,6 +104,7 @@ class Journey:
             continuations=self.continuations,
             cost_micros=cost,
             currency=currency,
+            hedged=self.progress.hedged,
         )
         if progress.told is not None:
             _nest(receipt, progress.told)

@@ -29,6 +29,9 @@ class RouterMetrics:
         self.prefill_jobs = metrics.counter("prefill_jobs", "Prompts that waited in the queue", ("outcome",))
         self.retries = metrics.counter("retries", "Extra tries, by what for and after which error", ("extra", "reason"))
         self.refused_retries = metrics.counter("refused_retries", "Extra tries that the budget refused", ("extra",))
+        self.hedges = metrics.counter(
+            "hedges", "Second executors: that won or lost the race, failed in it, or were over with it", ("outcome",)
+        )
         self.breakers = metrics.gauge("breakers", "Workers' breakers that are not closed", ("state",))
         self.breaker_moves = metrics.counter("breaker_moves", "Changes of breakers, by the state after", ("state",))
         self.retry_budget = metrics.gauge("retry_budget", "Extra tries that there may be now")

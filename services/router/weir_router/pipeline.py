@@ -157,7 +157,7 @@ async def _deliver(outbox: Outbox, execution: Execution, write: Write) -> None:
             await write(event)
         if execution.interrupted:
             await execution.go_on()
-        elif not events:
+        elif not events and outbox.closed:
             return
 
 

@@ -47,6 +47,12 @@ class ModelRouting(PolicyOptions):
     """All that may differ from model to model."""
 
     quality: float | None = Field(default=None, ge=0.0, le=1.0, description="what requests may want a least of")
+    hedge_after_seconds: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=600.0,
+        description="another executor is asked too when the first has not begun to answer by then; unset: never",
+    )
     continuation: Mode = Field(default=Mode.EXACT, description="of a stream whose worker is lost, stalls or drains")
 
 

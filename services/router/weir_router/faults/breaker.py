@@ -111,6 +111,17 @@ class WorkerBreaker:
             self._breaker.failed()
         self._moved()
 
+    def stalled(self) -> None:
+        """The worker owes answers and is silent. One such silence is as long as many failures."""
+        if not self._breaker.open:
+            self._breaker.trip()
+            self._note_opened()
+        elif self._trial is not None:
+            self._trial = None
+            self._breaker.failed()
+        self._has_answered = False
+        self._moved()
+
     def told_nothing(self, use: Use) -> None:
         """A use is over that shows neither: its client went away, its own deadline passed, there was no room."""
         if use is self._trial:
@@ -129,8 +140,11 @@ class WorkerBreaker:
         if not self._breaker.open and self._fails_too_often():
             self._breaker.trip()
         if self._breaker.open:
-            self.opened_at, self._has_answered = now, False
-            self._uses.clear()
+            self._note_opened()
+
+    def _note_opened(self) -> None:
+        self.opened_at, self._has_answered = self._clock.monotonic(), False
+        self._uses.clear()
 
     def _close(self) -> None:
         self._breaker.succeeded()

@@ -58,6 +58,12 @@ class Breakers:
             if address == worker:
                 breaker.answered_probe()
 
+    def stalled(self, worker: str) -> None:
+        """The worker owes answers and is silent about everything."""
+        for (address, _), breaker in list(self._breakers.items()):
+            if address == worker:
+                breaker.stalled()
+
     def forget(self, worker: str) -> None:
         """It has left the fleet. Who comes to its address is another."""
         for key in [key for key in self._breakers if key[0] == worker]:

@@ -111,6 +111,8 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         self.check_silence()
         if self._stream is not None:
             self._stream.fail_stalled(self.context.settings.no_token_seconds)
+            if self.is_stalled():
+                self._stream.tell_stalled()
         asked_at = self.context.clock.monotonic()
         load = await self.stub.GetLoad(GetLoadRequest(), timeout=self.context.settings.probe_timeout_seconds)
         self._note_load(LoadReport(load, asked_at))

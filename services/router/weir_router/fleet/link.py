@@ -111,6 +111,15 @@ class Link(ABC):
         takes_nothing = self.leaving or self.is_twin
         return WorkerState.DRAINING if takes_nothing and self.state is WorkerState.SERVING else self.state
 
+    def is_stalled(self) -> bool:
+        """Whether it owes answers and is silent, though it answers questions about itself."""
+        return False
+
+    def eject(self) -> None:
+        """It is silent: others are preferred until it has shown that it works."""
+        if self.context.breakers is not None:
+            self.context.breakers.stalled(self.address)
+
     def is_idle(self) -> bool:
         """Whether nothing would be cut off if it were closed, as far as is counted here."""
         return True
@@ -177,7 +186,7 @@ class Link(ABC):
             try:
                 await self.poll()
                 answered_at = clock.monotonic()
-                if self.context.breakers is not None:
+                if self.context.breakers is not None and not self.is_stalled():
                     self.context.breakers.answered_probe(self.address)
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -191,6 +200,7 @@ class Link(ABC):
         settings = self.context.settings
         if seconds > settings.stall_seconds:
             self.asked.give_up(seconds)
+            self.eject()
         if seconds > settings.no_progress_seconds:
             raise self.lost(f"it has answered nothing for {settings.no_progress_seconds:g} s")
 

@@ -55,11 +55,20 @@ class StreamLink(Link, Generic[S]):
     def is_idle(self) -> bool:
         return self._stream is None or not self._stream.num_live
 
+    def silent_seconds(self) -> float:
+        """How long it has owed an answer without giving any."""
+        return 0.0 if self._stream is None else self._stream.silent_seconds(self.context.clock.monotonic())
+
+    def is_stalled(self) -> bool:
+        return self.silent_seconds() > self.context.settings.stall_seconds
+
     def check_silence(self) -> None:
         """A worker that owes answers and is silent is lost, however well its health says it is."""
-        stream, limit = self._stream, self.context.settings.no_progress_seconds
-        if stream is not None and stream.silent_seconds(self.context.clock.monotonic()) > limit:
+        limit = self.context.settings.no_progress_seconds
+        if self.silent_seconds() > limit:
             raise self.lost(f"it has made no progress for {limit:g} s")
+        if self.is_stalled():
+            self.eject()
 
     def lost(self, cause: str) -> WorkerLost:
         if self._stream is not None:

@@ -55,6 +55,9 @@ class ExecutorSink(Protocol):
     def on_finished(self, row: ExecutorOutputFinished) -> None: ...
     def on_ended(self, end: RequestEnd) -> None: ...
     def on_failed(self, error: WeirError) -> None: ...
+    def on_stalled(self) -> None:
+        """The executor has not begun it and is silent about everything; it may be told so again and again."""
+        ...
 
 
 Call = grpc.aio.StreamStreamCall[GenerateRequest, GenerateResponse]
@@ -104,6 +107,13 @@ class ExecutorStream:
             self._uses.failed(handle, error, Where.STALL)
             self.withdraw(handle)
             sink.on_failed(error)
+
+    def tell_stalled(self) -> None:
+        """The executor owes answers and is silent: those that it has not begun may look for another one beside it."""
+        error = WorkerLost(f"executor {self.address} is silent", metadata={"worker": self.address})
+        for handle, sink in [each for each in self._sinks.items() if each[0] not in self._heard_at]:
+            self._uses.failed(handle, error, Where.STALL)
+            sink.on_stalled()
 
     def note_progress(self) -> None:
         """It has said something, or is known to have made a step."""

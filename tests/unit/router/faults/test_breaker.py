@@ -217,6 +217,25 @@ def test_a_trial_whose_end_is_never_told_holds_nobody_up() -> None:
     assert bench.state() is State.CLOSED, "one failure"
 
 
+def test_a_worker_that_stalls_is_left_out_at_once_and_a_trial_that_stalls_has_failed() -> None:
+    bench = Bench()
+    bench.breaker.stalled()
+    assert bench.state() is State.OPEN
+    bench.breaker.stalled()
+    bench.clock.now += LIMITS.first_seconds
+    bench.breaker.answered_probe()
+    bench.breaker.begin()
+    bench.breaker.stalled()
+    assert bench.state() is State.OPEN
+    bench.clock.now += LIMITS.first_seconds / 2
+    bench.breaker.answered_probe()
+    assert bench.breaker.refuses, "its pause is twice as long"
+    bench.clock.now += 2 * LIMITS.first_seconds
+    bench.breaker.answered_probe()
+    bench.breaker.begin().succeeded()
+    assert bench.state() is State.CLOSED
+
+
 def test_who_was_there_before_it_opened_says_nothing_of_now() -> None:
     bench = Bench()
     old = [bench.breaker.begin() for _ in range(2)]
@@ -294,6 +313,12 @@ class Interleavings(RuleBasedStateMachine):
                 use.ended()
         if outcome in {"client", "ended"}:
             assert (was is State.CLOSED) == (self.state() is State.CLOSED), "it says nothing"
+
+    @rule()
+    def stall(self) -> None:
+        self.server_faults += LIMITS.min_uses
+        self.breaker.stalled()
+        assert self.state() is State.OPEN
 
     @rule(seconds=st.floats(0, 5))
     def wait(self, seconds: float) -> None:
