@@ -15,6 +15,7 @@ from weir.inference.v1.embedding_pb2 import Pooling
 from weir_client import printing, status
 from weir_client.adapters import adapters
 from weir_client.client import Client, system, user
+from weir_client.explain import explain
 from weir_client.fleet import fleet
 from weir_client.kv import kv
 from weir_client.memory import memory
@@ -189,6 +190,7 @@ main.add_command(adapters)
 main.add_command(kv)
 main.add_command(operations)
 main.add_command(fleet)
+main.add_command(explain)
 
 
 def _typed_lines() -> Iterator[str]:

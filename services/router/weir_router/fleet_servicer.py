@@ -23,8 +23,11 @@ from weir.router.v1.fleet_pb2 import (
     WatchOperationResponse,
 )
 from weir.router.v1.fleet_pb2_grpc import FleetServiceServicer
-from weir_chassis.errors import Unsupported
+from weir_chassis.deadline import time_left
+from weir_chassis.errors import InvalidArgument
+from weir_router.explanation import Explainer
 from weir_router.fleet_report import to_fleet
+from weir_router.incoming import incoming
 from weir_router.mapping import alias
 from weir_router.operations.actions import plan
 from weir_router.operations.mapping import to_operation
@@ -34,8 +37,8 @@ from weir_router.routing import Routing
 
 
 class FleetServicer(FleetServiceServicer):
-    def __init__(self, routing: Routing, operations: Operations, model_hosts: ModelHosts):
-        self.routing = routing
+    def __init__(self, routing: Routing, explainer: Explainer, operations: Operations, model_hosts: ModelHosts):
+        self.routing, self._explainer = routing, explainer
         self._operations, self._model_hosts = operations, model_hosts
 
     async def GetFleet(self, request: GetFleetRequest, context: Any) -> GetFleetResponse:
@@ -44,7 +47,11 @@ class FleetServicer(FleetServiceServicer):
         return response
 
     async def ExplainRoute(self, request: ExplainRouteRequest, context: Any) -> ExplainRouteResponse:
-        raise Unsupported("ExplainRoute is not built")
+        kind = request.WhichOneof("request")
+        if kind is None:
+            raise InvalidArgument("request", "is required: `generate` or `chat`")
+        wanted = incoming(getattr(request, kind), context.invocation_metadata(), self.routing, seed=0)
+        return await self._explainer.explain(wanted, time_left(context))
 
     async def StartOperation(self, request: StartOperationRequest, context: Any) -> StartOperationResponse:
         hosts = self._model_hosts

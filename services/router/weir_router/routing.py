@@ -12,7 +12,7 @@ from weir_router.fleet.outstanding import Reservation
 from weir_router.fleet.snapshot import ExecutorView
 from weir_router.models.aliases import Aliases
 from weir_router.models.target import Target
-from weir_router.policies.choose import Choice, choose, choose_prefill, rank_executors
+from weir_router.policies.choose import Choice, choose, choose_prefill, rank
 from weir_router.policies.make import make_policy
 from weir_router.policies.policy import Demand, Policy, Scored
 from weir_router.prefixes.prefixes import Prefixes
@@ -64,20 +64,21 @@ class Routing:
     def choose(self, demand: Demand, residency: Residency) -> Choice:
         """Raises as `policies.choose.choose` does."""
         snapshot, policy = self.fleet.snapshot(), self._policy(demand)
-        informed = self._informed(demand, policy)
+        informed = self.informed(demand)
         return residency.find(lambda place: choose(snapshot.within(place), informed, policy))
 
     def rank(self, demand: Demand, residency: Residency) -> Sequence[Scored]:
-        """For calls that need no postprocessor. Raises as `policies.choose.rank_executors` does."""
+        """All that may take it, best first. Raises as `policies.choose.rank` does."""
         snapshot, policy = self.fleet.snapshot(), self._policy(demand)
-        return residency.find(lambda place: rank_executors(snapshot.within(place), demand, policy))
+        informed = self.informed(demand)
+        return residency.find(lambda place: rank(snapshot.within(place), informed, policy))
 
     def choose_prefill(
         self, choice: Choice, demand: Demand, able: Sequence[ExecutorView], assigned: str | None = None
     ) -> Choice:
         """The same with whoever of these is to compute the prompt: who has asked for it, if it is among them."""
         policy = self._policy(demand)
-        return choose_prefill(choice, self._informed(demand, policy), able, policy, assigned)
+        return choose_prefill(choice, self.informed(demand), able, policy, assigned)
 
     def reserve(self, executor: ExecutorLink, tokens: int, prefill_tokens: int, block_hashes: bytes) -> Reservation:
         """Counts a request against its executor at once, before anybody else chooses; its prompt will be there too."""
@@ -91,11 +92,7 @@ class Routing:
 
     def informed(self, demand: Demand) -> Demand:
         """The same with who holds how much of the prompt, where the model's policy weighs that."""
-        return self._informed(demand, self._policy(demand))
-
-    def _informed(self, demand: Demand, policy: Policy) -> Demand:
-        """The same with who holds how much of the prompt, where the policy weighs that."""
-        if not policy.weighs_prefixes or not demand.block_hashes:
+        if not self._policy(demand).weighs_prefixes or not demand.block_hashes:
             return demand
         now = self._clock.monotonic()
         return replace(demand, cached_tokens=self._prefixes.cached_tokens(demand.block_hashes, demand.block_size, now))

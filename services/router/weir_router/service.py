@@ -19,6 +19,7 @@ from weir_router.detector import Detector
 from weir_router.embedder import Embedder
 from weir_router.encoder import Encoder
 from weir_router.execution import Dispatch, ExecutionLimits
+from weir_router.explanation import Explainer
 from weir_router.faults.budget import RetryBudget
 from weir_router.faults.retries import Retries
 from weir_router.fleet.fleet import open_fleet
@@ -124,7 +125,9 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             lambda: f"{chassis.random.getrandbits(64):016x}",
             max_seconds=settings.operation_seconds,
         )
-        fleet_servicer = FleetServicer(routing, operations, ModelHosts(settings.model_hosts, chassis.connect))
+        explainer = Explainer(routing, models, settings.disaggregate_tokens, chassis.clock)
+        hosts = ModelHosts(settings.model_hosts, chassis.connect)
+        fleet_servicer = FleetServicer(routing, explainer, operations, hosts)
         with closing(requests), _followed(settings, routing, chassis):
             yield Servicers(
                 [

@@ -7,7 +7,6 @@ from typing import Any
 
 from grpc.aio import ServicerContext
 
-from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.router.v1.router_pb2 import (
     CancelRequestRequest,
     CancelRequestResponse,
@@ -26,15 +25,12 @@ from weir.router.v1.router_pb2 import (
 )
 from weir.router.v1.router_pb2_grpc import RouterServiceServicer
 from weir_chassis.deadline import time_left
-from weir_chassis.telemetry import Metadata, current_request
 from weir_chassis.tenant import tenant_from
 from weir_router import mapping, validation
 from weir_router.delivery import Event
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
-from weir_router.models.subject import subject_from
-from weir_router.providers.via import via_from
-from weir_router.request import Caller
+from weir_router.incoming import current_request_id, incoming
 from weir_router.retained.cut import places_of
 from weir_router.retained.requests import RetainedRequests
 from weir_router.retained.stream import Name
@@ -56,9 +52,7 @@ class RouterServicer(RouterServiceServicer):
         async def write(event: Event) -> None:
             await context.write(mapping.generate_response(event))
 
-        validation.check_generate(request)
-        caller = self._caller(context.invocation_metadata(), request.routing)
-        wanted = mapping.from_generate(request, _request_id(), self._random.getrandbits(64), caller)
+        wanted = incoming(request, context.invocation_metadata(), self._routing, self._seed())
         await self._requests.answer(request, wanted, write, time_left(context))
 
     async def Chat(  # type: ignore[override]  # as above
@@ -67,9 +61,7 @@ class RouterServicer(RouterServiceServicer):
         async def write(event: Event) -> None:
             await context.write(mapping.chat_response(event))
 
-        validation.check_chat(request)
-        caller = self._caller(context.invocation_metadata(), request.routing)
-        wanted = mapping.from_chat(request, _request_id(), self._random.getrandbits(64), caller)
+        wanted = incoming(request, context.invocation_metadata(), self._routing, self._seed())
         await self._requests.answer(request, wanted, write, time_left(context))
 
     async def Embed(
@@ -77,14 +69,14 @@ class RouterServicer(RouterServiceServicer):
     ) -> EmbedResponse:
         validation.check_embed(request)
         tenant = tenant_from(context.invocation_metadata())
-        return await self._embedder.run(request, _request_id(), tenant, time_left(context))
+        return await self._embedder.run(request, current_request_id(), tenant, time_left(context))
 
     async def DetectWatermark(
         self, request: DetectWatermarkRequest, context: ServicerContext[DetectWatermarkRequest, DetectWatermarkResponse]
     ) -> DetectWatermarkResponse:
         validation.check_detect_watermark(request)
         tenant = tenant_from(context.invocation_metadata())
-        return await self._detector.run(request, _request_id(), tenant, time_left(context))
+        return await self._detector.run(request, current_request_id(), tenant, time_left(context))
 
     async def Resume(  # type: ignore[override]  # as above
         self, request: ResumeRequest, context: ServicerContext[ResumeRequest, ResumeResponse]
@@ -106,15 +98,6 @@ class RouterServicer(RouterServiceServicer):
     async def ListModels(self, request: ListModelsRequest, context: Any) -> ListModelsResponse:  # noqa: ARG002
         return mapping.list_models(self.fleet.snapshot(), self._routing.aliases.view())
 
-    def _caller(self, metadata: Metadata | None, routing: RoutingOptions) -> Caller:
-        """Raises InvalidArgument, PermissionDenied."""
-        tenant = tenant_from(metadata)
-        residency = self._routing.residency(tenant, routing.constraints.regions)
-        return Caller(residency, tenant, subject_from(metadata, routing.session), via_from(metadata))
-
-
-def _request_id() -> str:
-    """The caller's, or the one that the chassis made."""
-    request = current_request()
-    assert request is not None, "a call without the chassis' interceptor"
-    return request.request_id
+    def _seed(self) -> int:
+        """For a request that names none."""
+        return self._random.getrandbits(64)

@@ -60,18 +60,10 @@ def choose(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Choice:
     """Raises NoWorker, RevisionMismatch, NotFound, PromptTooLong when it fits none that is eligible, LimitsUnmet, or
     Overloaded when only workers outside the suite could take it and have no room.
     """
-    externals = able_externals(snapshot, demand)
-    if not externals:
-        return _among_executors(snapshot, demand, policy)
-    scores = rank_beside(_executors(snapshot, demand), externals, demand, policy)
+    scores = rank(snapshot, demand, policy)
     best = scores[0].candidate
-    if all(best.address != worker.address for worker in externals):
-        return _choice(scores, demand, policy, choose_postprocessor(snapshot, demand).address)
-    return replace(_choice(scores, demand, policy, postprocessor=""), external=True)
-
-
-def _among_executors(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Choice:
-    scores = rank_executors(snapshot, demand, policy)
+    if any(best.address == worker.address for worker in snapshot.externals):
+        return replace(_choice(scores, demand, policy, postprocessor=""), external=True)
     return _choice(scores, demand, policy, choose_postprocessor(snapshot, demand).address)
 
 
@@ -112,6 +104,14 @@ def prefill_workers(snapshot: FleetSnapshot, demand: Demand, choice: Choice, min
         if wanted_tokens(demand) <= executor.model.max_model_len
         if executor.model.block_size == choice.model.block_size and executor.traits.region == choice.region
     ]
+
+
+def rank(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Sequence[Scored]:
+    """All workers that may take the request, best first. Raises as `choose` does, and Unsupported."""
+    externals = able_externals(snapshot, demand)
+    if not externals:
+        return rank_executors(snapshot, demand, policy)
+    return rank_beside(_executors(snapshot, demand), externals, demand, policy)
 
 
 def rank_executors(snapshot: FleetSnapshot, demand: Demand, policy: Policy) -> Sequence[Scored]:

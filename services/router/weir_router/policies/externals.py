@@ -51,6 +51,24 @@ def rank_beside(
     return tiers[0] if len(tiers) == 1 else [scored for tier in tiers for scored in tier]
 
 
+def exclusions(snapshot: FleetSnapshot, demand: Demand) -> Iterator[tuple[str, str]]:
+    """Addresses of those outside the suite that are not ranked, and why."""
+    needs, name = demand.needs, demand.version.model
+    for worker in snapshot.externals:
+        if worker.state is not WorkerState.SERVING:
+            yield worker.address, f"it is {worker.state.value}"
+        elif name not in worker.models:
+            yield worker.address, f"it does not serve {name!r}"
+        elif worker.address in demand.excluded:
+            yield worker.address, "it failed this request"
+        elif needs is None or not _is_able(worker, demand, needs):
+            yield worker.address, "it cannot do what the request needs"
+        elif not worker.has_room:
+            yield worker.address, "it can take nothing more now"
+        elif name in worker.ejected:
+            yield worker.address, "it failed too often, and is tried now and then"
+
+
 def _is_able(worker: ExternalView, demand: Demand, needs: frozenset[str]) -> bool:
     model = worker.models.get(demand.version.model)
     if model is None or worker.state is not WorkerState.SERVING or worker.address in demand.excluded:
