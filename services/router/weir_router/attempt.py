@@ -322,18 +322,11 @@ class Attempt:
             self._metrics.hedges.labels(outcome).inc()
 
     def _want_second(self, cause: Cause) -> None:
-        leg = self._leg
-        if (
-            leg is None
-            or leg.has_spoken
-            or self.progress.delegated
-            or self.second is not None
-            or self.interrupted
-            or self.outbox.closed
-        ):
-            return
-        self.second_wanted = cause
-        self.outbox.interrupt()
+        is_silent = self._leg is not None and not self._leg.has_spoken and not self.progress.delegated
+        is_open = bool(self._drawing) and not self.interrupted and not self.outbox.closed
+        if is_silent and is_open and self.second is None:
+            self.second_wanted = cause
+            self.outbox.interrupt()
 
     def _speak(self) -> None:
         """The executor that has it says something of the answer."""
@@ -350,6 +343,8 @@ class Attempt:
         self.tell_accepted()
 
     def on_stalled(self) -> None:
+        if self._leg is not None and self.second is None:
+            self._leg.has_spoken = False  # whoever draws the next token goes on
         self._want_second(Cause.STALLED)
 
     def tell_accepted(self) -> None:

@@ -23,7 +23,7 @@ from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.inference.v1.stream_pb2 import Continued
 from weir.postprocess.v1.postprocess_pb2 import Open
 from weir_chassis.background import first_of
-from weir_chassis.errors import NoWorker, Overloaded, WeirError, reason_name
+from weir_chassis.errors import NoWorker, Overloaded, WeirError, WorkerLost, reason_name
 from weir_chassis.telemetry import get_logger
 from weir_router.attempt import Attempt, Leg, Setback
 from weir_router.continuation import Mode, may_go_on, mode_of, told
@@ -155,9 +155,13 @@ class Execution:
         get_logger().info("gone_on", kind=kind, lost=setback.worker, cause=setback.error.message, exact=self._exact)
         # One without room has never had it: whoever comes after is the one that the client was told of.
         if attempt.journal.num_drawn and not isinstance(setback.error, Overloaded):
-            journey.continuations += 1
-            self._metrics.continuations.labels(kind, reason, str(self._exact).lower()).inc()
-            attempt.tell_continued(Continued(attempt=journey.attempts, reason=reason, exact=self._exact))
+            self._note_continued(kind, reason)
+
+    def _note_continued(self, kind: str, reason: str) -> None:
+        journey = self._journey
+        journey.continuations += 1
+        self._metrics.continuations.labels(kind, reason, str(self._exact).lower()).inc()
+        self._attempt.tell_continued(Continued(attempt=journey.attempts, reason=reason, exact=self._exact))
 
     # A second executor beside the first.
 
@@ -172,7 +176,9 @@ class Execution:
         """Where nobody else is there, or the budget is spent, the first is waited for all the same."""
         attempt = self._attempt
         attempt.second_wanted = None
-        if self._num_seconds == _MAX_SECONDS:
+        drawn = attempt.journal.num_drawn > 0
+        may = may_go_on(self._mode, drawn=drawn, complete=attempt.journal.complete)
+        if not may or self._num_seconds == _MAX_SECONDS:
             return
         try:
             choice = self._choose_second(cause)
@@ -180,7 +186,7 @@ class Execution:
             stream = executor.stream
         except WeirError:
             return
-        if not self._retries.allows(Extra.HEDGE, cause.value):
+        if not self._retries.allows(Extra.CONTINUATION if drawn else Extra.HEDGE, cause.value):
             return
         self._journey.attempts += 1
         self._num_seconds += 1
@@ -200,7 +206,10 @@ class Execution:
         return self._routing.choose(demand, self._journey.residency)
 
     def _taken(self, choice: Choice) -> None:
+        """The second one goes on. After the first token, that is a continuation."""
         self._journey.choice, self._numerics = choice, choice.model.numerics
+        if self._attempt.journal.num_drawn:
+            self._note_continued("executor", reason_name(WorkerLost.reason))
 
     # Choosing.
 

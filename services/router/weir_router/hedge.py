@@ -1,11 +1,12 @@
-"""A second executor beside the first, for a request of which the first has not said a word.
+"""A second executor beside the first, for a request of which the first says nothing: not yet, or not any more.
 
     first executor ────┐
                        ├── whoever speaks first ──► the attempt         the other is withdrawn at once
     second executor ───┘
 
-Both are given the same request, with the same seed, so who wins decides when the answer comes and not what it is. A
-first executor that stalls is left its place in the race: it may come round, and nobody else may be there.
+Both are given the same request, with the same seed and the tokens that are drawn, so who wins decides when the answer
+comes and not what it is. A first executor that stalls is left its place in the race: it may come round, and nobody else
+may be there.
 """
 
 from __future__ import annotations

@@ -241,13 +241,13 @@ async def test_a_stream_that_a_drain_cut_says_so() -> None:
         assert error.metadata == {"worker": "e:1"}
 
 
-async def test_those_that_have_not_begun_are_told_of_a_stall_and_live_on() -> None:
+async def test_all_are_told_of_a_stall_and_live_on() -> None:
     async with wire() as on:
         begun, waiting = on.submit(1, Lane()), on.submit(2, Lane())
         await on.step(accepted_handles=[1])
         on.stream.tell_stalled()
         on.stream.tell_stalled()
-        assert (begun.heard, waiting.heard) == (["accepted"], ["stalled"] * 2)
+        assert (begun.heard, waiting.heard) == (["accepted", "stalled", "stalled"], ["stalled"] * 2)
         await on.step(ended=[RequestEnd(handle=2)])
         assert waiting.heard[-1] == "ended"
 

@@ -324,6 +324,37 @@ async def test_a_worker_that_hangs_costs_its_requests_a_moment(deaf: bool) -> No
                 await collect(running.router.Generate(request(after=None)))
 
 
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_stream_whose_worker_hangs_in_mid_answer_goes_on_with_another(n: int) -> None:
+    hung, good = FakeExecutor(), FakeExecutor()
+    hung.pause_after = 3
+    async with suite(executors=[hung, good], **STALL) as running:
+        await first_goes_to_0(running)
+        answer = Answer()
+        call = asyncio.create_task(collect(running.router.Generate(request("hello you", after=None, n=n)), answer))
+        await running.until(lambda: sum(map(len, answer.token_ids.values())) == 3 * n)
+        await call
+        answer.check_complete(n)
+        assert answer.texts[0] == "hello you"
+        assert (answer.receipt.continuations, answer.continued.exact, answer.receipt.worker) == (1, True, OTHER)
+        await check_withdrawn(running, hung)
+
+
+async def test_a_stream_whose_worker_comes_round_in_time_stays_where_it_is() -> None:
+    hung, slow = FakeExecutor(), FakeExecutor()
+    hung.pause_after, slow.pause_after = 3, 0
+    async with suite(executors=[hung, slow], **STALL) as running:
+        await first_goes_to_0(running)
+        call = asyncio.create_task(collect(running.router.Generate(request("hello you", after=None))))
+        await running.until(lambda: bool(slow.submits))
+        assert list(slow.submits[0].resumed_outputs[0].token_ids) == [*b"hel"]
+        hung.resume()
+        answer = await call
+        assert (answer.texts, answer.receipt.worker) == ({0: "hello you"}, FIRST)
+        assert (answer.receipt.continuations, "continued" in answer.kinds) == (0, False)
+        await check_withdrawn(running, slow)
+
+
 async def test_a_worker_that_hangs_alone_may_come_round() -> None:
     async with suite(**STALL) as running:
         running.executor.running.clear()

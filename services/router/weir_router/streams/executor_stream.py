@@ -56,7 +56,7 @@ class ExecutorSink(Protocol):
     def on_ended(self, end: RequestEnd) -> None: ...
     def on_failed(self, error: WeirError) -> None: ...
     def on_stalled(self) -> None:
-        """The executor has not begun it and is silent about everything; it may be told so again and again."""
+        """The executor is silent about everything; it may be told so again and again."""
         ...
 
 
@@ -109,9 +109,9 @@ class ExecutorStream:
             sink.on_failed(error)
 
     def tell_stalled(self) -> None:
-        """The executor owes answers and is silent: those that it has not begun may look for another one beside it."""
+        """The executor owes answers and is silent about everything: its requests may look for another one beside it."""
         error = WorkerLost(f"executor {self.address} is silent", metadata={"worker": self.address})
-        for handle, sink in [each for each in self._sinks.items() if each[0] not in self._heard_at]:
+        for handle, sink in list(self._sinks.items()):
             self._uses.failed(handle, error, Where.STALL)
             sink.on_stalled()
 
