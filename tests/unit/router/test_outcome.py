@@ -39,6 +39,15 @@ def test_what_a_request_says_of_its_target(error: BaseException | None, accepted
     assert outcome_of(error, accepted=accepted, ttft_seconds=0.5, waited=3.0) == Outcome(end, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("left_seconds", "end"), [(None, End.LEFT), (5.0, End.LEFT), (0.05, End.FAILED), (0, End.FAILED)]
+)
+def test_who_leaves_when_his_deadline_passes_has_not_left_by_himself(left_seconds: float | None, end: End) -> None:
+    error = asyncio.CancelledError()
+    told = outcome_of(error, accepted=True, ttft_seconds=None, waited=1.0, left_seconds=left_seconds)
+    assert told.end is end
+
+
 def test_who_left_without_a_token_had_waited_so_long_at_least() -> None:
     left = outcome_of(asyncio.CancelledError(), accepted=False, ttft_seconds=None, waited=3.0)
     assert left == Outcome(End.LEFT, 3.0)

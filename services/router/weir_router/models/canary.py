@@ -108,13 +108,13 @@ class Canary:
 
 def judge(own: Window, baseline: Window, table: CanaryTable) -> Verdict:
     """What the two windows say of the first: the first thing that is certainly worse, else the first that looks so."""
-    if min(len(own), len(baseline)) < table.min_requests:
-        return Verdict()
-    verdicts = (
-        _rate_verdict("error rate", End.FAILED, own, baseline, table.max_error_increase),
-        _rate_verdict("refusals", End.REFUSED, own, baseline, table.max_refusal_increase),
-        _ttft_verdict(own, baseline, table),
-    )
+    verdicts: list[Verdict] = []
+    if min(len(own), len(baseline)) >= table.min_requests:
+        verdicts.append(_rate_verdict("error rate", End.FAILED, own, baseline, table.max_error_increase))
+        verdicts.append(_rate_verdict("refusals", End.REFUSED, own, baseline, table.max_refusal_increase))
+    # Also by those that were left: a target that hangs may have no others.
+    if min(own.num_ttfts, baseline.num_ttfts) >= table.min_requests:
+        verdicts.append(_ttft_verdict(own, baseline, table))
     return _worst(verdicts)
 
 

@@ -26,6 +26,7 @@ class Judging:
             accepted=journey.progress.accepted_at is not None,
             ttft_seconds=None if first is None else first - journey.started_at,
             waited=now - journey.started_at,
+            left_seconds=journey.left_seconds(),
         )
         self._metrics.ended(journey.target, outcome)
         canary = self._routing.aliases.note(journey.target, outcome, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from dataclasses import dataclass
 from enum import Enum
 
@@ -25,8 +26,20 @@ class Outcome:
     ttft_seconds: float | None
 
 
-def outcome_of(error: BaseException | None, *, accepted: bool, ttft_seconds: float | None, waited: float) -> Outcome:
-    """`accepted`: the client was told so. `waited`: seconds from the start until now."""
+def outcome_of(
+    error: BaseException | None,
+    *,
+    accepted: bool,
+    ttft_seconds: float | None,
+    waited: float,
+    left_seconds: float | None = None,
+) -> Outcome:
+    """`accepted`: the client was told so. `waited`: seconds from the start until now; `left_seconds`: of its deadline.
+
+    A client whose deadline passes cancels its call, which may be seen here before our own clock says so.
+    """
+    if isinstance(error, CancelledError) and left_seconds is not None and left_seconds <= _deadline_margin(waited):
+        return Outcome(End.FAILED, ttft_seconds)
     if error is None:
         return Outcome(End.ANSWERED, ttft_seconds)
     if not isinstance(error, Exception) or isinstance(error, (Cancelled, SlowConsumer)):
@@ -34,6 +47,11 @@ def outcome_of(error: BaseException | None, *, accepted: bool, ttft_seconds: flo
     if accepted or _is_failure(error):
         return Outcome(End.FAILED, ttft_seconds)
     return Outcome(End.REFUSED, ttft_seconds)
+
+
+def _deadline_margin(waited: float) -> float:
+    """Seconds by which two clocks may differ on when a deadline passes: what a call takes to come here, and a bit."""
+    return 0.05 + 0.02 * waited
 
 
 def _is_failure(error: Exception) -> bool:
