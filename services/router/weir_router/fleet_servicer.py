@@ -26,12 +26,12 @@ from weir.router.v1.fleet_pb2_grpc import FleetServiceServicer
 from weir_chassis.deadline import time_left
 from weir_chassis.errors import InvalidArgument
 from weir_router.explanation import Explainer
+from weir_router.fleet.model_hosts import ModelHosts
 from weir_router.fleet_report import to_fleet
 from weir_router.incoming import incoming
 from weir_router.mapping import alias
 from weir_router.operations.actions import plan
 from weir_router.operations.mapping import to_operation
-from weir_router.operations.model_hosts import ModelHosts
 from weir_router.operations.operations import Operations
 from weir_router.routing import Routing
 

@@ -23,13 +23,13 @@ from weir_router.explanation import Explainer
 from weir_router.faults.budget import RetryBudget
 from weir_router.faults.retries import Retries
 from weir_router.fleet.fleet import open_fleet
+from weir_router.fleet.model_hosts import ModelHosts
 from weir_router.fleet_servicer import FleetServicer
 from weir_router.metrics import RouterMetrics
 from weir_router.models.judging import Judging
 from weir_router.models.metrics import ModelMetrics
 from weir_router.models.models import Models
 from weir_router.models.shadow import Shadows
-from weir_router.operations.model_hosts import ModelHosts
 from weir_router.operations.operations import Operations
 from weir_router.pipeline import Limits, Pipeline, Run
 from weir_router.prefill_queue import PrefillQueue

@@ -147,6 +147,19 @@ async def test_a_process_that_dies_is_started_again_under_its_address(
         assert await served_model(one.address) == "one"
 
 
+async def test_one_that_is_killed_while_it_loads_is_given_another_try(
+    settings: ModelHostSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_host, "_PAUSE_SECONDS", 0.0)
+    async with hosting(settings) as host:
+        loading = asyncio.create_task(loaded(host, "one", "one"))
+        await until(lambda: bool(executors()))
+        (process,) = executors()
+        os.kill(process, signal.SIGKILL)
+        one = await loading
+        assert (one.restarts, one.state, one.problem) == (1, State.SERVING, "")
+
+
 async def test_one_that_dies_again_and_again_is_given_up_and_says_why(
     settings: ModelHostSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,17 +38,28 @@ announcements = st.builds(
 answers = st.sets(places, max_size=6)
 
 
-@given(st.lists(places), st.lists(places), st.lists(announcements, max_size=8), answers, st.integers(1, 20))
+@given(
+    st.lists(places),
+    st.tuples(st.lists(places), st.lists(places)),
+    st.lists(announcements, max_size=8),
+    answers,
+    st.integers(1, 20),
+)
 def test_the_fleet_is_what_the_rules_say(
-    static: list[Place], resolved: list[Place], said: list[Heard], answering: set[Place], limit: int
+    static: list[Place],
+    named_by: tuple[list[Place], list[Place]],
+    said: list[Heard],
+    answering: set[Place],
+    limit: int,
 ) -> None:
-    found = membership(static, resolved, said, answering, now=10.0, limit=limit)
+    resolved, hosted = named_by
+    found = membership(static, resolved, hosted, said, answering, now=10.0, limit=limit)
     members = found.members
     standing = [one for one in said if one.expires_at > 10.0 or one.place in answering]
     announced = [one.place for one in standing]
     for place, member in members.items():
-        named: dict[Source, Sequence[Place | None]] = {"static": static, "dns": resolved, "announced": announced}
-        assert place in named[member.source]
+        named: dict[Source, Sequence[Place | None]] = {"static": static, "dns": resolved, "hosted": hosted}
+        assert place in (named | {"announced": announced})[member.source]
         if member.instance is not None:
             assert Heard.of(member.instance, 0.0).place == place
             epochs = [one.instance.epoch for one in standing if one.place == place]
@@ -64,11 +75,11 @@ def test_the_fleet_is_what_the_rules_say(
 @given(st.lists(places, max_size=5), st.permutations([heard(address=f"w:{i}", instance_id=f"i{i}") for i in range(4)]))
 def test_the_order_of_announcements_does_not_matter(resolved: list[Place], said: list[Heard]) -> None:
     in_order = sorted(said, key=lambda one: one.instance.address)
-    assert membership((), resolved, said, (), now=0.0) == membership((), resolved, in_order, (), now=0.0)
+    assert membership((), resolved, (), said, (), now=0.0) == membership((), resolved, (), in_order, (), now=0.0)
 
 
 def test_a_source_that_is_surer_names_the_worker_and_what_it_announced_is_known() -> None:
-    found = membership([E1], [E1, E2], [heard(), heard(address="e:2")], (), now=0.0)
+    found = membership([E1], [E1, E2], (), [heard(), heard(address="e:2")], (), now=0.0)
     assert found.members == {E1: Member("static", instance()), E2: Member("dns", instance("e:2"))}
 
 
@@ -79,19 +90,19 @@ def test_the_latest_incarnation_at_an_address_counts() -> None:
 
 def test_a_lease_that_has_lapsed_is_gone_unless_its_worker_answers() -> None:
     said = [heard(expires_at=5.0)]
-    assert E1 in membership((), (), said, (), now=4.9).members
-    assert E1 not in membership((), (), said, (), now=5.0).members
-    assert E1 in membership((), (), said, {E1}, now=1e9).members, "an outage of the broker empties no fleet"
-    assert E1 not in membership((), (), said, {E2}, now=5.0).members
+    assert E1 in membership((), (), (), said, (), now=4.9).members
+    assert E1 not in membership((), (), (), said, (), now=5.0).members
+    assert E1 in membership((), (), (), said, {E1}, now=1e9).members, "an outage of the broker empties no fleet"
+    assert E1 not in membership((), (), (), said, {E2}, now=5.0).members
 
 
 def test_where_there_are_too_many_the_configured_and_the_answering_stay() -> None:
     said = [heard(address=f"w:{number}", instance_id=f"i{number}") for number in range(10)]
     busy = Place("executor", "w:9")
-    found = membership([E2], (), said, {busy}, now=0.0, limit=3)
+    found = membership([E2], (), (), said, {busy}, now=0.0, limit=3)
     assert list(found.members) == [E2, busy, Place("executor", "w:0")]
     assert found.left_out == {"executor": 8}
 
 
 def test_who_serves_no_request_of_a_router_is_no_member() -> None:
-    assert membership((), (), [heard(kind="kvstore"), heard(kind="router")], (), now=0.0).members == {}
+    assert membership((), (), (), [heard(kind="kvstore"), heard(kind="router")], (), now=0.0).members == {}

@@ -21,10 +21,12 @@ from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
 from weir_chassis.background import Background
 from weir_chassis.errors import AlreadyExists, Overloaded, WeirError, from_failure, from_rpc_error, reason_name
 from weir_chassis.server import Registration
-from weir_chassis.testing import serve_in_memory
+from weir_chassis.testing import VirtualClock, serve_in_memory
+from weir_router.fleet.hosted import HostedExecutors
+from weir_router.fleet.membership import Place
+from weir_router.fleet.model_hosts import ModelHosts
 from weir_router.operations import operations as module
 from weir_router.operations.actions import Action
-from weir_router.operations.model_hosts import ModelHosts
 from weir_router.operations.operation import Operation, Progress
 from weir_router.operations.operations import Operations
 
@@ -128,6 +130,17 @@ async def test_an_operation_is_seen_from_its_beginning_to_its_end() -> None:
         assert await done(operations, operation) == [seen[-1]], "who asks later is told how it ended"
 
 
+async def test_its_last_word_is_told_though_it_comes_while_another_is_read() -> None:
+    hosts = Hosts({"a": ScriptedHost()})
+    async with operating(hosts) as operations:
+        operation, told = operations.start(action(hosts)), list[bool]()
+        async for seen in operations.watch(operation.operation_id):
+            told.append(seen.done)
+            while not operation.done:
+                await asyncio.sleep(0.001)
+    assert told == [False, True]
+
+
 async def test_what_fails_at_one_target_is_told_and_stops_nobody_else() -> None:
     hosts = Hosts({"a": ScriptedHost(), "b": ScriptedHost()})
     hosts.by_name["b"].refusal = Overloaded("full")
@@ -197,7 +210,29 @@ async def test_hosts_tell_what_they_have() -> None:
     known = ModelHosts(["a", "b", "gone"], connect)
     assert await known.holding("m") == ["b"]
     assert await known.holding("n") == []
-    assert await known.executors() == ["e:1"]
+    assert await known.executors() == {"a": [], "b": ["e:1"], "gone": None}
+
+
+async def test_what_hosts_serve_is_found_and_a_silent_host_keeps_what_it_had() -> None:
+    hosts, changes = Hosts({"a": ScriptedHost(), "b": ScriptedHost()}), list[int]()
+    connect: Any = hosts.connect
+    found = HostedExecutors(
+        ModelHosts(["a", "b"], connect), VirtualClock(), lambda: changes.append(1), interval_seconds=1
+    )
+    await found.ask()
+    assert (found.places, len(changes)) == ([], 1)
+    hosts.by_name["a"].loaded["m"] = host_pb2.HostedModel(address="e:1", state=host_pb2.HOSTED_MODEL_STATE_SERVING)
+    hosts.by_name["b"].loaded["n"] = host_pb2.HostedModel(address="e:2", state=host_pb2.HOSTED_MODEL_STATE_LOADING)
+    for _ in range(2):
+        await found.ask()
+    assert (found.places, len(changes)) == ([Place("executor", "e:1")], 2)
+    gone = hosts.by_name.pop("a")
+    await found.ask()
+    assert found.places == [Place("executor", "e:1")]
+    hosts.by_name["a"] = gone
+    gone.loaded.clear()
+    await found.ask()
+    assert (found.places, len(changes)) == ([], 3)
 
 
 # ── through the door ──────────────────────────────────────────────────────────────────────────────────────────────────

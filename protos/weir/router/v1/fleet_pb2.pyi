@@ -114,7 +114,7 @@ class Worker(_message.Message):
     ROUTED_TOKENS_FIELD_NUMBER: _builtins.int
     state: Global___WorkerState.ValueType
     source: _builtins.str
-    """How it was found: "static", "dns" or "announced". Empty: it has left the fleet, and finishes what it has."""
+    """How it was found: "static", "dns", "hosted" or "announced". Empty: it has left the fleet, and finishes what it has."""
     ramp: _builtins.float
     """(0, 1]: the share of its part that it gets while it is new."""
     routed_requests: _builtins.int

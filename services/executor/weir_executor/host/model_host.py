@@ -100,10 +100,10 @@ class ModelHost:
                 except (StartError, grpc.RpcError) as error:
                     hosted.problem = str(error) if isinstance(error, StartError) else from_rpc_error(error).message
                     await child.stop(self._settings.stop_seconds)
-                if hosted.state is State.LOADING:
-                    return  # the first start tells whether the model can be served at all
                 lived = self._clock.monotonic() - started
                 quick_ends = 1 if lived >= _STEADY_SECONDS else quick_ends + 1
+                if hosted.state is State.LOADING and not (_was_killed(child) and quick_ends == 1):
+                    return  # what a model that cannot be served says once, it would say again
                 get_logger().warning("hosted_model_ended", model=hosted.model, code=child.returncode, times=quick_ends)
                 if quick_ends >= _MAX_QUICK_ENDS:
                     hosted.state = State.FAILED
@@ -133,6 +133,8 @@ class ModelHost:
         host, _, port = hosted.address.rpartition(":")
         told = {"MODEL": hosted.model, "MODEL_DIR": str(hosted.path), "HOST": host.strip("[]"), "PORT": port}
         told |= {"REVISION": hosted.revision, "METRICS_PORT": "0"}
+        if self._settings.advertise:
+            told["ADVERTISE"] = f"{self._settings.advertise.rpartition(':')[0]}:{port}"
         environment = self._environment | {f"WEIR_EXECUTOR_{name}": value for name, value in told.items()}
         log = self._log(hosted)
         if not hosted.restarts:
@@ -156,6 +158,11 @@ class ModelHost:
             if f"{shown}:{port}" not in taken and _is_free(host, port):
                 return f"{shown}:{port}"
         raise Overloaded(f"all ports of {self._settings.ports} are taken")
+
+
+def _was_killed(child: ChildProcess) -> bool:
+    """By a signal, of which the model need not be the cause."""
+    return child.returncode is not None and child.returncode < 0
 
 
 async def _version(address: str) -> ModelVersion:

@@ -20,8 +20,9 @@ NAME: Final = host_pb2.DESCRIPTOR.services_by_name["ModelHostService"].full_name
 @asynccontextmanager
 async def build(settings: ModelHostSettings, chassis: Chassis) -> AsyncIterator[Servicers]:
     host = ModelHost(settings, os.environ, chassis.clock)
+    servicer = ModelHostServicer(host, settings.advertise.rpartition(":")[0])
     try:
-        yield Servicers([Registration(add_ModelHostServiceServicer_to_server, ModelHostServicer(host), NAME)])
+        yield Servicers([Registration(add_ModelHostServiceServicer_to_server, servicer, NAME)])
     finally:
         await host.close()
 

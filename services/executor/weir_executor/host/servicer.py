@@ -24,8 +24,9 @@ _TELL_SECONDS = 1.0
 
 
 class ModelHostServicer(ModelHostServiceServicer):
-    def __init__(self, host: ModelHost) -> None:
-        self._host = host
+    def __init__(self, host: ModelHost, advertised_host: str) -> None:
+        """`advertised_host`: by which others reach this machine; empty: as executors are reached here."""
+        self._host, self._advertised_host = host, advertised_host
 
     async def LoadModel(self, request: pb.LoadModelRequest, _: Any) -> AsyncIterator[pb.LoadModelResponse]:
         if len(request.revision.encode()) > MAX_NAME_BYTES:
@@ -33,7 +34,7 @@ class ModelHostServicer(ModelHostServiceServicer):
         async with aclosing(self._host.load(request.model, request.directory, request.revision)) as messages:
             async for message in messages:
                 if isinstance(message, Hosted):
-                    yield pb.LoadModelResponse(model=_hosted(message))
+                    yield pb.LoadModelResponse(model=self._hosted(message))
                 else:
                     yield pb.LoadModelResponse(loaded_bytes=message.done, total_bytes=message.total)
 
@@ -51,17 +52,17 @@ class ModelHostServicer(ModelHostServiceServicer):
 
     async def ListHostedModels(self, _: pb.ListHostedModelsRequest, __: Any) -> pb.ListHostedModelsResponse:
         models = self._host.models
-        return pb.ListHostedModelsResponse(models=map(_hosted, models), max_models=models.max_models)
+        return pb.ListHostedModelsResponse(models=map(self._hosted, models), max_models=models.max_models)
 
-
-def _hosted(hosted: Hosted) -> pb.HostedModel:
-    message = pb.HostedModel(
-        directory=hosted.directory,
-        address=hosted.address,
-        state=_STATES[hosted.state],
-        problem=hosted.problem,
-        restarts=hosted.restarts,
-        model_version=hosted.version,
-    )
-    message.model_version.model = hosted.model
-    return message
+    def _hosted(self, hosted: Hosted) -> pb.HostedModel:
+        host, _, port = hosted.address.rpartition(":")
+        message = pb.HostedModel(
+            directory=hosted.directory,
+            address=f"{self._advertised_host or host}:{port}",
+            state=_STATES[hosted.state],
+            problem=hosted.problem,
+            restarts=hosted.restarts,
+            model_version=hosted.version,
+        )
+        message.model_version.model = hosted.model
+        return message

@@ -2,6 +2,7 @@
 
     static      for as long as the router runs
     DNS         for as long as the name resolves to it
+    hosted      for as long as a model host says that it serves there
     announced   for as long as its lease holds, and beyond that for as long as it answers on its own connection
 
 The last rule is what an outage of NATS costs: nothing. A worker that nobody hears of but that answers is there; one
@@ -19,7 +20,7 @@ from weir.fleet.v1.instance_pb2 import Instance
 from weir_chassis.fleet.wire import kind_name
 
 WorkerKind = Literal["executor", "tokenizer", "postprocess"]
-Source = Literal["static", "dns", "announced"]
+Source = Literal["static", "dns", "hosted", "announced"]
 KINDS: Final[tuple[WorkerKind, ...]] = ("executor", "tokenizer", "postprocess")
 # Each costs a connection and three watching tasks.
 MAX_OF_A_KIND: Final = 1024
@@ -65,6 +66,7 @@ class Membership:
 def membership(
     static: Iterable[Place],
     resolved: Iterable[Place],
+    hosted: Iterable[Place],
     heard: Iterable[Heard],
     answering: Collection[Place],
     *,
@@ -79,6 +81,8 @@ def membership(
     merged = {place: Member("static") for place in static}
     for place in resolved:
         merged.setdefault(place, Member("dns"))
+    for place in hosted:
+        merged.setdefault(place, Member("hosted"))
     announced = newest(one for one in heard if now < one.expires_at or one.place in answering)
     for place, instance in announced.items():
         if place in merged:

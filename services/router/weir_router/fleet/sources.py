@@ -13,7 +13,9 @@ from weir_chassis.server import Chassis
 from weir_chassis.telemetry import get_logger
 from weir_router.fleet.announcements import Announcements
 from weir_router.fleet.dns import SCHEME, DnsName, DnsNames, system_resolver
+from weir_router.fleet.hosted import HostedExecutors
 from weir_router.fleet.membership import Heard, Membership, Place, WorkerKind, membership
+from weir_router.fleet.model_hosts import ModelHosts
 from weir_router.settings import RouterSettings
 
 
@@ -23,6 +25,7 @@ class Sources:
     def __init__(self, static: Sequence[Place], clock: Clock) -> None:
         self.changed = asyncio.Event()
         self.dns: DnsNames | None = None
+        self.hosted: HostedExecutors | None = None
         self.announcements: Announcements | None = None
         self._static, self._clock = static, clock
 
@@ -33,7 +36,8 @@ class Sources:
             self.announcements.announced.forget(answering, now)
             heard = self.announcements.announced.heard()
         resolved = self.dns.places if self.dns is not None else ()
-        return membership(self._static, resolved, heard, answering, now=now)
+        hosted = self.hosted.places if self.hosted is not None else ()
+        return membership(self._static, resolved, hosted, heard, answering, now=now)
 
     def unheard(self) -> list[str]:
         """Names of those from which nothing comes now."""
@@ -59,6 +63,11 @@ def open_sources(settings: RouterSettings, chassis: Chassis) -> Iterator[Sources
     else:
         _warn_of_missing(configured)
     names = [(kind, DnsName.parse(text)) for kind, text in configured if text.startswith(SCHEME)]
+    if settings.model_hosts:
+        hosts = ModelHosts(settings.model_hosts, chassis.connect)
+        every = settings.load_interval_seconds
+        sources.hosted = HostedExecutors(hosts, chassis.clock, sources.changed.set, interval_seconds=every)
+        chassis.background.start(sources.hosted.run(), name="ask_model_hosts")
     with system_resolver() as resolve:
         if names:
             sources.dns = DnsNames(

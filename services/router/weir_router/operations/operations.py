@@ -83,12 +83,11 @@ class Operations:
         while True:
             if operation.version != seen:
                 seen = operation.version
-                yield operation
-            if operation.done:
+                yield operation  # while which it may change again
+            elif operation.done:
                 return
-            if operation.version == seen:
-                changed = self._changed
-                await changed.wait()
+            else:
+                await self._changed.wait()
 
     def cancel(self, operation_id: str) -> None:
         """Raises NotFound."""

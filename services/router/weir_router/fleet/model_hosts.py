@@ -26,15 +26,15 @@ class ModelHosts:
         return [
             address
             for address, models in zip(self.addresses, found, strict=True)
-            if any(hosted.model_version.model == model for hosted in models)
+            if any(hosted.model_version.model == model for hosted in models or ())
         ]
 
-    async def executors(self) -> list[str]:
-        """Addresses of the executors that serve on the hosts now."""
+    async def executors(self) -> dict[str, list[str] | None]:
+        """By host, addresses of the executors that serve there now; None: it is silent."""
         found = await asyncio.gather(*map(self._models, self.addresses))
-        return [hosted.address for models in found for hosted in models if hosted.state == HOSTED_MODEL_STATE_SERVING]
+        return {host: _serving(models) for host, models in zip(self.addresses, found, strict=True)}
 
-    async def _models(self, address: str) -> Sequence[HostedModel]:
+    async def _models(self, address: str) -> Sequence[HostedModel] | None:
         try:
             async with self._connect(address) as channel:
                 answer = await ModelHostServiceStub(channel).ListHostedModels(
@@ -42,6 +42,12 @@ class ModelHosts:
                 )
         except grpc.RpcError as error:
             get_logger().warning("model_host_silent", address=address, code=error.code().name)
-            return ()
+            return None
         models: Sequence[HostedModel] = answer.models
         return models
+
+
+def _serving(models: Sequence[HostedModel] | None) -> list[str] | None:
+    if models is None:
+        return None
+    return [hosted.address for hosted in models if hosted.state == HOSTED_MODEL_STATE_SERVING]
