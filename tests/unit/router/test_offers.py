@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from unit.router.test_externals_policy import external
 from unit.router.views import DOWN, executor, fleet, tokenizer, version
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir_chassis.clock import SystemClock
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import Price
+from weir_router.fleet.snapshot import FleetSnapshot, Price
+from weir_router.journey import Journey
 from weir_router.models.constraints import Offer
 from weir_router.models.offers import Wish, offers
 from weir_router.models.target import Target
@@ -41,8 +44,11 @@ def wish(target: Target, *, held: Version | None = None, prompt_tokens: int = 10
     return Wish(target, quality=0.5, prompt=prompt, prompt_tokens=prompt_tokens, waited_seconds=1.0)
 
 
-def told(wanted: Wish, asked: ClientRequest, cached: dict[str, int] | None = None) -> list[Offer]:
-    return offers(FLEET, wanted, asked, lambda demand: replace(demand, cached_tokens=cached or {}))
+def told(
+    wanted: Wish, asked: ClientRequest, cached: dict[str, int] | None = None, snapshot: FleetSnapshot = FLEET
+) -> list[Offer]:
+    journey = Journey(asked, SystemClock(), started_at=0.0, expires_at=None)
+    return offers(snapshot, wanted, journey, lambda demand: replace(demand, cached_tokens=cached or {}))
 
 
 def test_each_worker_that_may_take_it_makes_an_offer() -> None:
@@ -72,3 +78,16 @@ def test_who_holds_the_prompt_would_begin_sooner() -> None:
     first, held = (told(wish(Target("m", "r1")), request(), cached)[0] for cached in ({}, {"a": 9}))
     assert held.ttft_seconds - 1.0 < (first.ttft_seconds - 1.0) / 5
     assert held.cost_micros == first.cost_micros
+
+
+def test_workers_outside_the_suite_make_offers_too() -> None:
+    """Beside executors, and alone: then the prompt may have a token for each of its bytes, of which there is one."""
+    provider = external(abilities=None, price=PRICE, region="us")
+    beside, alone = replace(FLEET, externals=(provider,)), FleetSnapshot(externals=(provider,))
+    assert [offer.worker for offer in told(wish(Target("m"), held=version("r1")), request(), snapshot=beside)] == [
+        "a",
+        "provider:p",
+    ]
+    (only,) = told(wish(Target("m")), request(), snapshot=alone)
+    assert (only.worker, only.revision, only.region, only.cost_micros) == ("provider:p", "theirs", "us", 4 + 10)
+    assert not told(wish(Target("m", "r9")), request(), snapshot=alone)

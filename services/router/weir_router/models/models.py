@@ -41,7 +41,7 @@ class Models:
         targets = self._targets(journey)
         try:
             prompt = await self._encode(targets[0], journey)
-            longer = self._longer(len(prompt.token_ids), targets[0])
+            longer = self._longer(prompt.num_tokens, targets[0])
         except PromptTooLong as error:
             longer = self._longer(int(error.metadata["tokens"]), targets[0])
             if longer is None:
@@ -93,10 +93,10 @@ class Models:
             target,
             quality=self._routing.quality(target),
             prompt=own,
-            prompt_tokens=len((own or first).token_ids),
+            prompt_tokens=(own or first).num_tokens,
             waited_seconds=self._clock.monotonic() - journey.started_at,
         )
-        return offers(self._fleet.snapshot().within(tenants), wish, journey.request, self._routing.informed)
+        return offers(self._fleet.snapshot().within(tenants), wish, journey, self._routing.informed)
 
     def _targets(self, journey: Journey) -> Sequence[Target]:
         return self._names.targets(journey.wanted, subject_of(journey.request), journey.residency)

@@ -52,14 +52,20 @@ class Names:
         snapshot, aliases = self._fleet.snapshot(), self._routing.aliases
         if name in aliases:
             return aliases.order(name, subject)
-        model, at, revision = name.rpartition("@")
-        known = snapshot.known_models()
-        if at and name not in known and model in known:
-            return [Target(model, revision)]
+        if (pinned := _pinned(name, snapshot)) is not None:
+            return [pinned]
         try:
             return [Target(snapshot.resolve_model(name))]
         except ModelNotFound:
-            raise ModelNotFound(name, [*known, *aliases.names]) from None
+            raise ModelNotFound(name, [*snapshot.known_models(), *aliases.names]) from None
+
+
+def _pinned(name: str, snapshot: FleetSnapshot) -> Target | None:
+    """`model@revision`, where that is no model's own name."""
+    model, at, revision = name.rpartition("@")
+    if not at or name in snapshot.known_models() or model not in snapshot.known_models():
+        return None
+    return Target(model, revision)
 
 
 def _answering_first(targets: Sequence[Target], snapshot: FleetSnapshot) -> Sequence[Target]:

@@ -89,13 +89,13 @@ def _with_room(externals: Sequence[ExternalView], demand: Demand) -> Iterator[tu
     """Those that keep the request's own limits; and are not ejected, unless all of them are."""
     roomy = [worker for worker in externals if worker.has_room]
     well = [worker for worker in roomy if demand.version.model not in worker.ejected] or roomy
-    candidates = {worker.address: _candidate(worker, demand) for worker in well}
+    candidates = {worker.address: external_candidate(worker, demand) for worker in well}
     with suppress(LimitsUnmet):
         keeping = {one.address for one in within_limits(list(candidates.values()), demand)}
         yield from ((worker, candidates[worker.address]) for worker in well if worker.address in keeping)
 
 
-def _candidate(worker: ExternalView, demand: Demand) -> Candidate:
+def external_candidate(worker: ExternalView, demand: Demand) -> Candidate:
     """As policies see workers."""
     model = worker.models[demand.version.model]
     view = ExecutorView(worker.address, worker.state, model, routed_tokens=worker.routed_tokens, traits=worker.traits)

@@ -1,7 +1,8 @@
 """What a worker would make of a request: when it would begin to answer, and what that may cost. Who keeps the limits.
 
-The cost is the highest that it can come to: all of the prompt computed, all tokens drawn that may be. So what is chosen
-within a limit never costs more, whatever a cache turns out to hold and however long the answer gets.
+The cost is the highest that it can come to: all of the prompt computed, all tokens drawn that may be, and of a prompt
+that nobody here could count as many tokens as it has bytes. So what is chosen within a limit never costs more, whatever
+a cache turns out to hold and however long the answer gets.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from weir_chassis.errors import InvalidArgument
 from weir_router.policies.policy import Candidate, Demand
 from weir_router.policies.prediction import first_token_seconds, token_seconds
 from weir_router.policies.price import cost_micros
+from weir_router.providers.guess import most_tokens
 
 
 class LimitsUnmet(InvalidArgument):
@@ -64,6 +66,8 @@ def _highest_cost(candidate: Candidate, demand: Demand) -> int | None:
     price = candidate.executor.traits.price
     if price is None:
         return None
+    counted = bool(demand.version.revision)
+    prompt = demand.prompt_tokens if counted else most_tokens(demand.prompt_tokens)
     room = max(0, candidate.model.max_model_len - demand.prompt_tokens)
     per_output = room if demand.max_tokens is None else demand.max_tokens
-    return cost_micros(price, demand.prompt_tokens, 0, demand.n * per_output)
+    return cost_micros(price, prompt, 0, demand.n * per_output)

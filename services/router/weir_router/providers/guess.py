@@ -19,6 +19,11 @@ def unencoded(model: str, request: ClientRequest) -> EncodedPrompt:
     return EncodedPrompt(version, (), b"", block_size=1, guessed_tokens=guessed_tokens(request.prompt))
 
 
+def most_tokens(guessed: int) -> int:
+    """That a prompt of so many guessed ones can have: no token is of less than a byte."""
+    return guessed * _BYTES_PER_TOKEN
+
+
 def guessed_tokens(prompt: Prompt) -> int:
     """At least 1. For limits and comparisons, never for what is billed as counted."""
     if isinstance(prompt, TokenIdsPrompt):

@@ -300,3 +300,26 @@ async def test_a_provider_comes_and_goes_with_the_file(tmp_path: Path) -> None:
         await running.until(lambda: external(running) is WorkerState.SERVING)
         server.hang_after = None
         assert (await ask(running, text())).texts == {0: "one two three"}
+
+
+# Within a budget.
+
+
+def within(micros: int, model: str) -> pb.GenerateRequest:
+    request = text("one two three", model=model, stopping=StoppingConditions(max_tokens=3))
+    request.routing.constraints.max_cost_micros = micros
+    return request
+
+
+async def test_a_budget_is_kept_by_who_has_a_price_or_the_request_is_refused(tmp_path: Path) -> None:
+    """Thirteen bytes are sixteen tokens at most, as guesses go; and three of the answer cost two each."""
+    async with beside(tmp_path) as (running, server):
+        for model in ("outside", "bytes"):
+            assert (await ask(running, within(22, model))).receipt.worker == "provider:p"
+        asked = len(server.requests)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(running, within(21, "outside"))
+        metadata = from_rpc_error(caught.value).metadata
+        assert (metadata["constraints"], metadata["nearest_cost_micros"]) == ("max_cost_micros", "22")
+        assert (metadata["nearest_model"], metadata["nearest_region"]) == ("outside", "us")
+        assert len(server.requests) == asked
