@@ -89,8 +89,20 @@ e2e: $(SETUP) ## real processes on loopback
 disaggregated: $(SETUP) ## two prefill and two decode workers: equal tokens, nothing left, killed workers cost no request (a minute)
 	$(BIN)/pytest -q -s tests/e2e/test_disaggregated.py
 
+# Packages that use TensorRT-LLM's interface as we do: read, never imported, so what they need is not there.
+ORACLES := .weir/oracles/.done
+$(ORACLES): $(SETUP) Makefile
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip download --no-input --quiet --no-deps --dest $(@D) \
+		ai-dynamo==1.6.1 lmcache==0.5.6
+	@touch $@
+
+.PHONY: trtllm-agreement
+trtllm-agreement: $(ORACLES) ## what others use of TensorRT-LLM's interface, beside what we do
+	PYTHONPATH=tests $(BIN)/python -m oracles.trtllm_names .weir/oracles
+
 .PHONY: test
-test: $(SETUP) ## unit, contract and e2e: all that needs no GPU
+test: $(SETUP) $(ORACLES) ## unit, contract and e2e: all that needs no GPU
 	$(BIN)/pytest tests/unit tests/contract tests/e2e
 
 .PHONY: check

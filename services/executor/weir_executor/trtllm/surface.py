@@ -37,6 +37,7 @@ class Surface:
     fields: Mapping[str, Names]
     attributes: Mapping[str, Names]
     objects: Mapping[str, frozenset[str]]
+    keys: Mapping[str, frozenset[str]]
 
 
 @cache
@@ -48,6 +49,7 @@ def surface() -> Surface:
         fields={name: _names(table) for name, table in raw["fields"].items()},
         attributes={name: _names(table) for name, table in raw["attributes"].items()},
         objects={name: frozenset(table["attributes"]) for name, table in raw["objects"].items()},
+        keys={name: frozenset(names) for name, names in raw["keys"].items()},
     )
 
 
