@@ -39,7 +39,7 @@ _KNOWN: Mapping[str, frozenset[str]] = {
 
 @dataclass
 class Uses:
-    """`imports`: full names. `keywords`: by the name of what is called. `words`: attributes and strings, all of them."""
+    """`imports`: full names. `keywords`: by the name of what is called. `words`: all attributes and strings."""
 
     imports: set[str] = field(default_factory=set)
     keywords: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
