@@ -30,6 +30,7 @@ from weir_router.fleet.model_hosts import ModelHosts
 from weir_router.fleet_report import to_fleet
 from weir_router.incoming import incoming
 from weir_router.mapping import alias
+from weir_router.models.aliases import unserved
 from weir_router.operations.actions import plan
 from weir_router.operations.mapping import to_operation
 from weir_router.operations.operations import Operations
@@ -43,7 +44,9 @@ class FleetServicer(FleetServiceServicer):
 
     async def GetFleet(self, request: GetFleetRequest, context: Any) -> GetFleetResponse:
         response = to_fleet(self.routing.fleet, self.routing.fleet.now())
-        response.aliases.extend(alias(name, targets) for name, targets in self.routing.aliases.view().items())
+        aliases = self.routing.aliases.view()
+        response.aliases.extend(alias(name, targets) for name, targets in aliases.items())
+        response.problems.extend(unserved(aliases, self.routing.fleet.snapshot()))
         return response
 
     async def ExplainRoute(self, request: ExplainRouteRequest, context: Any) -> ExplainRouteResponse:

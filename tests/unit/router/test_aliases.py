@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from weir_router.models.aliases import Aliases, TargetView
+from unit.router.views import executor, fleet
+from weir_router.models.aliases import Aliases, TargetView, unserved
 from weir_router.models.canary import Stage
 from weir_router.models.config import AliasTable, CanaryTable, TargetTable
 from weir_router.models.outcome import End, Outcome
@@ -103,3 +104,11 @@ def test_weights_are_followed_without_a_canary() -> None:
     aliases = Aliases({"chat": AliasTable.model_validate({"targets": targets})})
     assert arms(aliases) == {"r1": 2000}
     assert [view.weight_now for view in aliases.view()["chat"]] == [1.0, 0.0]
+
+
+def test_targets_that_nobody_serves_are_told_of() -> None:
+    aliases = Aliases(tables(OLD, NEW))
+    assert list(unserved(aliases.view(), fleet(executor()))) == ["alias chat: nobody serves m@r2"]
+    note(aliases, "r1", GOOD, 50)
+    note(aliases, "r2", BAD, 20)
+    assert list(unserved(aliases.view(), fleet(executor()))) == []

@@ -7,9 +7,10 @@ begins anew when it starts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from weir_router.fleet.snapshot import FleetSnapshot
 from weir_router.models.canary import Canary, Stage
 from weir_router.models.config import AliasTable, TargetTable
 from weir_router.models.outcome import End, Outcome
@@ -31,6 +32,14 @@ class TargetView:
     failed_requests: int
     # Of a canary.
     stage: Stage | None = None
+
+
+def unserved(aliases: Mapping[str, Sequence[TargetView]], snapshot: FleetSnapshot) -> Iterator[str]:
+    """In words: targets that are to get requests, and that nobody serves."""
+    for name, targets in aliases.items():
+        for view in targets:
+            if view.weight_now and not snapshot.answers(view.target.model, view.target.revision):
+                yield f"alias {name}: nobody serves {view.target}"
 
 
 class _Alias:
