@@ -181,6 +181,10 @@ churn: $(SETUP) ## workers that join and die every second under steady load: wha
 kill-matrix: $(SETUP) ## workers killed, stopped, terminated, cut off at the first, second, middle, last token: equal answers (three minutes)
 	PYTHONPATH=tests $(BIN)/python -m chaos.kill_matrix
 
+.PHONY: regions
+regions: $(SETUP) ## two regions as real processes, one of them killed: who is refused, who goes on elsewhere, what has left (a minute)
+	PYTHONPATH=tests $(BIN)/python -m chaos.regions
+
 .PHONY: train-demo
 train-demo: $(SETUP) ## train the shipped demo model and its draft again (about an hour and a half)
 	$(BIN)/python -m deploy.models.train.data --work .weir/train --conversations 100000

@@ -178,7 +178,8 @@ class Execution:
         attempt.second_wanted = None
         drawn = attempt.journal.num_drawn > 0
         may = may_go_on(self._mode, drawn=drawn, complete=attempt.journal.complete)
-        if not may or self._num_seconds == _MAX_SECONDS:
+        # Beside whoever takes all of it nobody could go on: it has its own time until it begins to answer.
+        if not may or self._num_seconds == _MAX_SECONDS or attempt.progress.delegated:
             return
         try:
             choice = self._choose_second(cause)

@@ -145,6 +145,8 @@ class Fleet:
         for kind in KINDS:
             serving = sum(link.kind == kind and link.current_state() is WorkerState.SERVING for link in self._links)
             self._metrics.healthy_workers.labels(kind).set(serving)
+        for outside, serving in self.externals.serving().items():
+            self._metrics.healthy_workers.labels(outside).set(serving)
 
     def _announce_models(self, snapshot: FleetSnapshot) -> None:
         for model in snapshot.known_models():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from weir_chassis.server import Chassis
-from weir_router.fleet.snapshot import ExternalView
+from weir_router.fleet.snapshot import ExternalView, WorkerState
 from weir_router.providers.call import ExternalCall
 from weir_router.providers.config import ExternalTable, ExternalTables, ProviderTable, RouterTable
 from weir_router.providers.external import ExternalContext, ExternalRequest, ExternalWorker
@@ -32,6 +32,11 @@ class Externals:
     def views(self, now: float) -> tuple[ExternalView, ...]:
         """At `now`, in monotonic seconds."""
         return tuple([worker.view(now) for worker in self._workers.values()])
+
+    def serving(self) -> Mapping[str, int]:
+        """How many of each kind take requests."""
+        states = [(worker.kind, worker.state is WorkerState.SERVING) for worker in self._workers.values()]
+        return {kind: sum(serves for of, serves in states if of == kind) for kind in ("provider", "router")}
 
     def worker(self, address: str, residency: Residency) -> ExternalWorker:
         return self._workers[address].permitted(residency)

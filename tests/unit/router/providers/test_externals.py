@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from contract.router_contract import Answer, collect, refusal
 from fakes.executor import FakeExecutor
@@ -17,6 +18,7 @@ from fakes.openai_server import KEY, MODEL, OpenAIServer, openai_server
 from fakes.suite import Suite, suite
 from unit.router.providers.making import chat
 from weir.inference.v1.model_pb2 import ModelVersion
+from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1 import router_pb2 as pb
 from weir_chassis.errors import WorkerLost, from_rpc_error
@@ -241,6 +243,19 @@ async def test_an_executor_that_fails_before_its_first_token_is_replaced_by_it(t
         assert answer.texts == {0: "one two three"}
         assert list(answer.receipt.workers) == ["memory:executor-0", "provider:p"]
         assert answer.receipt.attempts == 2
+
+
+async def test_nobody_is_asked_beside_it(tmp_path: Path) -> None:
+    request = text(model="bytes", routing=RoutingOptions(hedge_after=Duration()))
+    async with beside(tmp_path, rules=CHEAPEST) as (running, server):
+        server.running.clear()
+        asked = asyncio.ensure_future(ask(running, request))
+        await running.until(lambda: len(server.requests) == 1)
+        await asyncio.sleep(0.05)
+        server.running.set()
+        answer = await asked
+        assert answer.receipt.worker == "provider:p"
+        assert not running.executor.submits
 
 
 async def test_it_is_replaced_by_an_executor(tmp_path: Path) -> None:
