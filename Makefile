@@ -185,6 +185,10 @@ kill-matrix: $(SETUP) ## workers killed, stopped, terminated, cut off at the fir
 regions: $(SETUP) ## two regions as real processes, one of them killed: who is refused, who goes on elsewhere, what has left (a minute)
 	PYTHONPATH=tests $(BIN)/python -m chaos.regions
 
+.PHONY: rolling-restart
+rolling-restart: $(SETUP) ## two of every service, each restarted in turn under 50 steady streams: none fails, no token twice (two minutes)
+	PYTHONPATH=tests $(BIN)/python -m chaos.rolling
+
 .PHONY: train-demo
 train-demo: $(SETUP) ## train the shipped demo model and its draft again (about an hour and a half)
 	$(BIN)/python -m deploy.models.train.data --work .weir/train --conversations 100000

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,9 +71,10 @@ class Service:
             self.process.kill()
             self.process.wait()
 
-    async def until_serving(self) -> None:
+    async def until_serving(self, name: str = "") -> None:
+        """The process, or what has this name in its health."""
         async with open_channel(self.address) as channel:
-            health, check = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest()
+            health, check = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest(service=name)
             deadline = time.monotonic() + _PATIENCE_SECONDS
             while time.monotonic() < deadline:
                 assert not self.has_ended, f"{self.name} has ended:\n{self.log.read_text()[-2000:]}"
@@ -104,6 +105,13 @@ class Service:
             for name, value in metrics.items()
             if name.startswith(f"weir_{self.name}_leases{{") and 'kind="stream"' not in name
         )
+
+
+async def until_async(condition: Callable[[], Awaitable[bool]], seconds: float = _PATIENCE_SECONDS) -> None:
+    """As `until`, where asking takes a while."""
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.02)
 
 
 async def until(condition: Callable[[], bool], seconds: float = _PATIENCE_SECONDS) -> None:

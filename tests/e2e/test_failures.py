@@ -5,73 +5,74 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from contract.router_contract import Answer as RouterAnswer
+from contract.router_contract import collect as collect_answer
 from e2e.conftest import Stack, load_of, start_stack, until_idle
-from weir.inference.v1.routing_pb2 import CONTINUATION_MODE_NONE, RoutingOptions
+from weir.inference.v1.routing_pb2 import CONTINUATION_MODE_NONE
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1.router_pb2 import GenerateRequest
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir_chassis.channel import open_channel
 from weir_chassis.errors import Fault, WeirError, from_rpc_error, reason_name
-from weir_client.client import Answer, Client, collect, user
+from weir_client.client import Client, collect, user
 
 _GREEDY = SamplingParameters(temperature=0)
 _LONG = StoppingConditions(max_tokens=1500, ignore_eos=True)
 
 
-async def test_an_executor_killed_in_mid_stream_costs_its_stream_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Stack]:
+    """Two executors that a test may kill."""
     running = start_stack(tmp_path, "--executors", "2")
-    try:
-        async with Client(running.router) as client:
-            stopping = StoppingConditions(max_tokens=400, ignore_eos=True)
-            wanted = await collect(client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=stopping))
-            answer, killed, continued = Answer(), "", []
-            async for event in client.chat([user("Tell me a story.")], sampling=_GREEDY, stopping=stopping, timeout=60):
-                answer.add(event)
-                if event.HasField("delta") and not killed:
-                    killed = await _kill_the_busy_one(running)
-                if event.HasField("continued"):
-                    continued.append(event.continued)
-            assert answer.outputs == wanted.outputs
-            assert answer.usage.completion_tokens == 400
-            assert [(each.reason, each.exact) for each in continued] == [("WORKER_LOST", True)]
-            first, second = answer.receipt.workers
-            assert (first, answer.receipt.worker) == (killed, second)
-    finally:
-        running.process.send_signal(signal.SIGINT)
-        running.process.wait(60)
+    yield running
+    running.process.send_signal(signal.SIGINT)
+    running.process.wait(60)
 
 
-async def test_an_executor_killed_in_mid_stream_ends_a_stream_that_is_not_to_be_continued(tmp_path: Path) -> None:
-    running = start_stack(tmp_path, "--executors", "2")
-    try:
-        async with Client(running.router) as client:
-            request = GenerateRequest(
-                text="Once",
-                sampling=_GREEDY,
-                stopping=_LONG,
-                routing=RoutingOptions(continuation=CONTINUATION_MODE_NONE),
-            )
-            killed = ""
-            with pytest.raises(grpc.RpcError) as caught:
-                async with open_channel(running.router) as channel:
-                    async for event in RouterServiceStub(channel).Generate(request, timeout=60):
-                        if event.HasField("delta") and not killed:
-                            killed = await _kill_the_busy_one(running)
-            error = from_rpc_error(caught.value)
-            assert reason_name(error.reason) == "WORKER_LOST"
-            assert error.row.code is grpc.StatusCode.UNAVAILABLE
-            assert error.row.fault is Fault.SERVER
-            assert error.metadata["worker"] == killed
-            answer = await collect(client.chat([user("Hello")], sampling=_GREEDY, timeout=30))
-            assert answer.text
-    finally:
-        running.process.send_signal(signal.SIGINT)
-        running.process.wait(60)
+async def test_an_executor_killed_in_mid_stream_costs_only_streams_that_are_not_to_be_continued(mortal: Stack) -> None:
+    stopping = StoppingConditions(max_tokens=400, ignore_eos=True)
+    request = GenerateRequest(text="Once upon a time", sampling=_GREEDY, stopping=stopping)
+    async with open_channel(mortal.router) as channel:
+        stub = RouterServiceStub(channel)
+        wanted = await collect_answer(stub.Generate(request))
+        answer, killed = await _killed_under(mortal, stub, request)
+        assert (answer.token_ids, answer.texts, answer.finished) == (wanted.token_ids, wanted.texts, wanted.finished)
+        assert answer.usage.completion_tokens == 400
+        assert (answer.continued.reason, answer.continued.exact) == ("WORKER_LOST", True)
+        assert (answer.receipt.workers[0], len(set(answer.receipt.workers))) == (killed, 2)
+        await _until_both_serve(mortal)
+        request.routing.continuation = CONTINUATION_MODE_NONE
+        with pytest.raises(grpc.RpcError) as caught:
+            await _killed_under(mortal, stub, request)
+        error = from_rpc_error(caught.value)
+        assert reason_name(error.reason) == "WORKER_LOST"
+        assert (error.row.code, error.row.fault) == (grpc.StatusCode.UNAVAILABLE, Fault.SERVER)
+        assert error.metadata["worker"] in mortal.addresses("executor")
+        assert (await collect_answer(stub.Generate(request))).texts == wanted.texts
+
+
+async def _until_both_serve(running: Stack) -> None:
+    """As far as the router knows."""
+    async with Client(running.router) as client, asyncio.timeout(30):
+        while sum(model.healthy_workers for model in await client.models()) < 2:
+            await asyncio.sleep(0.05)
+
+
+async def _killed_under(running: Stack, stub: Any, request: GenerateRequest) -> tuple[RouterAnswer, str]:
+    """The answer to a request whose executor was killed after its first token, and which it was."""
+    answer, killed = RouterAnswer(), ""
+    async for event in stub.Generate(request, timeout=60):
+        answer.add(event)
+        if event.HasField("delta") and not killed:
+            killed = await _kill_the_busy_one(running)
+    return answer, killed
 
 
 async def _kill_the_busy_one(running: Stack) -> str:

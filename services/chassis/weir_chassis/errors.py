@@ -309,7 +309,11 @@ def from_rpc_error(error: grpc.RpcError) -> WeirError:
         status = None
     if status is None:
         status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
-    return from_status(status)
+    found = from_status(status)
+    if isinstance(found, Cancelled) and not isinstance(found, RemoteError):
+        # Who cancels a call itself sees no status of it. This one is gRPC's: the call met a server that was stopping.
+        return WorkerLost(f"the server was stopped under the call: {found.message}")
+    return found
 
 
 def wrong_fields(error: WeirError) -> list[str]:
