@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,17 +17,22 @@ from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.output_pb2 import FinishReason, Usage
 from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.stream_pb2 import Accepted, OutputFinished, Receipt
+from weir.router.v1.retained_pb2 import RetainedRequest
 from weir.router.v1.router_pb2 import GenerateRequest
 from weir_chassis.errors import AlreadyExists, Cancelled, InvalidArgument, NotFound, Overloaded, WeirError, WorkerLost
 from weir_router import mapping
 from weir_router.delivery import Event
+from weir_router.fleet.model_version import Version
+from weir_router.keeping import Begun, Drawing
+from weir_router.pipeline import Write
 from weir_router.regions import NO_CLIENT
-from weir_router.request import Caller, ClientRequest
+from weir_router.request import Caller, ClientRequest, EncodedPrompt
 from weir_router.retained.cut import Places
-from weir_router.retained.requests import RetainedRequests, Write
+from weir_router.retained.requests import RetainedRequests
 from weir_router.retained.stream import Name
 
 _LONG_SECONDS = 20.0
+PROMPT = EncodedPrompt(Version("m", "r1", "t"), [7, 8, 9], b"", 16, tenant_salt="salt")
 ACCEPTED = Accepted(request_id="r", attempt=1, model_version=ModelVersion(model="m"))
 ENDING: Sequence[Event] = (
     OutputFinished(output_index=0, finish_reason=FinishReason.FINISH_REASON_STOP),
@@ -45,6 +49,10 @@ class ScriptedRun:
     events: asyncio.Queue[Event | WeirError | None] = field(default_factory=asyncio.Queue)
     ended: str = ""
 
+    @property
+    def begun(self) -> Begun | None:
+        return self.request.keeping.begun
+
     def say(self, *events: Event | WeirError | None) -> None:
         for event in events:
             self.events.put_nowait(event)
@@ -57,11 +65,14 @@ class ScriptedRun:
 class ScriptedRuns:
     """The pipeline behind both doors."""
 
+    prompt: EncodedPrompt = PROMPT
+    numerics: str = "as the first"
     runs: list[ScriptedRun] = field(default_factory=list)
 
     async def run(self, request: ClientRequest, write: Write, left_seconds: float | None) -> None:
         run = ScriptedRun(request)
         self.runs.append(run)
+        request.keeping.on_prompt(self.prompt, Drawing(self.numerics))
         try:
             while (event := await run.events.get()) is not None:
                 if isinstance(event, WeirError):
@@ -99,10 +110,9 @@ class Call:
         return said_by(self)
 
     async def lose(self) -> None:
-        """As the client's going away does."""
+        """As the client's going away does; it may have ended."""
         self.task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self.task
+        await asyncio.gather(self.task, return_exceptions=True)
 
 
 def said_by(call: Call) -> dict[int, tuple[list[int], str]]:
@@ -383,6 +393,10 @@ async def check_more_than_the_routers_limit_is_refused(at: Place) -> None:
     with pytest.raises(InvalidArgument, match=r"routing\.retain"):
         await at.ask(at.here, **kept(1e6)).end()
     assert not at.pipeline.runs
+
+
+def recompose(record: RetainedRequest) -> ClientRequest:
+    return mapping.from_generate(record.generate, record.request_id, record.seed, Caller(NO_CLIENT, record.tenant))
 
 
 CHECKS = [check for name, check in list(globals().items()) if name.startswith("check_")]

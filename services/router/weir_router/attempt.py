@@ -30,6 +30,7 @@ from weir_router.fleet.outstanding import Reservation
 from weir_router.fleet.snapshot import Price
 from weir_router.hedge import Cause, Second
 from weir_router.journal import Journal
+from weir_router.keeping import Begun
 from weir_router.metrics import RouterMetrics
 from weir_router.streams.executor_stream import TokenLane
 
@@ -198,6 +199,24 @@ class Attempt:
     def used_postprocessors(self) -> frozenset[str]:
         streams = [*self._left_lanes, *([self._lane] if self._lane is not None else [])]
         return frozenset(stream.address for stream in streams if stream.is_open)
+
+    def take_up(self, begun: Begun) -> None:
+        """What another router has done of it: its client has all of these tokens, or can be given them without it."""
+        for output_index, token_ids in begun.token_ids.items():
+            self.journal.draw(output_index, token_ids)
+            if self.journal.complete:
+                self.journal.deliver(output_index, len(token_ids))
+            self.progress.delivered_tokens += len(token_ids)
+        self._drawing -= set(begun.finished)
+        self._unfinished -= set(begun.finished)
+        if not self._unfinished:
+            self.ended.set()
+            self.outbox.close()
+
+    @property
+    def drawing(self) -> bool:
+        """Some output is not over."""
+        return bool(self._drawing)
 
     # Its workers.
 

@@ -11,7 +11,15 @@ from __future__ import annotations
 import asyncio
 
 from weir.inference.v1.output_pb2 import Usage
-from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt, TokenLogprob
+from weir.inference.v1.stream_pb2 import (
+    Accepted,
+    Continued,
+    Delta,
+    OutputFinished,
+    Receipt,
+    TokenLogprob,
+    ToolCallDelta,
+)
 from weir_chassis.errors import SlowConsumer, WeirError
 from weir_router.write_pace import WritePace
 
@@ -21,13 +29,14 @@ Event = Accepted | Delta | Continued | OutputFinished | Usage | Receipt
 class MergedDelta:
     """Deltas of one output as one. The first is kept as it came: mostly it stays the only one."""
 
-    __slots__ = ("_first", "_logprobs", "_texts", "_token_ids")
+    __slots__ = ("_first", "_logprobs", "_texts", "_token_ids", "_tool_calls")
 
     def __init__(self, first: Delta):
         self._first = first
         self._token_ids: list[int] = []
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._tool_calls: list[ToolCallDelta] = []
 
     def add(self, delta: Delta) -> None:
         # Copied out, so that the message in which it came, with everybody's deltas, can be freed.
@@ -37,6 +46,8 @@ class MergedDelta:
             copy = TokenLogprob()
             copy.CopyFrom(entry)
             self._logprobs.append(copy)
+        for call in delta.tool_calls:
+            self._tool_calls.append(ToolCallDelta.FromString(call.SerializeToString()))
 
     def message(self) -> Delta:
         if not self._texts:
@@ -46,6 +57,7 @@ class MergedDelta:
         merged.token_ids.extend(self._token_ids)
         merged.text += "".join(self._texts)
         merged.logprobs.extend(self._logprobs)
+        merged.tool_calls.extend(self._tool_calls)
         return merged
 
 

@@ -34,6 +34,7 @@ from weir_router.faults.table import Where
 from weir_router.fleet.snapshot import ExecutorModel, ExecutorView
 from weir_router.hedge import Cause, Second
 from weir_router.journey import Journey, duration
+from weir_router.keeping import Begun, Drawing
 from weir_router.metrics import RouterMetrics
 from weir_router.policies.choose import Choice, choose_postprocessor, prefill_workers
 from weir_router.policies.policy import Demand
@@ -84,7 +85,7 @@ class Execution:
         configured = self._routing.config.of_model(prompt.version.model).continuation
         self._mode = mode_of(journey.request.routing.continuation, configured)
         # Of the first executor for all of it, and whether all tokens so far are drawn so.
-        self._numerics, self._draws_anew, self._exact = "", False, True
+        self.drawing, self._exact = Drawing(), True
         # How many workers have failed it after its first token, those that had no room left out; how many tokens were
         # drawn when one last failed it, and how long after that somebody with room is waited for.
         self._failures, self._drawn_before, self._patient_until = 0, 0, 0.0
@@ -97,12 +98,29 @@ class Execution:
 
     async def start(self) -> None:
         """Raises a WeirError when nobody may have it."""
+        if self._request.keeping.begun is not None:
+            await self._take_up(self._request.keeping.begun)
+            return
         assigned = await self._assigned_prefill()
         choice = self._choose_first()
         choice = self._routing.choose_prefill(choice, self._demand(), self._prefill_workers(choice), assigned)
         await self._execute(choice)
         if (seconds := self._hedge_seconds()) is not None:
             self._attempt.hedge_after(seconds)
+
+    async def _take_up(self, begun: Begun) -> None:
+        """Goes on after what another router has done of it."""
+        self._attempt.take_up(begun)
+        self._journey.attempts, self.drawing = begun.attempts, begun.drawing
+        if not self._attempt.drawing:
+            return  # only its last words are missing
+        setback = Setback("the router", WorkerLost("the router that ran this request was lost"))
+        journal = self._attempt.journal
+        if not may_go_on(self._mode, drawn=journal.num_drawn > 0, complete=journal.complete):
+            raise setback.error
+        choice = await self._found(self._choose_another, setback)
+        self._note(setback, "router")
+        await self._execute(choice)
 
     async def go_on(self) -> None:
         """With others in place of workers that failed it or are done with it. Raises a WeirError when it cannot."""
@@ -240,10 +258,10 @@ class Execution:
         if not self._attempt.journal.num_drawn:
             return self._choose_first()
         try:
-            if self._draws_anew and self._mode is Mode.EXACT:
+            if self.drawing.anew and self._mode is Mode.EXACT:
                 raise NoWorker("what has drawn so far draws anew when it is resumed")
-            if self._exact and not self._draws_anew:
-                return self._choose(self._numerics)
+            if self._exact and not self.drawing.anew:
+                return self._choose(self.drawing.numerics)
         except WeirError:
             if self._mode is Mode.EXACT:
                 raise
@@ -253,7 +271,7 @@ class Execution:
     def _choose_first(self) -> Choice:
         """What it draws by is what the client may expect from now on."""
         choice = self._choose()
-        self._numerics, self._draws_anew = choice.model.numerics, choice.model.draws_anew
+        self.drawing = Drawing(choice.model.numerics, choice.model.draws_anew)
         return choice
 
     def _choose_postprocessor(self) -> str:

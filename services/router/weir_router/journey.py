@@ -87,7 +87,7 @@ class Journey:
             request_id=self.request.request_id,
             model_version=progress.version or prompt.version.message(),
             attempts=self.attempts,
-            worker=progress.executors[-1],
+            worker=progress.executors[-1] if progress.executors else "",
             prefill_worker=progress.executors[0] if progress.first_end is not None else "",
             policy=self.choice.policy if self.choice else "",
             scores=[worker_score(scored) for scored in self.choice.scores] if self.choice else (),

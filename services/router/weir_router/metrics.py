@@ -42,6 +42,10 @@ class RouterMetrics:
         self.retained_streams = metrics.gauge("retained_streams", "Streams that are kept for whoever resumes them")
         self.retained_bytes = metrics.gauge("retained_bytes", "What is kept of them")
         self.resumes = metrics.counter("resumes", "Streams that were resumed")
+        self.unshared_streams = metrics.counter(
+            "unshared_streams", "Retained streams that other routers no longer find, or have taken over", ("cause",)
+        )
+        self.retained_store_up = metrics.gauge("retained_store_up", "1 while the Redis of shared streams answers")
 
         self.prefix_executors = metrics.gauge("prefix_executors", "Executors of which it is known what they hold")
         self.prefix_blocks = metrics.gauge("prefix_blocks", "Blocks that they are known to hold, over all")

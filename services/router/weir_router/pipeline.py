@@ -64,7 +64,10 @@ class Pipeline:
         self._pace = WritePace()
 
     async def run(self, request: ClientRequest, write: Write, left_seconds: float | None) -> None:
-        """Writes the request's events in the order of stream.proto, or raises a WeirError."""
+        """Writes the request's events in the order of stream.proto, or raises a WeirError.
+
+        Of one that another router has begun: those from there on, and one that says that it goes on.
+        """
         journey = self._begin(request, left_seconds)
         with self._observed(journey):
             async with time_limit(left_seconds) as limit:
@@ -89,6 +92,8 @@ class Pipeline:
         with self._attempt(journey, prompt, limit) as attempt:
             execution = Execution(self._dispatch, journey, prompt, attempt)
             await execution.start()
+            if not attempt.progress.delegated:  # else nobody can go on after its tokens
+                journey.request.keeping.on_prompt(prompt, execution.drawing)
             await _deliver(attempt.outbox, execution, write)
             await self._conclude(attempt, journey, prompt, write)
 

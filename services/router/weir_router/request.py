@@ -9,6 +9,7 @@ from weir.inference.v1.chat_pb2 import ChatPrompt
 from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir_router.fleet.model_version import Version
+from weir_router.keeping import NOT_KEPT, Keeping
 from weir_router.regions import Residency
 
 
@@ -66,6 +67,7 @@ class ClientRequest:
     # Whether the client has named the seed itself.
     seeded: bool = False
     via: Via = ()
+    keeping: Keeping = NOT_KEPT
 
     @property
     def n(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 from weir.router.v1 import fleet_pb2
@@ -31,13 +31,13 @@ from weir_router.models.metrics import ModelMetrics
 from weir_router.models.models import Models
 from weir_router.models.shadow import Shadows
 from weir_router.operations.operations import Operations
-from weir_router.pipeline import Limits, Pipeline, Run
+from weir_router.pipeline import Limits, Pipeline
 from weir_router.prefill_queue import PrefillQueue
 from weir_router.prefixes.feed import PrefixFeed
 from weir_router.prefixes.index import PrefixIndex
 from weir_router.prefixes.prefixes import Prefixes
 from weir_router.prefixes.routed import RoutedPrefixes
-from weir_router.retained.requests import RetainedRequests
+from weir_router.retained.open import open_retained
 from weir_router.routing import Routing
 from weir_router.routing_config import parse
 from weir_router.servicer import RouterServicer
@@ -117,8 +117,6 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
             clock=chassis.clock,
             metrics=metrics,
         )
-        requests = _keep_streams(settings, chassis, shadows.run, metrics)
-        servicer = RouterServicer(requests, embedder, detector, routing, chassis.random)
         operations = Operations(
             chassis.background,
             chassis.connect,
@@ -128,14 +126,16 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
         explainer = Explainer(routing, models, settings.disaggregate_tokens, chassis.clock)
         hosts = ModelHosts(settings.model_hosts, chassis.connect)
         fleet_servicer = FleetServicer(routing, explainer, operations, hosts)
-        with closing(requests), _followed(settings, routing, chassis):
-            yield Servicers(
-                [
-                    Registration(add_RouterServiceServicer_to_server, servicer, NAME),
-                    Registration(add_FleetServiceServicer_to_server, fleet_servicer, FLEET_NAME),
-                ],
-                drain=requests.drain,
-            )
+        async with open_retained(settings, chassis, shadows.run, routing, metrics) as requests:
+            servicer = RouterServicer(requests, embedder, detector, routing, chassis.random)
+            with _followed(settings, routing, chassis):
+                yield Servicers(
+                    [
+                        Registration(add_RouterServiceServicer_to_server, servicer, NAME),
+                        Registration(add_FleetServiceServicer_to_server, fleet_servicer, FLEET_NAME),
+                    ],
+                    drain=requests.drain,
+                )
 
 
 @contextmanager
@@ -166,19 +166,6 @@ def _aside(dispatch: Dispatch, models: Models, judging: Judging, limits: Limits,
         leases=chassis.leases,
         metrics=metrics,
     )
-
-
-def _keep_streams(settings: RouterSettings, chassis: Chassis, run: Run, metrics: RouterMetrics) -> RetainedRequests:
-    requests = RetainedRequests(
-        run,
-        settings.retention(),
-        clock=chassis.clock,
-        leases=chassis.leases,
-        background=chassis.background,
-        metrics=metrics,
-    )
-    chassis.background.start(requests.sweep(), name="sweep_retained")
-    return requests
 
 
 def _join_prefill_queue(settings: RouterSettings, chassis: Chassis, metrics: RouterMetrics) -> PrefillQueue | None:

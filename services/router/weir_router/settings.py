@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from weir_chassis.followed_file import read_config
@@ -184,6 +184,23 @@ class RouterSettings(ServiceSettings):
     retained_stream_bytes: int = Field(
         default=8 << 20, ge=1 << 12, description="of one; a longer one loses its beginning and says so to who wants it"
     )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        min_length=1,
+        description="redis://, rediss:// or unix://: where retained streams are shared; unset: nowhere",
+    )
+    redis_store: str = Field(
+        default="main",
+        pattern=r"^[A-Za-z0-9._-]{1,63}$",
+        description="routers with the same name at the same server share their streams",
+    )
+    redis_timeout_seconds: float = Field(default=1.0, gt=0.0, le=60.0, description="one round trip to it")
+    redis_flush_seconds: float = Field(
+        default=0.05, gt=0.0, le=10.0, description="between two of them: how much of a stream a killed router may lose"
+    )
+    redis_lease_seconds: float = Field(
+        default=3.0, gt=0.0, le=600.0, description="a router that is not heard of for so long is taken for dead"
+    )
     probe_timeout_seconds: float = Field(
         default=5.0, gt=0.0, le=60.0, description="one question about a worker's model or load"
     )
@@ -234,6 +251,11 @@ class RouterSettings(ServiceSettings):
     def _check_relations(self) -> Self:
         if self.retain_max_seconds < self.retain_default_seconds:
             raise ValueError("WEIR_ROUTER_RETAIN_MAX_SECONDS is less than WEIR_ROUTER_RETAIN_DEFAULT_SECONDS")
+        if self.redis_lease_seconds < 3 * max(self.redis_flush_seconds, self.redis_timeout_seconds):
+            raise ValueError(
+                "WEIR_ROUTER_REDIS_LEASE_SECONDS is less than three times WEIR_ROUTER_REDIS_FLUSH_SECONDS "
+                "or WEIR_ROUTER_REDIS_TIMEOUT_SECONDS: one round trip that fails would lose it"
+            )
         if self.reconnect_max_seconds < self.reconnect_min_seconds:
             raise ValueError("WEIR_ROUTER_RECONNECT_MAX_SECONDS is less than WEIR_ROUTER_RECONNECT_MIN_SECONDS")
         if self.eject_longest_seconds < self.eject_first_seconds:

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from weir.inference.v1 import error_pb2 as weir_dot_inference_dot_v1_dot_error__pb2
 from weir.inference.v1 import model_pb2 as weir_dot_inference_dot_v1_dot_model__pb2
@@ -30,19 +31,19 @@ from weir.inference.v1 import stream_pb2 as weir_dot_inference_dot_v1_dot_stream
 from weir.router.v1 import router_pb2 as weir_dot_router_dot_v1_dot_router__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dweir/router/v1/retained.proto\x12\x0eweir.router.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweir/inference/v1/error.proto\x1a\x1dweir/inference/v1/model.proto\x1a\x1eweir/inference/v1/output.proto\x1a\x1eweir/inference/v1/stream.proto\x1a\x1bweir/router/v1/router.proto\"\xdd\x01\n\x0fRetainedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x33\n\x08generate\x18\x03 \x01(\x0b\x32\x1f.weir.router.v1.GenerateRequestH\x00\x12+\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x1b.weir.router.v1.ChatRequestH\x00\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\n\x04\x62ody\"\xe4\x02\n\rRetainedEntry\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.weir.inference.v1.AcceptedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.DeltaH\x00\x12\x31\n\tcontinued\x18\x03 \x01(\x0b\x32\x1c.weir.inference.v1.ContinuedH\x00\x12\x35\n\x08\x66inished\x18\x04 \x01(\x0b\x32!.weir.inference.v1.OutputFinishedH\x00\x12)\n\x05usage\x18\x05 \x01(\x0b\x32\x18.weir.inference.v1.UsageH\x00\x12-\n\x07receipt\x18\x06 \x01(\x0b\x32\x1a.weir.inference.v1.ReceiptH\x00\x12*\n\x03\x65nd\x18\x07 \x01(\x0b\x32\x1b.weir.router.v1.RetainedEndH\x00\x42\x07\n\x05\x65ntry\"\x81\x01\n\x0eRetainedPrompt\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x13\n\x0btenant_salt\x18\x04 \x01(\t\":\n\x0bRetainedEnd\x12+\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x1a.weir.inference.v1.Failureb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dweir/router/v1/retained.proto\x12\x0eweir.router.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dweir/inference/v1/error.proto\x1a\x1dweir/inference/v1/model.proto\x1a\x1eweir/inference/v1/output.proto\x1a\x1eweir/inference/v1/stream.proto\x1a\x1bweir/router/v1/router.proto\"\xa6\x02\n\x0fRetainedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x33\n\x08generate\x18\x03 \x01(\x0b\x32\x1f.weir.router.v1.GenerateRequestH\x00\x12+\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x1b.weir.router.v1.ChatRequestH\x00\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06retain\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07subject\x18\x08 \x01(\t\x12\x0b\n\x03via\x18\t \x03(\tB\x06\n\x04\x62ody\"\xe4\x02\n\rRetainedEntry\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.weir.inference.v1.AcceptedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.DeltaH\x00\x12\x31\n\tcontinued\x18\x03 \x01(\x0b\x32\x1c.weir.inference.v1.ContinuedH\x00\x12\x35\n\x08\x66inished\x18\x04 \x01(\x0b\x32!.weir.inference.v1.OutputFinishedH\x00\x12)\n\x05usage\x18\x05 \x01(\x0b\x32\x18.weir.inference.v1.UsageH\x00\x12-\n\x07receipt\x18\x06 \x01(\x0b\x32\x1a.weir.inference.v1.ReceiptH\x00\x12*\n\x03\x65nd\x18\x07 \x01(\x0b\x32\x1b.weir.router.v1.RetainedEndH\x00\x42\x07\n\x05\x65ntry\"\xa7\x01\n\x0eRetainedPrompt\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x03 \x01(\t\x12\x13\n\x0btenant_salt\x18\x04 \x01(\t\x12\x10\n\x08numerics\x18\x05 \x01(\t\x12\x12\n\ndraws_anew\x18\x06 \x01(\x08\":\n\x0bRetainedEnd\x12+\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x1a.weir.inference.v1.Failureb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weir.router.v1.retained_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RETAINEDREQUEST']._serialized_start=238
-  _globals['_RETAINEDREQUEST']._serialized_end=459
-  _globals['_RETAINEDENTRY']._serialized_start=462
-  _globals['_RETAINEDENTRY']._serialized_end=818
-  _globals['_RETAINEDPROMPT']._serialized_start=821
-  _globals['_RETAINEDPROMPT']._serialized_end=950
-  _globals['_RETAINEDEND']._serialized_start=952
-  _globals['_RETAINEDEND']._serialized_end=1010
+  _globals['_RETAINEDREQUEST']._serialized_start=270
+  _globals['_RETAINEDREQUEST']._serialized_end=564
+  _globals['_RETAINEDENTRY']._serialized_start=567
+  _globals['_RETAINEDENTRY']._serialized_end=923
+  _globals['_RETAINEDPROMPT']._serialized_start=926
+  _globals['_RETAINEDPROMPT']._serialized_end=1093
+  _globals['_RETAINEDEND']._serialized_start=1095
+  _globals['_RETAINEDEND']._serialized_end=1153
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -39,10 +40,15 @@ class RetainedRequest(_message.Message):
     CHAT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    RETAIN_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    VIA_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     tenant: _builtins.str
     seed: _builtins.int
     """For a request that names none."""
+    subject: _builtins.str
+    """Whose arm of an experiment it belongs to. Empty: nobody's."""
     @_builtins.property
     def generate(self) -> _router_pb2.GenerateRequest: ...
     @_builtins.property
@@ -50,6 +56,14 @@ class RetainedRequest(_message.Message):
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """The deadline of the call that began it. Unset: none."""
+
+    @_builtins.property
+    def retain(self) -> _duration_pb2.Duration:
+        """How long it is kept without a reader and after its end."""
+
+    @_builtins.property
+    def via(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Regions' routers that it has come through."""
 
     def __init__(
         self,
@@ -60,10 +74,13 @@ class RetainedRequest(_message.Message):
         chat: _router_pb2.ChatRequest | None = ...,
         seed: _builtins.int = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        retain: _duration_pb2.Duration | None = ...,
+        subject: _builtins.str = ...,
+        via: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "chat", b"chat", "expires_at", b"expires_at", "generate", b"generate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "chat", b"chat", "expires_at", b"expires_at", "generate", b"generate", "retain", b"retain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "chat", b"chat", "expires_at", b"expires_at", "generate", b"generate", "request_id", b"request_id", "seed", b"seed", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "chat", b"chat", "expires_at", b"expires_at", "generate", b"generate", "request_id", b"request_id", "retain", b"retain", "seed", b"seed", "subject", b"subject", "tenant", b"tenant", "via", b"via"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["generate", "chat"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
@@ -133,9 +150,15 @@ class RetainedPrompt(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
     TENANT_SALT_FIELD_NUMBER: _builtins.int
+    NUMERICS_FIELD_NUMBER: _builtins.int
+    DRAWS_ANEW_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """The adapter's fingerprint. Empty: none."""
     tenant_salt: _builtins.str
+    numerics: _builtins.str
+    """Of the executor that drew its first tokens: one whose own are the same goes on exactly."""
+    draws_anew: _builtins.bool
+    """That executor draws anew when it is resumed: nobody goes on exactly."""
     @_builtins.property
     def model_version(self) -> _model_pb2.ModelVersion: ...
     @_builtins.property
@@ -147,10 +170,12 @@ class RetainedPrompt(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         adapter: _builtins.str = ...,
         tenant_salt: _builtins.str = ...,
+        numerics: _builtins.str = ...,
+        draws_anew: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "model_version", b"model_version", "tenant_salt", b"tenant_salt", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "draws_anew", b"draws_anew", "model_version", b"model_version", "numerics", b"numerics", "tenant_salt", b"tenant_salt", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

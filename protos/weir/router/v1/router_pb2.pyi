@@ -61,6 +61,7 @@ class NextToken(_message.Message):
     OUTPUT_INDEX_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_INDEX_FIELD_NUMBER: _builtins.int
     TEXT_BYTES_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_BYTES_FIELD_NUMBER: _builtins.int
     output_index: _builtins.int
     first_token_index: _builtins.int
     """The index of the next token that the client wants."""
@@ -68,16 +69,19 @@ class NextToken(_message.Message):
     """How much of the output's text it has, in bytes of UTF-8, so that the text goes on exactly there. Unset: the text of all deltas
     that brought any token before `first_token_index`, as they are kept.
     """
+    tool_call_bytes: _builtins.int
+    """Likewise of its tool calls: bytes of `arguments_json` of all of them. The first part of one may come again."""
     def __init__(
         self,
         *,
         output_index: _builtins.int = ...,
         first_token_index: _builtins.int = ...,
         text_bytes: _builtins.int | None = ...,
+        tool_call_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_text_bytes", b"_text_bytes", "text_bytes", b"text_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text_bytes", b"_text_bytes", "first_token_index", b"first_token_index", "output_index", b"output_index", "text_bytes", b"text_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_text_bytes", b"_text_bytes", "first_token_index", b"first_token_index", "output_index", b"output_index", "text_bytes", b"text_bytes", "tool_call_bytes", b"tool_call_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__text_bytes: _TypeAlias = _typing.Literal["text_bytes"]  # noqa: Y015
     _WhichOneofArgType__text_bytes: _TypeAlias = _typing.Literal["_text_bytes", b"_text_bytes"]  # noqa: Y015

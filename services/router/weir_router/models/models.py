@@ -38,6 +38,9 @@ class Models:
 
     async def encode(self, journey: Journey) -> EncodedPrompt:
         """The prompt in its target's own tokens. Raises as `resolve` and `Encoder.encode` do, and Infeasible."""
+        begun = journey.request.keeping.begun
+        if begun is not None:
+            return self._encoded(begun.prompt, journey)
         targets = self._targets(journey)
         try:
             prompt = await self._encode(targets[0], journey)
@@ -59,6 +62,13 @@ class Models:
         if table is None or target.selected_by in ("", LONG_CONTEXT):
             return None
         return long_context(prompt_tokens, table)
+
+    def _encoded(self, prompt: EncodedPrompt, journey: Journey) -> EncodedPrompt:
+        """By another router: its target stays what it is."""
+        model = prompt.version.model
+        journey.target, journey.turn = Target(model), self._routing.next_turn(model)
+        journey.bounds = Bounds.of(journey.request.routing.constraints)
+        return prompt
 
     async def _encode(self, target: Target, journey: Journey) -> EncodedPrompt:
         journey.target, journey.turn = target, self._routing.next_turn(target.model)

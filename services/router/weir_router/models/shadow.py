@@ -25,6 +25,7 @@ from weir_chassis.clock import Clock
 from weir_chassis.errors import WeirError
 from weir_chassis.telemetry import get_logger
 from weir_router.delivery import Event
+from weir_router.keeping import NOT_KEPT
 from weir_router.models.config import ShadowTable
 from weir_router.models.metrics import ModelMetrics
 from weir_router.models.outcome import End, outcome_of
@@ -177,6 +178,7 @@ def _shadow_of(asked: _Comparison) -> ClientRequest:
         tenant=f"shadow-{blake2b(request.tenant.encode(), digest_size=16).hexdigest()}",
         routing=RoutingOptions(),
         subject="",
+        keeping=NOT_KEPT,
     )
 
 

@@ -57,6 +57,7 @@ class RetainedLog:
         """No more entries. The first end counts."""
         if not self.ended:
             self._add(end_of(error))
+            self.error = error
 
     def load(self, data: bytes) -> None:
         """An entry of the same log elsewhere. Raises as `add` does."""

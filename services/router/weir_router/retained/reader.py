@@ -47,7 +47,7 @@ class Reader:
         """
         while True:
             if self._dismissal is not None:
-                raise self._dismissal
+                raise self._dismissal.with_traceback(None)  # others are told by the same
             if events := self._next():
                 return events
             if self._position < len(self._log):
@@ -59,7 +59,7 @@ class Reader:
 
     def _end(self) -> list[Event]:
         if self._log.error is not None:
-            raise self._log.error
+            raise self._log.error.with_traceback(None)
         return []
 
     def _next(self) -> list[Event]:

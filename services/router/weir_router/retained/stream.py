@@ -41,7 +41,10 @@ class RetainedStream:
         self.task: asyncio.Task[Any] | None = None
         # Why the task was cancelled, where it was by one of ours.
         self.cause: WeirError | None = None
-        # A reader at another router has been heard of, and is believed in until then.
+        # How often its readers have been dismissed, as all routers count it. None: not known yet.
+        self.reader_number: int | None = None
+        # How late a reader at another router is heard of; one that has been heard of is believed in until then.
+        self.heard_after = 0.0
         self.read_elsewhere_until = 0.0
         self._clock, self._leases = clock, leases
         self._readers: list[Reader] = []
@@ -67,10 +70,14 @@ class RetainedStream:
 
     def cancel(self, cause: WeirError) -> None:
         """Ends the request with this error, if it still runs."""
+        self.stop(cause)
+        self.end(cause)
+
+    def stop(self, cause: WeirError) -> None:
+        """Runs it no further here. Its log is as it is."""
         if self.task is not None and not self.task.done():
             self.cause = self.cause or cause
             self.task.cancel()
-        self.end(cause)
 
     @contextmanager
     def reading(self, wanted: Places, *, alone: bool) -> Iterator[Reader]:
@@ -79,7 +86,7 @@ class RetainedStream:
         Raises NotFound when what it wants has been dropped.
         """
         reader = Reader(self.log, wanted)
-        self.dismiss_readers(keep=0 if alone else _MAX_READERS - 1)
+        self.dismiss_readers(_another(), keep=0 if alone else _MAX_READERS - 1)
         self._readers.append(reader)
         with self._leases.acquire("retained_reader", self.name.request_id):
             try:
@@ -87,10 +94,16 @@ class RetainedStream:
             finally:
                 self._leave(reader)
 
-    def dismiss_readers(self, *, keep: int = 0) -> None:
-        """All but the newest of these many end."""
+    def note_reader(self, number: int) -> None:
+        """So many have taken it over by now, at whichever router: whoever read it before is dismissed."""
+        if self.reader_number is not None and number > self.reader_number:
+            self.dismiss_readers(_another())
+        self.reader_number = max(number, self.reader_number or 0)
+
+    def dismiss_readers(self, cause: WeirError, *, keep: int = 0) -> None:
+        """All but so many, the newest, end with this error."""
         for reader in self._readers[: max(0, len(self._readers) - keep)]:
-            reader.dismiss(Cancelled("another call reads this stream now"))
+            reader.dismiss(cause)
             self._leave(reader)
 
     def wake(self) -> None:
@@ -110,10 +123,16 @@ class RetainedStream:
         """Whether it has been kept long enough."""
         if self.read:
             return False
-        since = max(self._left_at, self.read_elsewhere_until) if self._ended_at is None else self._ended_at
+        since = self._ended_at
+        if since is None:
+            since = max(self._left_at + self.heard_after, self.read_elsewhere_until)
         return self._clock.monotonic() >= since + self.retention.seconds
 
     def _leave(self, reader: Reader) -> None:
         if reader in self._readers:
             self._readers.remove(reader)
             self._left_at = self._clock.monotonic()
+
+
+def _another() -> Cancelled:
+    return Cancelled("another call reads this stream now")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.router.retained.streams import delta, place, said, streams
-from weir.inference.v1.stream_pb2 import Delta
+from weir.inference.v1.stream_pb2 import Delta, ToolCallDelta
 from weir.router.v1.router_pb2 import NextToken, ResumeRequest
 from weir_chassis.errors import InvalidArgument
 from weir_router.delivery import Event
@@ -59,6 +59,29 @@ def test_what_the_client_has_is_counted_on_from_what_was_dropped() -> None:
     assert cut.rest(Delta(first_token_index=2, token_ids=[7, 8], text="abcd")) == Delta(
         first_token_index=3, token_ids=[8], text="cd"
     )
+
+
+def test_a_worker_that_tells_no_tokens_is_cut_by_text_and_tool_calls() -> None:
+    call = ToolCallDelta(index=0, id="c", name="f")
+    deltas = [
+        Delta(text="weir"),
+        Delta(tool_calls=[call]),
+        Delta(tool_calls=[ToolCallDelta(arguments_json='{"a"')]),
+        Delta(tool_calls=[ToolCallDelta(arguments_json=": 1}")]),
+        Delta(text=" and more"),
+    ]
+    for had, rest in (
+        (Place(0, 0), deltas),
+        (Place(0, 4), deltas[1:]),
+        (Place(0, 4, 4), deltas[3:]),
+        (Place(0, 4, 8), deltas[4:]),
+        (Place(0, 7, 8), [Delta(text="d more")]),
+        (Place(0, 13, 8), []),
+    ):
+        cut = Cut({0: had})
+        assert [each for each in map(cut.rest, deltas) if each is not None] == rest, had
+    assert Cut({0: Place(0, 4)}).skip({0: Place(0, 4)})
+    assert not Cut({0: Place(0, 3)}).skip({0: Place(0, 4)})
 
 
 def test_a_place_within_a_character_is_refused() -> None:
