@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from weir.fleet.v1 import instance_pb2 as pb_fleet
 from weir.fleet.v1.instance_pb2 import Instance, InstanceKind
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.router.v1 import fleet_pb2 as pb
@@ -14,8 +15,17 @@ from weir_router.fleet.link import Link
 from weir_router.fleet.membership import Member
 from weir_router.fleet.postprocess_link import PostprocessLink
 from weir_router.fleet.problems import problems
-from weir_router.fleet.snapshot import ExecutorView, Load, PostprocessorView, TokenizerView, WorkerState
+from weir_router.fleet.snapshot import (
+    ExecutorView,
+    ExternalView,
+    Load,
+    PostprocessorView,
+    Price,
+    TokenizerView,
+    WorkerState,
+)
 from weir_router.journey import duration
+from weir_router.providers.external import ExternalWorker
 
 _STATES: Final[Mapping[WorkerState, pb.WorkerState.ValueType]] = {
     WorkerState.DOWN: pb.WORKER_STATE_DOWN,
@@ -32,7 +42,11 @@ def to_fleet(fleet: Fleet, now: float) -> pb.GetFleetResponse:
     links = zip(fleet.links, views, strict=True)
     workers = [_worker(link, view, fleet.membership.members.get(link.place), now) for link, view in links]
     missing = problems(snapshot, fleet.membership.left_out, fleet.sources.unheard())
-    return pb.GetFleetResponse(workers=[*workers, *map(_other, fleet.sources.others())], problems=missing)
+    outside = [
+        _external(worker, view, now) for worker, view in zip(fleet.externals.workers, snapshot.externals, strict=True)
+    ]
+    others = map(_other, fleet.sources.others())
+    return pb.GetFleetResponse(workers=[*workers, *outside, *others], problems=missing)
 
 
 def _worker(link: Link, view: _View, member: Member | None, now: float) -> pb.Worker:
@@ -51,6 +65,41 @@ def _worker(link: Link, view: _View, member: Member | None, now: float) -> pb.Wo
     if isinstance(view, ExecutorView) and view.load is not None:
         worker.load.CopyFrom(_load(view.load, view.outstanding_tokens))
     return worker
+
+
+def _external(worker: ExternalWorker, view: ExternalView, now: float) -> pb.Worker:
+    """As it is configured: of itself a provider says nothing, and another router little."""
+    traits = view.traits
+    instance = Instance(
+        instance_id=traits.instance_id,
+        epoch=traits.epoch,
+        kind=InstanceKind.Value(f"INSTANCE_KIND_{worker.kind.upper()}"),
+        address=view.address,
+        model_versions=[model.version.message() for model in view.models.values()],
+        region=traits.region,
+        price=None if traits.price is None else _price(traits.price),
+        weight=traits.weight,
+        capabilities=sorted(view.abilities or ()),
+        capacity=traits.capacity,
+    )
+    return pb.Worker(
+        instance=instance,
+        state=pb.WORKER_STATE_EJECTED if view.ejected else _STATES[view.state],
+        source="configured",
+        since=duration(max(0.0, now - worker.since)),
+        ramp=1.0,
+        routed_requests=view.routed_requests,
+        routed_tokens=view.routed_tokens,
+    )
+
+
+def _price(price: Price) -> pb_fleet.Price:
+    return pb_fleet.Price(
+        prompt_micros=price.prompt_micros,
+        cached_prompt_micros=price.cached_prompt_micros,
+        completion_micros=price.completion_micros,
+        currency=price.currency,
+    )
 
 
 def _instance(link: Link, view: _View, member: Member | None) -> Instance:

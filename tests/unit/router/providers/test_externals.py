@@ -17,10 +17,13 @@ from fakes.executor import FakeExecutor
 from fakes.openai_server import KEY, MODEL, OpenAIServer, openai_server
 from fakes.suite import Suite, suite
 from unit.router.providers.making import chat
+from weir.fleet.v1.instance_pb2 import InstanceKind
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
+from weir.router.v1 import fleet_pb2
 from weir.router.v1 import router_pb2 as pb
+from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
 from weir_chassis.errors import WorkerLost, from_rpc_error
 from weir_router.fleet.snapshot import WorkerState
 
@@ -135,6 +138,21 @@ async def test_it_is_listed_and_its_health_is_told(tmp_path: Path) -> None:
         server.models_status = 500
         await running.until(lambda: external(running) is WorkerState.DOWN)
         assert (await refusal(running.router.Generate(text())))[0] == "NO_WORKER"
+
+
+async def test_operators_see_it(tmp_path: Path) -> None:
+    async with beside(tmp_path) as (running, server):
+        stub = FleetServiceStub(running.channel)
+        fleet = await stub.GetFleet(fleet_pb2.GetFleetRequest())
+        (worker,) = [one for one in fleet.workers if one.source == "configured"]
+        assert worker.instance.kind == InstanceKind.INSTANCE_KIND_PROVIDER
+        assert (worker.instance.address, worker.instance.region) == ("provider:p", "us")
+        assert worker.state == fleet_pb2.WORKER_STATE_SERVING
+        assert worker.instance.price.completion_micros == 2_000_000
+        assert {version.model for version in worker.instance.model_versions} == {"bytes", "outside"}
+        asked = fleet_pb2.ExplainRouteRequest(generate=text())
+        assert (await stub.ExplainRoute(asked)).executor == "provider:p"
+        assert not server.requests
 
 
 async def test_a_client_that_leaves_closes_the_providers_stream(tmp_path: Path) -> None:
