@@ -19,6 +19,7 @@ from weir_executor.adapters.files import read_config
 from weir_executor.engine import FinishReason, Sampling, Watermark
 from weir_executor.guided.guide import Guide, GuideKind
 from weir_executor.trtllm import engine as module
+from weir_executor.trtllm import work
 from weir_executor.trtllm.load import load_engine
 from weir_executor.trtllm.probe import UnknownVersionError
 
@@ -161,7 +162,7 @@ def _died(engine: Any, heard: Any, kind: type[Exception]) -> None:
     (end,) = heard.wait_for_ends(1)
     assert isinstance(end.error, WorkerLost)
     assert end.error.row.retryable
-    until(lambda: engine._error is not None)
+    until(lambda: engine._lives.error is not None)
     with pytest.raises(kind):
         engine.check_health()
     with pytest.raises(WorkerLost):
@@ -182,7 +183,7 @@ def test_an_engine_that_says_it_is_not_well_is_dead(monkeypatch: pytest.MonkeyPa
         heard.wait_for_ends(1)
         engine.check_health()
         well.clear()
-        until(lambda: engine._error is not None)
+        until(lambda: engine._lives.error is not None)
 
 
 def test_a_cancelled_request_keeps_its_place_until_the_engine_has_said_so() -> None:
@@ -200,8 +201,8 @@ def test_a_cancelled_request_keeps_its_place_until_the_engine_has_said_so() -> N
 
 
 def test_one_that_never_says_so_gives_its_place_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ABORT_SECONDS", 0.05)
-    monkeypatch.setattr(module, "_LEAVE_SECONDS", 0.5)
+    monkeypatch.setattr(work, "_ABORT_SECONDS", 0.05)
+    monkeypatch.setattr(work, "_LEAVE_SECONDS", 0.5)
     with running(max_num_seqs=1) as (engine, llm, heard):
         engine.submit(request(1, prompt(5), 200))
         heard.wait_for(lambda: heard.tokens[1, 0], "a token")

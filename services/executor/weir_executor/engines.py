@@ -1,0 +1,147 @@
+"""Which engine computes, and what it is told: each is loaded here, and its libraries with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from weir_chassis.errors import WeirError
+from weir_chassis.settings import SettingsError
+from weir_executor.engine import Engine, SpeculationMode
+from weir_executor.model_files import ModelFiles, bad_model
+from weir_executor.paged.speculation.drafter import SpeculationOptions
+from weir_executor.paged.tenants import TenantLimits, Tenants
+from weir_executor.settings import ExecutorSettings
+
+
+def load_engine(settings: ExecutorSettings, files: ModelFiles) -> Engine:
+    """The engine, not yet started. Takes as long as the weights take. Raises SettingsError."""
+    if settings.engine == "fake":
+        return _load_fake(settings, files.config)
+    if settings.engine == "trtllm":
+        return _load_trtllm(settings)
+    return _load_paged(settings)
+
+
+def _load_paged(settings: ExecutorSettings) -> Engine:
+    # Imported here, because only this engine needs torch, and importing that takes seconds.
+    from weir_executor.paged.engine import PagedEngineConfig  # noqa: PLC0415
+    from weir_executor.paged.engine import load_engine as load_paged  # noqa: PLC0415
+    from weir_executor.paged.model.weights import ModelLoadError  # noqa: PLC0415
+
+    config = PagedEngineConfig(
+        model_dir=settings.model_dir,
+        device=settings.device,
+        tensor_parallel=settings.tensor_parallel,
+        pipeline_parallel=settings.pipeline_parallel,
+        dtype=settings.dtype,
+        block_size=settings.block_size,
+        num_blocks=settings.num_blocks,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        max_num_seqs=settings.max_num_seqs,
+        max_batched_tokens=settings.max_batched_tokens,
+        max_waiting=settings.max_waiting,
+        max_model_len=settings.max_model_len,
+        num_threads=settings.num_threads,
+        kernels=settings.kernels,
+        weights=settings.weights,
+        prefix_cache=settings.prefix_cache,
+        kv_ttl_seconds=settings.kv_ttl_seconds,
+        itl_target_seconds=_itl_target(settings),
+        tenants=_tenants(settings),
+        max_adapters=settings.max_adapters,
+        max_adapter_rank=settings.max_adapter_rank,
+        speculation=_speculation(settings),
+        draft_model_dir=settings.draft_model_dir,
+        emit_full_blocks=bool(settings.kvstore_address),
+        offered_bytes_per_second=settings.kvstore_busy_bytes_per_second,
+    )
+    try:
+        return load_paged(config)
+    # ValueError and OSError: what the files say; RuntimeError: what the device says, such as that there is none.
+    except (ModelLoadError, ValueError, OSError, RuntimeError) as error:
+        raise bad_model(settings, f"{error} (device {settings.device!r}, dtype {settings.dtype!r})") from error
+
+
+def _load_trtllm(settings: ExecutorSettings) -> Engine:
+    from weir_executor.trtllm.config import TrtConfig  # noqa: PLC0415  # what else needs it
+    from weir_executor.trtllm.load import load_engine as load_trtllm  # noqa: PLC0415
+    from weir_executor.trtllm.probe import UnknownVersionError  # noqa: PLC0415
+
+    backend = settings.trtllm_guided_backend
+    config = TrtConfig(
+        model_dir=settings.model_dir,
+        max_num_seqs=settings.max_num_seqs,
+        max_batched_tokens=settings.max_batched_tokens,
+        max_waiting=settings.max_waiting,
+        max_model_len=settings.max_model_len,
+        block_size=settings.block_size,
+        kv_cache_fraction=settings.trtllm_kv_cache_fraction,
+        kv_cache_max_tokens=None if settings.num_blocks is None else settings.num_blocks * settings.block_size,
+        kv_dtype=settings.trtllm_kv_dtype,
+        dtype=settings.dtype,
+        prefix_cache=settings.prefix_cache,
+        host_cache_bytes=settings.trtllm_host_cache_bytes,
+        disk_cache_bytes=settings.trtllm_disk_cache_bytes,
+        disk_cache_dir=settings.trtllm_disk_cache_dir,
+        tensor_parallel=settings.tensor_parallel,
+        pipeline_parallel=settings.pipeline_parallel,
+        expert_parallel=settings.trtllm_expert_parallel,
+        gpus_per_node=settings.trtllm_gpus_per_node,
+        guided_backend=None if backend == "none" else backend,
+        max_adapters=settings.max_adapters,
+        max_adapter_rank=settings.max_adapter_rank,
+        speculation=settings.trtllm_speculation,
+        stream_interval=settings.trtllm_stream_interval,
+        allow_unknown_version=settings.trtllm_allow_unknown_version,
+        extra=settings.trtllm_extra,
+    )
+    try:
+        return load_trtllm(config)
+    except ImportError as error:
+        raise SettingsError(
+            f"WEIR_EXECUTOR_ENGINE=trtllm: {error}. TensorRT-LLM comes with NVIDIA's own image; "
+            "WEIR_EXECUTOR_ENGINE=paged needs none"
+        ) from error
+    except (UnknownVersionError, WeirError, ValueError, OSError, RuntimeError) as error:
+        raise bad_model(settings, str(error)) from error
+
+
+def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:
+    from weir_executor.fake import FakeEngine, FakeEngineConfig  # noqa: PLC0415  # not for production
+
+    default = FakeEngineConfig()
+    return FakeEngine(
+        FakeEngineConfig(
+            vocab_size=int(config.get("vocab_size", default.vocab_size)),
+            max_model_len=settings.max_model_len or default.max_model_len,
+            block_size=settings.block_size,
+            num_blocks=settings.num_blocks or default.num_blocks,
+            max_num_seqs=settings.max_num_seqs,
+            max_batched_tokens=settings.max_batched_tokens,
+            max_waiting=settings.max_waiting,
+            step_seconds=settings.fake_step_seconds,
+            prefix_cache=settings.prefix_cache,
+            kv_ttl_seconds=settings.kv_ttl_seconds,
+            itl_target_seconds=_itl_target(settings),
+            tenants=_tenants(settings),
+            max_adapters=settings.max_adapters,
+            max_adapter_rank=settings.max_adapter_rank,
+            speculation=_speculation(settings),
+            emit_full_blocks=bool(settings.kvstore_address),
+            warm_up=True,
+        )
+    )
+
+
+def _tenants(settings: ExecutorSettings) -> Tenants:
+    return Tenants({name: TenantLimits(**tenant.model_dump()) for name, tenant in settings.tenants.items()})
+
+
+def _speculation(settings: ExecutorSettings) -> SpeculationOptions:
+    mode = SpeculationMode(settings.speculation)
+    return SpeculationOptions(mode, settings.max_draft_tokens, settings.adaptive_drafts)
+
+
+def _itl_target(settings: ExecutorSettings) -> float | None:
+    return None if settings.itl_target_ms is None else settings.itl_target_ms / 1e3
