@@ -189,6 +189,10 @@ regions: $(SETUP) ## two regions as real processes, one of them killed: who is r
 rolling-restart: $(SETUP) ## two of every service, each restarted in turn under 50 steady streams: none fails, no token twice (two minutes)
 	PYTHONPATH=tests $(BIN)/python -m chaos.rolling
 
+.PHONY: simulate
+simulate: $(SETUP) ## every routing policy on every workload, in a simulator (half a minute)
+	PYTHONPATH=tests $(BIN)/python -m sim
+
 .PHONY: train-demo
 train-demo: $(SETUP) ## train the shipped demo model and its draft again (about an hour and a half)
 	$(BIN)/python -m deploy.models.train.data --work .weir/train --conversations 100000
