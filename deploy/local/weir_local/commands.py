@@ -54,6 +54,12 @@ _PLACEMENT = [
         help="Directory of LoRA adapters that 'weir adapters load' may load. Default: no adapters.",
     ),
     click.option(
+        "--routing",
+        "routing_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="TOML of how the router routes: policies, aliases, tenants. It may change while it runs.",
+    ),
+    click.option(
         "--nats",
         "nats_url",
         help="nats://host:port for KV events, the queue of --prefill, and workers that come later. Default: none.",

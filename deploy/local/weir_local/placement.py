@@ -44,6 +44,7 @@ class Placement:
     kv_tiers_file: Path | None = None  # of the kvstore's tiers; None: RAM of `kv_store_mib`, and Redis if there is one
     kv_trace_file: Path | None = None  # None: what the kvstore is asked is written down nowhere
     adapter_dir: Path | None = None  # None: no adapters
+    routing_file: Path | None = None  # how the router routes; None: as it does without one
     nats_url: str | None = None  # None: KV events are published nowhere, and no prompt waits in a queue
     region: str = ""  # where this machine is, as its operator names it
     port: int = 7700  # of the router; 0: any free one
@@ -88,6 +89,8 @@ def plan(placement: Placement, free_port: Callable[[], int]) -> list[PlannedServ
     }
     if placement.disaggregate_tokens is not None:
         fleet["disaggregate_tokens"] = str(placement.disaggregate_tokens)
+    if placement.routing_file is not None:
+        fleet["config_file"] = str(placement.routing_file.resolve())
     router = _at("router", placement.port or free_port(), fleet)
     return [kvstore, tokenizer, postprocess, *executors, router]
 

@@ -124,3 +124,12 @@ def test_a_file_of_tiers_says_all_of_the_kvstores_tiers(model_dir: Path, tmp_pat
     assert (settings.tiers_file, settings.trace_file) == (tiers, trace)
     with pytest.raises(PlacementError, match="name the Redis there"):
         plan(Placement(model_dir, kv_tiers_file=tiers, kv_redis_url="redis://127.0.0.1"), ports())
+
+
+def test_the_router_is_given_its_own_file(model_dir: Path, tmp_path: Path) -> None:
+    routing = tmp_path / "routing.toml"
+    routing.write_text('[defaults]\npolicy = "prefix_aware"\n')
+    (router,) = of("router", plan(Placement(model_dir, routing_file=routing), ports()))
+    settings = RouterSettings.model_validate(router.settings)
+    assert settings.routing().of_model("any").policy == "prefix_aware"
+    assert "config_file" not in of("router", plan(Placement(model_dir), ports()))[0].settings

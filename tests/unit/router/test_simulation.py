@@ -108,7 +108,9 @@ def test_an_executor_takes_the_time_that_its_numbers_say_and_tells_what_it_holds
     prompt, other = chain("a", blocks=10), chain("b", blocks=6)
 
     def job(hashes: tuple[bytes, ...]) -> Job:
-        return Job(hashes, 16 * len(hashes), 5, lambda: first.append(time.now), lambda: ended.append(time.now), list)
+        return Job(
+            hashes, 16 * len(hashes), 5, lambda: first.append(time.now), lambda: ended.append(time.now), lambda: None
+        )
 
     executor.submit(job(prompt))
     executor.submit(job(prompt))
