@@ -161,8 +161,16 @@ class Execution:
             self._drawn_before, self._patient_until = drawn, now + self._limits.wait_seconds
         if not isinstance(error, Overloaded) or now >= self._patient_until:
             self._failures += 1
-        where, most = Where.AFTER_FIRST_TOKEN, self._limits.max_continuations + 1
-        return self._retries.may_retry(error, where, self._failures, max_attempts=most, extra=Extra.CONTINUATION)
+        return self._retries.may_retry(
+            error,
+            Where.AFTER_FIRST_TOKEN,
+            self._failures,
+            max_attempts=self._limits.max_continuations + 1,
+            extra=Extra.CONTINUATION,
+            # A worker that is lost moves as many streams as it had, each of them once, and costs their prompts. The
+            # budget is there for what comes of it when the next ones fail, too.
+            charged=self._failures > 1 or isinstance(error, Overloaded),
+        )
 
     def _note(self, setback: Setback, kind: str) -> None:
         """Another worker has been found."""

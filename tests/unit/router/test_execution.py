@@ -305,6 +305,25 @@ async def test_what_the_client_did_wrong_is_told_and_not_tried_elsewhere() -> No
             executor.resume()
 
 
+async def test_the_first_time_is_free_and_the_next_is_paid_for() -> None:
+    """A worker may have had more streams than the budget has tries."""
+    async with suite(executors=[FakeExecutor(), FakeExecutor()], retry_budget_floor=0, retry_budget_share=0) as running:
+        assert (await lost(running, request("abcd")))[1] == ""
+    executors = [FakeExecutor() for _ in range(3)]
+    async with suite(executors=executors, retry_budget_floor=0, retry_budget_share=0) as running:
+        for executor in executors:
+            executor.pause_after = 2
+        task = asyncio.create_task(refusal(running.router.Generate(request("abcd"), timeout=20)))
+        for dead in (1, 2):
+            await running.until(lambda: _all_at(executors, 2))
+            (worker,) = [fake for fake in executors if fake.live]
+            worker.crash.crash()
+            await running.until(lambda dead=dead: sum(fake.crash.down for fake in executors) == dead)  # type: ignore[misc]
+            await running.until(lambda worker=worker: not worker.live)  # type: ignore[misc]
+        assert (await task)[0] == "WORKER_LOST"
+        assert sum(len(fake.submits) for fake in executors) == 2
+
+
 async def test_a_stream_is_not_handed_on_for_ever() -> None:
     executors = [FakeExecutor() for _ in range(4)]
     async with suite(executors=executors, max_continuations=2) as running:

@@ -44,15 +44,16 @@ class Retries:
         *,
         max_attempts: int = MAX_ATTEMPTS,
         extra: Extra = Extra.RETRY,
+        charged: bool = True,
     ) -> bool:
         """Whether another worker is to be tried after `error` ended attempt number `attempt` (from 1).
 
-        A yes is taken out of the budget: ask when the try is about to be made.
+        A yes is taken out of the budget: ask when the try is about to be made. `charged`: unless it is free.
         """
         found = verdict(error, where)
         if attempt >= max_attempts or not found.elsewhere:
             return False
-        return self.allows(extra, reason_name(error.reason), charged=found.charged)
+        return self.allows(extra, reason_name(error.reason), charged=charged and found.charged)
 
     def allows(self, extra: Extra, reason: str, *, charged: bool = True) -> bool:
         """Whether the budget has one more try; a yes is taken out of it. `reason`: one of a closed list."""

@@ -54,6 +54,13 @@ def test_a_refusal_by_the_table_costs_nothing() -> None:
     assert retries.may_retry(WorkerLost("gone"), BEFORE)
 
 
+def test_a_try_that_is_free_is_there_although_the_budget_is_spent() -> None:
+    retries = Bench(floor=0).retries
+    assert not retries.may_retry(WorkerLost("gone"), BEFORE)
+    assert retries.may_retry(WorkerLost("gone"), BEFORE, charged=False)
+    assert not retries.may_retry(InvalidArgument("n", "is wrong everywhere"), BEFORE, charged=False)
+
+
 @pytest.mark.parametrize("extra", Extra)
 async def test_what_is_counted(extra: Extra) -> None:
     bench = Bench(floor=1)
