@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import grpc
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from contract.router_contract import Answer, collect
 from fakes.executor import FakeExecutor
 from fakes.suite import Suite, suite
-from weir.fleet.v1.instance_pb2 import INSTANCE_KIND_EXECUTOR, INSTANCE_KIND_KVSTORE, Instance
+from weir.fleet.v1.instance_pb2 import INSTANCE_KIND_EXECUTOR, INSTANCE_KIND_KVSTORE, INSTANCE_KIND_PROVIDER, Instance
 from weir.router.v1 import fleet_pb2 as pb
 from weir.router.v1 import router_pb2
 from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
@@ -121,6 +122,29 @@ async def test_one_that_has_left_and_finishes_its_streams_has_no_source() -> Non
             assert (executor.source, executor.state) == ("", pb.WORKER_STATE_DRAINING)
             running.executor.resume()
             (await task).check_complete()
+
+
+async def test_a_worker_outside_the_suite_is_told_of_as_the_file_does(tmp_path: Path) -> None:
+    config, key = tmp_path / "routing.toml", tmp_path / "key"
+    key.write_text("secret")
+    config.write_text(f"""
+[[providers]]
+name = "p"
+base_url = "http://127.0.0.1:9"
+api_key_file = "{key}"
+models = {{ outside = "theirs" }}
+capabilities = ["chat"]
+region = "us"
+price = {{ prompt_micros = 5, completion_micros = 7 }}
+""")
+    async with suite(config_file=config) as running:
+        provider = (await get(running)).workers[-1]
+        assert (provider.instance.kind, provider.instance.address) == (INSTANCE_KIND_PROVIDER, "provider:p")
+        assert (provider.instance.region, provider.instance.price.completion_micros) == ("us", 7)
+        assert (provider.state, provider.source) == (pb.WORKER_STATE_DOWN, "static")
+        running.fleet.refresh()
+        running.fleet.refresh()
+        assert running.fleet.snapshot().departed == frozenset(), "no executor of its models has left"
 
 
 async def test_nobody_asks_in_vain() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from unit.router.views import DOWN, DRAINING, executor, fleet, postprocessor, tokenizer
+from unit.router.views import DOWN, DRAINING, SERVING, executor, fleet, postprocessor, tokenizer, version
 from weir_router.fleet.problems import problems
+from weir_router.fleet.snapshot import ExecutorModel, ExternalView
 
 
 def test_a_whole_fleet_has_none() -> None:
@@ -37,3 +38,8 @@ def test_revisions_that_disagree_departures_crowds_and_silent_sources_are_told()
     assert len(said) == 4
     for word, sentence in zip(("'gone'", "odd", "3 more of kind executor", "the broker does not"), said, strict=True):
         assert word in sentence
+
+
+def test_where_a_worker_outside_the_suite_serves_no_kind_has_to_be_there() -> None:
+    outside = ExternalView("provider:p", SERVING, {"x": ExecutorModel(version(model="x"), 1, 1, 1)})
+    assert problems(replace(fleet(tokenizers=(), postprocessors=()), externals=(outside,)), {}, ()) == []

@@ -96,17 +96,18 @@ class Fleet:
 
     def refresh(self) -> None:
         """Opens and closes links until they are those of the members of now."""
-        before = self.snapshot()
+        before, departed_before = self._links.models(), self.snapshot().departed
         membership = self.sources.membership(self._links.answering())
         if membership.left_out != self.membership.left_out:
             get_logger().error("fleet_is_too_large", left_out=dict(membership.left_out), limit=MAX_OF_A_KIND)
         self.membership = membership
         changed = self._links.match(membership.members)
         present, now = self._links.models(), self._clock.monotonic()
-        self._departures.note(set(before.known_models()) - present, now)
+        self._departures.note(before - present, now)
+        present |= self.externals.models()
         departed = self._departures.standing(present, now)
-        if changed or departed != before.departed:
-            self._forget_models(before.departed - departed - present)
+        if changed or departed != departed_before:
+            self._forget_models(departed_before - departed - present)
             self._snapshots.departed = departed
             self._changed()
 

@@ -38,6 +38,10 @@ class Externals:
         states = [(worker.kind, worker.state is WorkerState.SERVING) for worker in self._workers.values()]
         return {kind: sum(serves for of, serves in states if of == kind) for kind in ("provider", "router")}
 
+    def models(self) -> set[str]:
+        """Names of what they serve or have served."""
+        return {model for worker in self._workers.values() for model in worker.models}
+
     def worker(self, address: str, residency: Residency) -> ExternalWorker:
         return self._workers[address].permitted(residency)
 
