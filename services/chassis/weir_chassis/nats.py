@@ -16,6 +16,7 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -74,6 +75,12 @@ def connect_nats(settings: ServiceSettings, chassis: Chassis) -> NatsConnection 
 def open_broker(settings: ServiceSettings, chassis: Chassis) -> Broker | None:
     """NATS where it is configured, else the bus of services that share a process; None: neither. Raises as above."""
     return connect_nats(settings, chassis) or chassis.buses.in_memory
+
+
+def is_on_this_machine(settings: ServiceSettings) -> bool:
+    """Whether all who hear what is published are likely to be, as those who use a server on loopback are."""
+    servers = [] if settings.nats_url is None else _servers(settings.nats_url.get_secret_value())
+    return all(is_loopback(urlsplit(url if "://" in url else f"nats://{url}").hostname or "") for url in servers)
 
 
 def source_name(settings: ServiceSettings, random: Random) -> str:
@@ -245,6 +252,13 @@ class NatsConnection:
         self._connected.set(session is not None)
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class _Unreachable(Exception):  # noqa: N818

@@ -18,8 +18,9 @@ from weir_chassis.broker import Broker, Session
 from weir_chassis.clock import Clock
 from weir_chassis.fleet.identity import Identity
 from weir_chassis.fleet.wire import ASK, subject
-from weir_chassis.nats import open_broker
+from weir_chassis.nats import is_loopback, is_on_this_machine, open_broker
 from weir_chassis.settings import ServiceSettings
+from weir_chassis.telemetry import get_logger
 
 if TYPE_CHECKING:
     from weir_chassis.server import Chassis
@@ -80,9 +81,18 @@ async def announced(settings: ServiceSettings, chassis: Chassis) -> AsyncIterato
     if broker is None:
         yield
         return
+    _warn_of_loopback(settings, chassis.identity.instance().address)
     announcer = Announcer(broker, chassis.identity, chassis.clock, lease_seconds=settings.announce_lease_seconds)
     chassis.background.start(announcer.run(), name="announce")
     try:
         yield
     finally:
         await announcer.leave()
+
+
+def _warn_of_loopback(settings: ServiceSettings, address: str) -> None:
+    """What only this machine reaches is announced to others too, who find nobody there."""
+    if is_loopback(address.rpartition(":")[0].strip("[]")) and not is_on_this_machine(settings):
+        get_logger().warning(
+            "announces_loopback", address=address, variables="HOST or ADVERTISE say how others reach it"
+        )

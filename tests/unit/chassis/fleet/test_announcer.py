@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
 
+import pytest
+
 from fakes.broker import FakeBroker, FakeBus
 from weir.fleet.v1.instance_pb2 import Instance
 from weir_chassis.broker import Message
+from weir_chassis.fleet import announcer as announcer_module
 from weir_chassis.fleet.announcer import HEARTBEATS_PER_LEASE, Announcer, announced
 from weir_chassis.fleet.identity import Identity
 from weir_chassis.fleet.wire import ASK, lease_seconds, subject
@@ -112,6 +115,26 @@ async def test_a_process_without_one_is_not() -> None:
     chassis = new_chassis("tokenizer")
     async with announced(_Settings(), chassis):
         assert len(chassis.background) == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "warns"),
+    [
+        ("nats://10.0.0.1:4222", "127.0.0.1:7001", True),
+        ("nats.example:4222", "[::1]:7001", True),
+        ("nats://10.0.0.1:4222", "10.0.0.2:7001", False),
+        ("nats://localhost:4222,nats://127.0.0.1:4223", "127.0.0.1:7001", False),
+    ],
+)
+async def test_who_announces_what_others_cannot_reach_is_warned(
+    url: str, address: str, warns: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chassis = new_chassis("tokenizer")
+    chassis.identity.place(address=address)
+    monkeypatch.setattr(announcer_module, "open_broker", lambda *_: FakeBus().connect())
+    async with chassis.background, announced(_Settings.model_validate({"nats_url": url}), chassis):
+        await settle()
+    assert ("announces_loopback" in capsys.readouterr().out) is warns
 
 
 class _Settings(ServiceSettings, env_prefix="WEIR_TOY_"):
