@@ -93,6 +93,4 @@ async def announced(settings: ServiceSettings, chassis: Chassis) -> AsyncIterato
 def _warn_of_loopback(settings: ServiceSettings, address: str) -> None:
     """What only this machine reaches is announced to others too, who find nobody there."""
     if is_loopback(address.rpartition(":")[0].strip("[]")) and not is_on_this_machine(settings):
-        get_logger().warning(
-            "announces_loopback", address=address, variables="HOST or ADVERTISE say how others reach it"
-        )
+        get_logger().warning("announces_loopback", address=address, hint="HOST or ADVERTISE say how others reach it")

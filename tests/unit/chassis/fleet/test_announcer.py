@@ -127,7 +127,7 @@ async def test_a_process_without_one_is_not() -> None:
     ],
 )
 async def test_who_announces_what_others_cannot_reach_is_warned(
-    url: str, address: str, warns: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    url: str, address: str, warns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chassis = new_chassis("tokenizer")
     chassis.identity.place(address=address)
