@@ -141,7 +141,7 @@ price = {{ prompt_micros = 5, completion_micros = 7 }}
         provider = (await get(running)).workers[-1]
         assert (provider.instance.kind, provider.instance.address) == (INSTANCE_KIND_PROVIDER, "provider:p")
         assert (provider.instance.region, provider.instance.price.completion_micros) == ("us", 7)
-        assert (provider.state, provider.source) == (pb.WORKER_STATE_DOWN, "static")
+        assert (provider.state, provider.source) == (pb.WORKER_STATE_DOWN, "configured")
         running.fleet.refresh()
         running.fleet.refresh()
         assert running.fleet.snapshot().departed == frozenset(), "no executor of its models has left"

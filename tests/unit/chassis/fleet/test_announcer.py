@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from random import Random
 
 import pytest
+from structlog.testing import capture_logs
 
 from fakes.broker import FakeBroker, FakeBus
 from weir.fleet.v1.instance_pb2 import Instance
@@ -132,9 +133,11 @@ async def test_who_announces_what_others_cannot_reach_is_warned(
     chassis = new_chassis("tokenizer")
     chassis.identity.place(address=address)
     monkeypatch.setattr(announcer_module, "open_broker", lambda *_: FakeBus().connect())
-    async with chassis.background, announced(_Settings.model_validate({"nats_url": url}), chassis):
-        await settle()
-    assert ("announces_loopback" in capsys.readouterr().out) is warns
+    told = _Settings.model_validate({"nats_url": url})
+    with capture_logs() as logs:
+        async with chassis.background, announced(told, chassis):
+            await settle()
+    assert any(line["event"] == "announces_loopback" for line in logs) is warns
 
 
 class _Settings(ServiceSettings, env_prefix="WEIR_TOY_"):
