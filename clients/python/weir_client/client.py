@@ -19,6 +19,7 @@ import grpc
 
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart
 from weir.inference.v1.embedding_pb2 import Pooling
+from weir.inference.v1.ensemble_pb2 import EnsemblePlan
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
@@ -37,6 +38,8 @@ from weir.router.v1.router_pb2 import (
     ListModelsRequest,
     ListModelsResponse,
     Model,
+    RunEnsembleRequest,
+    RunEnsembleResponse,
     TokenPrompt,
 )
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
@@ -134,6 +137,29 @@ class Client:
         else:
             request.token_ids.CopyFrom(TokenPrompt(token_ids=prompt))
         return _events(self._stub.Generate(request, timeout=timeout, metadata=_metadata(request_id, tenant)))
+
+    async def ensemble(
+        self,
+        plan: EnsemblePlan,
+        messages: Sequence[ChatMessage] | ChatPrompt,
+        *,
+        sampling: SamplingParameters | None = None,
+        stopping: StoppingConditions | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        request_id: str = "",
+        tenant: str = "",
+        routing: RoutingOptions | None = None,
+    ) -> RunEnsembleResponse:
+        """Answer `messages` by several models together, as `plan` says: a cascade, a hedge, a vote, judges."""
+        prompt = messages if isinstance(messages, ChatPrompt) else ChatPrompt(messages=messages)
+        request = RunEnsembleRequest(
+            plan=plan, prompt=prompt, sampling=sampling, stopping=stopping, priority=priority, routing=routing
+        )
+        try:
+            return await self._stub.RunEnsemble(request, timeout=timeout, metadata=_metadata(request_id, tenant))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
 
     async def embed(
         self,

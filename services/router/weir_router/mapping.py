@@ -17,6 +17,7 @@ from weir.router.v1.router_pb2 import (
     ListModelsResponse,
     Model,
     ResumeResponse,
+    RunEnsembleRequest,
     ServedAlias,
 )
 from weir_router.delivery import Event
@@ -54,6 +55,17 @@ def generate_response(event: Event) -> GenerateResponse:
 def chat_response(event: Event) -> ChatResponse:
     fields: dict[str, Any] = {_FIELDS[type(event)]: event}
     return ChatResponse(**fields)
+
+
+def ensemble_chat(request: RunEnsembleRequest) -> ChatRequest:
+    """What each candidate is asked, but for its model."""
+    return ChatRequest(
+        prompt=request.prompt,
+        sampling=request.sampling,
+        stopping=request.stopping,
+        priority=request.priority,
+        routing=request.routing,
+    )
 
 
 def resume_response(event: Event) -> ResumeResponse:

@@ -18,6 +18,7 @@ from weir_router.admission import Admission, AdmissionQueue
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
 from weir_router.encoder import Encoder
+from weir_router.ensembles.ensembles import Ensembles
 from weir_router.execution import Dispatch, ExecutionLimits
 from weir_router.explanation import Explainer
 from weir_router.faults.budget import RetryBudget
@@ -127,7 +128,8 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
         hosts = ModelHosts(settings.model_hosts, chassis.connect)
         fleet_servicer = FleetServicer(routing, explainer, operations, hosts)
         async with open_retained(settings, chassis, shadows.run, routing, metrics) as requests:
-            servicer = RouterServicer(requests, embedder, detector, routing, chassis.random)
+            ensembles = Ensembles(shadows.run, chassis.clock)
+            servicer = RouterServicer(requests, embedder, detector, routing, chassis.random, ensembles=ensembles)
             with _followed(settings, routing, chassis):
                 yield Servicers(
                     [

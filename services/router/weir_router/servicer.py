@@ -22,6 +22,8 @@ from weir.router.v1.router_pb2 import (
     ListModelsResponse,
     ResumeRequest,
     ResumeResponse,
+    RunEnsembleRequest,
+    RunEnsembleResponse,
 )
 from weir.router.v1.router_pb2_grpc import RouterServiceServicer
 from weir_chassis.deadline import time_left
@@ -30,6 +32,8 @@ from weir_router import mapping, validation
 from weir_router.delivery import Event
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
+from weir_router.ensembles.ensembles import Ensembles
+from weir_router.ensembles.plan import plan_of, plan_seconds
 from weir_router.incoming import current_request_id, incoming
 from weir_router.retained.cut import places_of
 from weir_router.retained.requests import RetainedRequests
@@ -41,9 +45,17 @@ class RouterServicer(RouterServiceServicer):
     """Its streams are coroutines that write, so that a cancelled call is seen where it is waited."""
 
     def __init__(
-        self, requests: RetainedRequests, embedder: Embedder, detector: Detector, routing: Routing, random: Random
+        self,
+        requests: RetainedRequests,
+        embedder: Embedder,
+        detector: Detector,
+        routing: Routing,
+        random: Random,
+        *,
+        ensembles: Ensembles,
     ):
         self._requests, self._embedder, self._detector = requests, embedder, detector
+        self._ensembles = ensembles
         self._routing, self.fleet, self._random = routing, routing.fleet, random
 
     async def Generate(  # type: ignore[override]  # the stubs know streams as generators only
@@ -70,6 +82,14 @@ class RouterServicer(RouterServiceServicer):
         validation.check_embed(request)
         tenant = tenant_from(context.invocation_metadata())
         return await self._embedder.run(request, current_request_id(), tenant, time_left(context))
+
+    async def RunEnsemble(
+        self, request: RunEnsembleRequest, context: ServicerContext[RunEnsembleRequest, RunEnsembleResponse]
+    ) -> RunEnsembleResponse:
+        plan = plan_of(request.plan)
+        validation.check_one_output(request.sampling)
+        wanted = incoming(mapping.ensemble_chat(request), context.invocation_metadata(), self._routing, self._seed())
+        return await self._ensembles.answer(plan, wanted, plan_seconds(request.plan, time_left(context)))
 
     async def DetectWatermark(
         self, request: DetectWatermarkRequest, context: ServicerContext[DetectWatermarkRequest, DetectWatermarkResponse]

@@ -134,6 +134,11 @@ def check_sampling(sampling: SamplingParameters) -> None:
         _check_speculation(sampling.speculation)
 
 
+def check_one_output(sampling: SamplingParameters) -> None:
+    """For what has one answer."""
+    _require(not sampling.HasField("n") or sampling.n == 1, "sampling.n", f"must be 1 or unset, is {sampling.n}")
+
+
 def check_guide(guide: Guide) -> None:
     language = guide.WhichOneof("language")
     _require(language is not None, "sampling.guide", "names no language; one of json_schema, json_object, regex, …")

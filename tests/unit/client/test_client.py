@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from weir.inference.v1.embedding_pb2 import Embedding, Pooling
+from weir.inference.v1.ensemble_pb2 import EnsemblePlan, Vote
 from weir.inference.v1.output_pb2 import FINISH_REASON_STOP, Usage
 from weir.inference.v1.stream_pb2 import Accepted, Delta, OutputFinished, Receipt
 from weir.router.v1 import router_pb2
@@ -71,6 +72,11 @@ class ScriptedRouter(RouterServiceServicer):
 
     async def CancelRequest(self, _: router_pb2.CancelRequestRequest, __: Any) -> router_pb2.CancelRequestResponse:
         raise Unsupported("nothing is retained here")
+
+    async def RunEnsemble(
+        self, request: router_pb2.RunEnsembleRequest, context: object
+    ) -> router_pb2.RunEnsembleResponse:
+        return router_pb2.RunEnsembleResponse(text=" or ".join(request.plan.vote.models))
 
     async def ListModels(self, request: object, context: object) -> router_pb2.ListModelsResponse:
         return router_pb2.ListModelsResponse(
@@ -149,6 +155,14 @@ async def test_models_are_listed() -> None:
         (model,) = await client.models()
         (alias,) = (await client.list_models()).aliases
     assert (model.max_model_len, alias.name) == (64, "chat")
+
+
+async def test_several_models_answer_together() -> None:
+    registration = Registration(add_RouterServiceServicer_to_server, ScriptedRouter(), NAME)
+    async with serve_in_memory(registration) as channel:
+        plan = EnsemblePlan(vote=Vote(models=["a", "b"]))
+        told = await Client("", channel=channel).ensemble(plan, [user("u")], timeout=5)
+    assert told.text == "a or b"
 
 
 def test_a_lost_delta_is_noticed() -> None:

@@ -24,6 +24,7 @@ _sym_db = _symbol_database.Default()
 
 from weir.inference.v1 import chat_pb2 as weir_dot_inference_dot_v1_dot_chat__pb2
 from weir.inference.v1 import embedding_pb2 as weir_dot_inference_dot_v1_dot_embedding__pb2
+from weir.inference.v1 import ensemble_pb2 as weir_dot_inference_dot_v1_dot_ensemble__pb2
 from weir.inference.v1 import model_pb2 as weir_dot_inference_dot_v1_dot_model__pb2
 from weir.inference.v1 import output_pb2 as weir_dot_inference_dot_v1_dot_output__pb2
 from weir.inference.v1 import routing_pb2 as weir_dot_inference_dot_v1_dot_routing__pb2
@@ -32,51 +33,55 @@ from weir.inference.v1 import stream_pb2 as weir_dot_inference_dot_v1_dot_stream
 from weir.inference.v1 import watermark_pb2 as weir_dot_inference_dot_v1_dot_watermark__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bweir/router/v1/router.proto\x12\x0eweir.router.v1\x1a\x1cweir/inference/v1/chat.proto\x1a!weir/inference/v1/embedding.proto\x1a\x1dweir/inference/v1/model.proto\x1a\x1eweir/inference/v1/output.proto\x1a\x1fweir/inference/v1/routing.proto\x1a weir/inference/v1/sampling.proto\x1a\x1eweir/inference/v1/stream.proto\x1a!weir/inference/v1/watermark.proto\"L\n\rResumeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x04next\x18\x02 \x03(\x0b\x32\x19.weir.router.v1.NextToken\"}\n\tNextToken\x12\x14\n\x0coutput_index\x18\x01 \x01(\r\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x17\n\ntext_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x17\n\x0ftool_call_bytes\x18\x04 \x01(\x04\x42\r\n\x0b_text_bytes\"\xb9\x02\n\x0eResumeResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.weir.inference.v1.AcceptedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.DeltaH\x00\x12\x31\n\tcontinued\x18\x03 \x01(\x0b\x32\x1c.weir.inference.v1.ContinuedH\x00\x12\x35\n\x08\x66inished\x18\x04 \x01(\x0b\x32!.weir.inference.v1.OutputFinishedH\x00\x12)\n\x05usage\x18\x05 \x01(\x0b\x32\x18.weir.inference.v1.UsageH\x00\x12-\n\x07receipt\x18\x06 \x01(\x0b\x32\x1a.weir.inference.v1.ReceiptH\x00\x42\x07\n\x05\x65vent\"*\n\x14\x43\x61ncelRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x17\n\x15\x43\x61ncelRequestResponse\"\xa7\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x30\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1b.weir.router.v1.TokenPromptH\x00\x12\x37\n\x08sampling\x18\x04 \x01(\x0b\x32%.weir.inference.v1.SamplingParameters\x12\x37\n\x08stopping\x18\x05 \x01(\x0b\x32%.weir.inference.v1.StoppingConditions\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12 \n\x13skip_special_tokens\x18\x07 \x01(\x08H\x01\x88\x01\x01\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x08 \x01(\x08H\x02\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\t \x01(\t\x12\x32\n\x07routing\x18\n \x01(\x0b\x32!.weir.inference.v1.RoutingOptionsB\x08\n\x06promptB\x16\n\x14_skip_special_tokensB\x15\n\x13_add_special_tokens\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xce\x02\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x06prompt\x18\x02 \x01(\x0b\x32\x1d.weir.inference.v1.ChatPrompt\x12\x37\n\x08sampling\x18\x03 \x01(\x0b\x32%.weir.inference.v1.SamplingParameters\x12\x37\n\x08stopping\x18\x04 \x01(\x0b\x32%.weir.inference.v1.StoppingConditions\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12 \n\x13skip_special_tokens\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x07 \x01(\t\x12\x32\n\x07routing\x18\x08 \x01(\x0b\x32!.weir.inference.v1.RoutingOptionsB\x16\n\x14_skip_special_tokens\"\xbb\x02\n\x10GenerateResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.weir.inference.v1.AcceptedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.DeltaH\x00\x12\x31\n\tcontinued\x18\x03 \x01(\x0b\x32\x1c.weir.inference.v1.ContinuedH\x00\x12\x35\n\x08\x66inished\x18\x04 \x01(\x0b\x32!.weir.inference.v1.OutputFinishedH\x00\x12)\n\x05usage\x18\x05 \x01(\x0b\x32\x18.weir.inference.v1.UsageH\x00\x12-\n\x07receipt\x18\x06 \x01(\x0b\x32\x1a.weir.inference.v1.ReceiptH\x00\x42\x07\n\x05\x65vent\"\xb7\x02\n\x0c\x43hatResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.weir.inference.v1.AcceptedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.DeltaH\x00\x12\x31\n\tcontinued\x18\x03 \x01(\x0b\x32\x1c.weir.inference.v1.ContinuedH\x00\x12\x35\n\x08\x66inished\x18\x04 \x01(\x0b\x32!.weir.inference.v1.OutputFinishedH\x00\x12)\n\x05usage\x18\x05 \x01(\x0b\x32\x18.weir.inference.v1.UsageH\x00\x12-\n\x07receipt\x18\x06 \x01(\x0b\x32\x1a.weir.inference.v1.ReceiptH\x00\x42\x07\n\x05\x65vent\"\x13\n\x11ListModelsRequest\"i\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.weir.router.v1.Model\x12,\n\x07\x61liases\x18\x02 \x03(\x0b\x32\x1b.weir.router.v1.ServedAlias\"+\n\x0bServedAlias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06models\x18\x02 \x03(\t\"\x9b\x01\n\x05Model\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\x17\n\x0fhealthy_workers\x18\x04 \x01(\r\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\"\xbf\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x1a.weir.router.v1.EmbedInput\x12+\n\x07pooling\x18\x03 \x01(\x0e\x32\x1a.weir.inference.v1.Pooling\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x12\x10\n\x08priority\x18\x06 \x01(\x05\x42\x0c\n\n_normalize\"W\n\nEmbedInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x30\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1b.weir.router.v1.TokenPromptH\x00\x42\x07\n\x05input\"\xa2\x01\n\rEmbedResponse\x12\x30\n\nembeddings\x18\x01 \x03(\x0b\x32\x1c.weir.inference.v1.Embedding\x12\'\n\x05usage\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.Usage\x12\x36\n\rmodel_version\x18\x03 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\"f\n\x16\x44\x65tectWatermarkRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12/\n\twatermark\x18\x03 \x01(\x0b\x32\x1c.weir.inference.v1.Watermark\"h\n\x17\x44\x65tectWatermarkResponse\x12\x15\n\rscored_tokens\x18\x01 \x01(\r\x12\x14\n\x0cgreen_tokens\x18\x02 \x01(\r\x12\x0f\n\x07z_score\x18\x03 \x01(\x01\x12\x0f\n\x07p_value\x18\x04 \x01(\x01\x32\xcd\x04\n\rRouterService\x12O\n\x08Generate\x12\x1f.weir.router.v1.GenerateRequest\x1a .weir.router.v1.GenerateResponse0\x01\x12\x43\n\x04\x43hat\x12\x1b.weir.router.v1.ChatRequest\x1a\x1c.weir.router.v1.ChatResponse0\x01\x12S\n\nListModels\x12!.weir.router.v1.ListModelsRequest\x1a\".weir.router.v1.ListModelsResponse\x12\x44\n\x05\x45mbed\x12\x1c.weir.router.v1.EmbedRequest\x1a\x1d.weir.router.v1.EmbedResponse\x12\x62\n\x0f\x44\x65tectWatermark\x12&.weir.router.v1.DetectWatermarkRequest\x1a\'.weir.router.v1.DetectWatermarkResponse\x12I\n\x06Resume\x12\x1d.weir.router.v1.ResumeRequest\x1a\x1e.weir.router.v1.ResumeResponse0\x01\x12\\\n\rCancelRequest\x12$.weir.router.v1.CancelRequestRequest\x1a%.weir.router.v1.CancelRequestResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bweir/router/v1/router.proto\x12\x0eweir.router.v1\x1a\x1cweir/inference/v1/chat.proto\x1a!weir/inference/v1/embedding.proto\x1a weir/inference/v1/ensemble.proto\x1a\x1dweir/inference/v1/model.proto\x1a\x1eweir/inference/v1/output.proto\x1a\x1fweir/inference/v1/routing.proto\x1a weir/inference/v1/sampling.proto\x1a\x1eweir/inference/v1/stream.proto\x1a!weir/inference/v1/watermark.proto\"L\n\rResumeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x04next\x18\x02 \x03(\x0b\x32\x19.weir.router.v1.NextToken\"}\n\tNextToken\x12\x14\n\x0coutput_index\x18\x01 \x01(\r\x12\x19\n\x11\x66irst_token_index\x18\x02 \x01(\r\x12\x17\n\ntext_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x17\n\x0ftool_call_bytes\x18\x04 \x01(\x04\x42\r\n\x0b_text_bytes\"\xb9\x02\n\x0eResumeResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.weir.inference.v1.AcceptedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.DeltaH\x00\x12\x31\n\tcontinued\x18\x03 \x01(\x0b\x32\x1c.weir.inference.v1.ContinuedH\x00\x12\x35\n\x08\x66inished\x18\x04 \x01(\x0b\x32!.weir.inference.v1.OutputFinishedH\x00\x12)\n\x05usage\x18\x05 \x01(\x0b\x32\x18.weir.inference.v1.UsageH\x00\x12-\n\x07receipt\x18\x06 \x01(\x0b\x32\x1a.weir.inference.v1.ReceiptH\x00\x42\x07\n\x05\x65vent\"*\n\x14\x43\x61ncelRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x17\n\x15\x43\x61ncelRequestResponse\"\xa7\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x30\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x1b.weir.router.v1.TokenPromptH\x00\x12\x37\n\x08sampling\x18\x04 \x01(\x0b\x32%.weir.inference.v1.SamplingParameters\x12\x37\n\x08stopping\x18\x05 \x01(\x0b\x32%.weir.inference.v1.StoppingConditions\x12\x10\n\x08priority\x18\x06 \x01(\x05\x12 \n\x13skip_special_tokens\x18\x07 \x01(\x08H\x01\x88\x01\x01\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x08 \x01(\x08H\x02\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\t \x01(\t\x12\x32\n\x07routing\x18\n \x01(\x0b\x32!.weir.inference.v1.RoutingOptionsB\x08\n\x06promptB\x16\n\x14_skip_special_tokensB\x15\n\x13_add_special_tokens\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xce\x02\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x06prompt\x18\x02 \x01(\x0b\x32\x1d.weir.inference.v1.ChatPrompt\x12\x37\n\x08sampling\x18\x03 \x01(\x0b\x32%.weir.inference.v1.SamplingParameters\x12\x37\n\x08stopping\x18\x04 \x01(\x0b\x32%.weir.inference.v1.StoppingConditions\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12 \n\x13skip_special_tokens\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x07 \x01(\t\x12\x32\n\x07routing\x18\x08 \x01(\x0b\x32!.weir.inference.v1.RoutingOptionsB\x16\n\x14_skip_special_tokens\"\xbb\x02\n\x10GenerateResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.weir.inference.v1.AcceptedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.DeltaH\x00\x12\x31\n\tcontinued\x18\x03 \x01(\x0b\x32\x1c.weir.inference.v1.ContinuedH\x00\x12\x35\n\x08\x66inished\x18\x04 \x01(\x0b\x32!.weir.inference.v1.OutputFinishedH\x00\x12)\n\x05usage\x18\x05 \x01(\x0b\x32\x18.weir.inference.v1.UsageH\x00\x12-\n\x07receipt\x18\x06 \x01(\x0b\x32\x1a.weir.inference.v1.ReceiptH\x00\x42\x07\n\x05\x65vent\"\xb7\x02\n\x0c\x43hatResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.weir.inference.v1.AcceptedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.DeltaH\x00\x12\x31\n\tcontinued\x18\x03 \x01(\x0b\x32\x1c.weir.inference.v1.ContinuedH\x00\x12\x35\n\x08\x66inished\x18\x04 \x01(\x0b\x32!.weir.inference.v1.OutputFinishedH\x00\x12)\n\x05usage\x18\x05 \x01(\x0b\x32\x18.weir.inference.v1.UsageH\x00\x12-\n\x07receipt\x18\x06 \x01(\x0b\x32\x1a.weir.inference.v1.ReceiptH\x00\x42\x07\n\x05\x65vent\"\x13\n\x11ListModelsRequest\"i\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.weir.router.v1.Model\x12,\n\x07\x61liases\x18\x02 \x03(\x0b\x32\x1b.weir.router.v1.ServedAlias\"+\n\x0bServedAlias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06models\x18\x02 \x03(\t\"\x9b\x01\n\x05Model\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\x17\n\x0fhealthy_workers\x18\x04 \x01(\r\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\"\xbf\x01\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x06inputs\x18\x02 \x03(\x0b\x32\x1a.weir.router.v1.EmbedInput\x12+\n\x07pooling\x18\x03 \x01(\x0e\x32\x1a.weir.inference.v1.Pooling\x12\x16\n\tnormalize\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x12\x10\n\x08priority\x18\x06 \x01(\x05\x42\x0c\n\n_normalize\"W\n\nEmbedInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x30\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x1b.weir.router.v1.TokenPromptH\x00\x42\x07\n\x05input\"\xa2\x01\n\rEmbedResponse\x12\x30\n\nembeddings\x18\x01 \x03(\x0b\x32\x1c.weir.inference.v1.Embedding\x12\'\n\x05usage\x18\x02 \x01(\x0b\x32\x18.weir.inference.v1.Usage\x12\x36\n\rmodel_version\x18\x03 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\"\xaa\x02\n\x12RunEnsembleRequest\x12-\n\x04plan\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.EnsemblePlan\x12-\n\x06prompt\x18\x02 \x01(\x0b\x32\x1d.weir.inference.v1.ChatPrompt\x12\x37\n\x08sampling\x18\x03 \x01(\x0b\x32%.weir.inference.v1.SamplingParameters\x12\x37\n\x08stopping\x18\x04 \x01(\x0b\x32%.weir.inference.v1.StoppingConditions\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x32\n\x07routing\x18\x06 \x01(\x0b\x32!.weir.inference.v1.RoutingOptions\"\xed\x01\n\x13RunEnsembleResponse\x12\x33\n\x07outcome\x18\x01 \x01(\x0e\x32\".weir.inference.v1.EnsembleOutcome\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x36\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x1f.weir.inference.v1.FinishReason\x12\x32\n\x07members\x18\x04 \x03(\x0b\x32!.weir.inference.v1.EnsembleMember\x12\'\n\x05usage\x18\x05 \x01(\x0b\x32\x18.weir.inference.v1.Usage\"f\n\x16\x44\x65tectWatermarkRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12/\n\twatermark\x18\x03 \x01(\x0b\x32\x1c.weir.inference.v1.Watermark\"h\n\x17\x44\x65tectWatermarkResponse\x12\x15\n\rscored_tokens\x18\x01 \x01(\r\x12\x14\n\x0cgreen_tokens\x18\x02 \x01(\r\x12\x0f\n\x07z_score\x18\x03 \x01(\x01\x12\x0f\n\x07p_value\x18\x04 \x01(\x01\x32\xa5\x05\n\rRouterService\x12O\n\x08Generate\x12\x1f.weir.router.v1.GenerateRequest\x1a .weir.router.v1.GenerateResponse0\x01\x12\x43\n\x04\x43hat\x12\x1b.weir.router.v1.ChatRequest\x1a\x1c.weir.router.v1.ChatResponse0\x01\x12S\n\nListModels\x12!.weir.router.v1.ListModelsRequest\x1a\".weir.router.v1.ListModelsResponse\x12\x44\n\x05\x45mbed\x12\x1c.weir.router.v1.EmbedRequest\x1a\x1d.weir.router.v1.EmbedResponse\x12V\n\x0bRunEnsemble\x12\".weir.router.v1.RunEnsembleRequest\x1a#.weir.router.v1.RunEnsembleResponse\x12\x62\n\x0f\x44\x65tectWatermark\x12&.weir.router.v1.DetectWatermarkRequest\x1a\'.weir.router.v1.DetectWatermarkResponse\x12I\n\x06Resume\x12\x1d.weir.router.v1.ResumeRequest\x1a\x1e.weir.router.v1.ResumeResponse0\x01\x12\\\n\rCancelRequest\x12$.weir.router.v1.CancelRequestRequest\x1a%.weir.router.v1.CancelRequestResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weir.router.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESUMEREQUEST']._serialized_start=309
-  _globals['_RESUMEREQUEST']._serialized_end=385
-  _globals['_NEXTTOKEN']._serialized_start=387
-  _globals['_NEXTTOKEN']._serialized_end=512
-  _globals['_RESUMERESPONSE']._serialized_start=515
-  _globals['_RESUMERESPONSE']._serialized_end=828
-  _globals['_CANCELREQUESTREQUEST']._serialized_start=830
-  _globals['_CANCELREQUESTREQUEST']._serialized_end=872
-  _globals['_CANCELREQUESTRESPONSE']._serialized_start=874
-  _globals['_CANCELREQUESTRESPONSE']._serialized_end=897
-  _globals['_GENERATEREQUEST']._serialized_start=900
-  _globals['_GENERATEREQUEST']._serialized_end=1323
-  _globals['_TOKENPROMPT']._serialized_start=1325
-  _globals['_TOKENPROMPT']._serialized_end=1357
-  _globals['_CHATREQUEST']._serialized_start=1360
-  _globals['_CHATREQUEST']._serialized_end=1694
-  _globals['_GENERATERESPONSE']._serialized_start=1697
-  _globals['_GENERATERESPONSE']._serialized_end=2012
-  _globals['_CHATRESPONSE']._serialized_start=2015
-  _globals['_CHATRESPONSE']._serialized_end=2326
-  _globals['_LISTMODELSREQUEST']._serialized_start=2328
-  _globals['_LISTMODELSREQUEST']._serialized_end=2347
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2349
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2454
-  _globals['_SERVEDALIAS']._serialized_start=2456
-  _globals['_SERVEDALIAS']._serialized_end=2499
-  _globals['_MODEL']._serialized_start=2502
-  _globals['_MODEL']._serialized_end=2657
-  _globals['_EMBEDREQUEST']._serialized_start=2660
-  _globals['_EMBEDREQUEST']._serialized_end=2851
-  _globals['_EMBEDINPUT']._serialized_start=2853
-  _globals['_EMBEDINPUT']._serialized_end=2940
-  _globals['_EMBEDRESPONSE']._serialized_start=2943
-  _globals['_EMBEDRESPONSE']._serialized_end=3105
-  _globals['_DETECTWATERMARKREQUEST']._serialized_start=3107
-  _globals['_DETECTWATERMARKREQUEST']._serialized_end=3209
-  _globals['_DETECTWATERMARKRESPONSE']._serialized_start=3211
-  _globals['_DETECTWATERMARKRESPONSE']._serialized_end=3315
-  _globals['_ROUTERSERVICE']._serialized_start=3318
-  _globals['_ROUTERSERVICE']._serialized_end=3907
+  _globals['_RESUMEREQUEST']._serialized_start=343
+  _globals['_RESUMEREQUEST']._serialized_end=419
+  _globals['_NEXTTOKEN']._serialized_start=421
+  _globals['_NEXTTOKEN']._serialized_end=546
+  _globals['_RESUMERESPONSE']._serialized_start=549
+  _globals['_RESUMERESPONSE']._serialized_end=862
+  _globals['_CANCELREQUESTREQUEST']._serialized_start=864
+  _globals['_CANCELREQUESTREQUEST']._serialized_end=906
+  _globals['_CANCELREQUESTRESPONSE']._serialized_start=908
+  _globals['_CANCELREQUESTRESPONSE']._serialized_end=931
+  _globals['_GENERATEREQUEST']._serialized_start=934
+  _globals['_GENERATEREQUEST']._serialized_end=1357
+  _globals['_TOKENPROMPT']._serialized_start=1359
+  _globals['_TOKENPROMPT']._serialized_end=1391
+  _globals['_CHATREQUEST']._serialized_start=1394
+  _globals['_CHATREQUEST']._serialized_end=1728
+  _globals['_GENERATERESPONSE']._serialized_start=1731
+  _globals['_GENERATERESPONSE']._serialized_end=2046
+  _globals['_CHATRESPONSE']._serialized_start=2049
+  _globals['_CHATRESPONSE']._serialized_end=2360
+  _globals['_LISTMODELSREQUEST']._serialized_start=2362
+  _globals['_LISTMODELSREQUEST']._serialized_end=2381
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2383
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2488
+  _globals['_SERVEDALIAS']._serialized_start=2490
+  _globals['_SERVEDALIAS']._serialized_end=2533
+  _globals['_MODEL']._serialized_start=2536
+  _globals['_MODEL']._serialized_end=2691
+  _globals['_EMBEDREQUEST']._serialized_start=2694
+  _globals['_EMBEDREQUEST']._serialized_end=2885
+  _globals['_EMBEDINPUT']._serialized_start=2887
+  _globals['_EMBEDINPUT']._serialized_end=2974
+  _globals['_EMBEDRESPONSE']._serialized_start=2977
+  _globals['_EMBEDRESPONSE']._serialized_end=3139
+  _globals['_RUNENSEMBLEREQUEST']._serialized_start=3142
+  _globals['_RUNENSEMBLEREQUEST']._serialized_end=3440
+  _globals['_RUNENSEMBLERESPONSE']._serialized_start=3443
+  _globals['_RUNENSEMBLERESPONSE']._serialized_end=3680
+  _globals['_DETECTWATERMARKREQUEST']._serialized_start=3682
+  _globals['_DETECTWATERMARKREQUEST']._serialized_end=3784
+  _globals['_DETECTWATERMARKRESPONSE']._serialized_start=3786
+  _globals['_DETECTWATERMARKRESPONSE']._serialized_end=3890
+  _globals['_ROUTERSERVICE']._serialized_start=3893
+  _globals['_ROUTERSERVICE']._serialized_end=4570
 # @@protoc_insertion_point(module_scope)

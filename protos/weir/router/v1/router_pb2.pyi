@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from weir.inference.v1 import chat_pb2 as _chat_pb2
 from weir.inference.v1 import embedding_pb2 as _embedding_pb2
+from weir.inference.v1 import ensemble_pb2 as _ensemble_pb2
 from weir.inference.v1 import model_pb2 as _model_pb2
 from weir.inference.v1 import output_pb2 as _output_pb2
 from weir.inference.v1 import routing_pb2 as _routing_pb2
@@ -590,6 +591,86 @@ class EmbedResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class RunEnsembleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    STOPPING_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ROUTING_FIELD_NUMBER: _builtins.int
+    priority: _builtins.int
+    """Higher goes first. [-100, 100]."""
+    @_builtins.property
+    def plan(self) -> _ensemble_pb2.EnsemblePlan: ...
+    @_builtins.property
+    def prompt(self) -> _chat_pb2.ChatPrompt: ...
+    @_builtins.property
+    def sampling(self) -> _sampling_pb2.SamplingParameters:
+        """`n` is 1 or unset."""
+
+    @_builtins.property
+    def stopping(self) -> _sampling_pb2.StoppingConditions: ...
+    @_builtins.property
+    def routing(self) -> _routing_pb2.RoutingOptions:
+        """`max_cost_micros` is that of all members together: each may cost an equal part. What keeps a stream does not apply."""
+
+    def __init__(
+        self,
+        *,
+        plan: _ensemble_pb2.EnsemblePlan | None = ...,
+        prompt: _chat_pb2.ChatPrompt | None = ...,
+        sampling: _sampling_pb2.SamplingParameters | None = ...,
+        stopping: _sampling_pb2.StoppingConditions | None = ...,
+        priority: _builtins.int = ...,
+        routing: _routing_pb2.RoutingOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan", "priority", b"priority", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunEnsembleRequest: _TypeAlias = RunEnsembleRequest  # noqa: Y015
+
+@_typing.final
+class RunEnsembleResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    outcome: _ensemble_pb2.EnsembleOutcome.ValueType
+    text: _builtins.str
+    """Empty when it is undecided."""
+    finish_reason: _output_pb2.FinishReason.ValueType
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[_ensemble_pb2.EnsembleMember]: ...
+    @_builtins.property
+    def usage(self) -> _output_pb2.Usage:
+        """Of all members that are done."""
+
+    def __init__(
+        self,
+        *,
+        outcome: _ensemble_pb2.EnsembleOutcome.ValueType = ...,
+        text: _builtins.str = ...,
+        finish_reason: _output_pb2.FinishReason.ValueType = ...,
+        members: _abc.Iterable[_ensemble_pb2.EnsembleMember] | None = ...,
+        usage: _output_pb2.Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "members", b"members", "outcome", b"outcome", "text", b"text", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunEnsembleResponse: _TypeAlias = RunEnsembleResponse  # noqa: Y015
 
 @_typing.final
 class DetectWatermarkRequest(_message.Message):

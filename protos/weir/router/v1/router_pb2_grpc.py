@@ -65,6 +65,11 @@ class RouterServiceStub(object):
                 request_serializer=weir_dot_router_dot_v1_dot_router__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=weir_dot_router_dot_v1_dot_router__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.RunEnsemble = channel.unary_unary(
+                '/weir.router.v1.RouterService/RunEnsemble',
+                request_serializer=weir_dot_router_dot_v1_dot_router__pb2.RunEnsembleRequest.SerializeToString,
+                response_deserializer=weir_dot_router_dot_v1_dot_router__pb2.RunEnsembleResponse.FromString,
+                _registered_method=True)
         self.DetectWatermark = channel.unary_unary(
                 '/weir.router.v1.RouterService/DetectWatermark',
                 request_serializer=weir_dot_router_dot_v1_dot_router__pb2.DetectWatermarkRequest.SerializeToString,
@@ -124,6 +129,14 @@ class RouterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunEnsemble(self, request, context):
+        """Several models answer one request by a plan: a cascade, a hedge, a vote, judges. Members are refused and fail as streams do; the
+        call fails with what the first of them met when none has answered, with DEADLINE_EXCEEDED when none has in time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DetectWatermark(self, request, context):
         """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key.
         """
@@ -171,6 +184,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=weir_dot_router_dot_v1_dot_router__pb2.EmbedRequest.FromString,
                     response_serializer=weir_dot_router_dot_v1_dot_router__pb2.EmbedResponse.SerializeToString,
+            ),
+            'RunEnsemble': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunEnsemble,
+                    request_deserializer=weir_dot_router_dot_v1_dot_router__pb2.RunEnsembleRequest.FromString,
+                    response_serializer=weir_dot_router_dot_v1_dot_router__pb2.RunEnsembleResponse.SerializeToString,
             ),
             'DetectWatermark': grpc.unary_unary_rpc_method_handler(
                     servicer.DetectWatermark,
@@ -307,6 +325,33 @@ class RouterService(object):
             '/weir.router.v1.RouterService/Embed',
             weir_dot_router_dot_v1_dot_router__pb2.EmbedRequest.SerializeToString,
             weir_dot_router_dot_v1_dot_router__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunEnsemble(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/weir.router.v1.RouterService/RunEnsemble',
+            weir_dot_router_dot_v1_dot_router__pb2.RunEnsembleRequest.SerializeToString,
+            weir_dot_router_dot_v1_dot_router__pb2.RunEnsembleResponse.FromString,
             options,
             channel_credentials,
             insecure,

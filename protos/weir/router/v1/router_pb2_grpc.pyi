@@ -52,6 +52,10 @@ class RouterServiceStub:
     """What is served now, and by how many workers."""
     Embed: _grpc.UnaryUnaryMultiCallable[_router_pb2.EmbedRequest, _router_pb2.EmbedResponse]
     """One vector for each input. Refused and failing as the streams are."""
+    RunEnsemble: _grpc.UnaryUnaryMultiCallable[_router_pb2.RunEnsembleRequest, _router_pb2.RunEnsembleResponse]
+    """Several models answer one request by a plan: a cascade, a hedge, a vote, judges. Members are refused and fail as streams do; the
+    call fails with what the first of them met when none has answered, with DEADLINE_EXCEEDED when none has in time.
+    """
     DetectWatermark: _grpc.UnaryUnaryMultiCallable[_router_pb2.DetectWatermarkRequest, _router_pb2.DetectWatermarkResponse]
     """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key."""
     Resume: _grpc.UnaryStreamMultiCallable[_router_pb2.ResumeRequest, _router_pb2.ResumeResponse]
@@ -88,6 +92,10 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """What is served now, and by how many workers."""
     Embed: _aio.UnaryUnaryMultiCallable[_router_pb2.EmbedRequest, _router_pb2.EmbedResponse]  # type: ignore[assignment]
     """One vector for each input. Refused and failing as the streams are."""
+    RunEnsemble: _aio.UnaryUnaryMultiCallable[_router_pb2.RunEnsembleRequest, _router_pb2.RunEnsembleResponse]  # type: ignore[assignment]
+    """Several models answer one request by a plan: a cascade, a hedge, a vote, judges. Members are refused and fail as streams do; the
+    call fails with what the first of them met when none has answered, with DEADLINE_EXCEEDED when none has in time.
+    """
     DetectWatermark: _aio.UnaryUnaryMultiCallable[_router_pb2.DetectWatermarkRequest, _router_pb2.DetectWatermarkResponse]  # type: ignore[assignment]
     """Tests a text for the tenant's watermark. UNSUPPORTED where the model's executor has no watermark key."""
     Resume: _aio.UnaryStreamMultiCallable[_router_pb2.ResumeRequest, _router_pb2.ResumeResponse]  # type: ignore[assignment]
@@ -145,6 +153,16 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.EmbedResponse, _abc.Awaitable[_router_pb2.EmbedResponse]]:
         """One vector for each input. Refused and failing as the streams are."""
+
+    @_abc_1.abstractmethod
+    def RunEnsemble(
+        self,
+        request: _router_pb2.RunEnsembleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.RunEnsembleResponse, _abc.Awaitable[_router_pb2.RunEnsembleResponse]]:
+        """Several models answer one request by a plan: a cascade, a hedge, a vote, judges. Members are refused and fail as streams do; the
+        call fails with what the first of them met when none has answered, with DEADLINE_EXCEEDED when none has in time.
+        """
 
     @_abc_1.abstractmethod
     def DetectWatermark(
