@@ -26,6 +26,7 @@ from weir_chassis.fleet.announcer import announced
 from weir_chassis.fleet.identity import Identity
 from weir_chassis.fleet.servicer import SERVICE_NAME as INSTANCE_SERVICE
 from weir_chassis.fleet.servicer import InstanceServicer
+from weir_chassis.garbage import search_less_for_cycles
 from weir_chassis.health import Health
 from weir_chassis.interceptors import CallInterceptor
 from weir_chassis.leases import LeaseLedger
@@ -102,7 +103,7 @@ def new_chassis(service: str, *, metrics: Metrics | None = None, connect: Connec
     return Chassis(
         service=service,
         metrics=metrics,
-        leases=LeaseLedger(observe=lambda kind, count: metrics.leases.labels(kind).set(count)),
+        leases=LeaseLedger(observe=metrics.show_leases),
         health=health,
         background=Background(),
         calls=Calls(),
@@ -121,6 +122,7 @@ def run(service: ServiceDefinition[Any]) -> int:
         return _refuse(service, error)
     configure_logging(service.name, settings.log_level)
     keep_freed_memory()
+    search_less_for_cycles()
     try:
         return _run_loop(serve(service, settings))
     except SettingsError as error:  # found while the service was built: a model that is not there, a port that is taken

@@ -153,7 +153,7 @@ class Encoder:
 
     def _find(self, asking: Asking, decide: Callable[[FleetSnapshot], T]) -> T:
         """What is decided of the fleet where the request may go."""
-        snapshot = self._fleet.snapshot()
+        snapshot = self._fleet.snapshot(counted=False)
         return asking.residency.find(lambda place: decide(snapshot.within(place)))
 
     def _resolve_adapter(self, target: Target, name: str, asking: Asking) -> str:

@@ -124,9 +124,10 @@ class Pipeline:
 
     async def _conclude(self, attempt: Attempt, journey: Journey, prompt: EncodedPrompt, write: Write) -> None:
         """The executor's last word comes a step after a stop string ended an output; it is waited for, not long."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._limits.end_wait_seconds):
-                await attempt.ended.wait()
+        if not attempt.ended.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.end_wait_seconds):
+                    await attempt.ended.wait()
         await write(journey.usage(prompt))
         await write(journey.receipt(prompt))
 

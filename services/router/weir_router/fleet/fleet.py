@@ -79,8 +79,8 @@ class Fleet:
     def links(self) -> list[Link]:
         return list(self._links)
 
-    def snapshot(self) -> FleetSnapshot:
-        """Immutable, and the same object until something is another."""
+    def snapshot(self, *, counted: bool = True) -> FleetSnapshot:
+        """Immutable, and the same object until something is another. `counted`: see `Snapshots.newest`."""
         links = self._links
         return self._snapshots.newest(
             self._clock.monotonic(),
@@ -88,6 +88,7 @@ class Fleet:
             links.tokenizers.values(),
             links.postprocessors.values(),
             self.externals.views,
+            counted=counted,
         )
 
     def now(self) -> float:

@@ -34,8 +34,13 @@ class Snapshots:
         tokenizers: Iterable[TokenizerLink],
         postprocessors: Iterable[PostprocessLink],
         externals: Callable[[float], tuple[ExternalView, ...]],
+        *,
+        counted: bool = True,
     ) -> FleetSnapshot:
-        """At `now`, in monotonic seconds. Another order of the links, or others, is a change of facts."""
+        """At `now`, in monotonic seconds. Another order of the links, or others, is a change of facts.
+
+        `counted`: what this router has given its workers is to be as it is now, not as it was a moment ago.
+        """
         facts, loads, counts = self._changes.of_facts, self._changes.of_loads, self._changes.of_counts
         if facts != self._facts or loads != self._loads or now >= self._expires_at:
             kept = self._snapshot.kept if facts == self._facts else None
@@ -50,6 +55,8 @@ class Snapshots:
                 departed=self.departed,
             )
             self._snapshot = self._mark(made)
+        elif not counted:
+            return self._snapshot
         elif counts != self._counts:
             known = self._snapshot
             self._snapshot = FleetSnapshot(

@@ -34,7 +34,7 @@ class Models:
         """What nobody has is refused before it waits for a place."""
         journey.wanted = self._names.wanted(journey.request)
         target = self._targets(journey)[0]
-        self._fleet.snapshot().resolve_adapter(target.model, journey.request.adapter, target.revision)
+        self._fleet.snapshot(counted=False).resolve_adapter(target.model, journey.request.adapter, target.revision)
 
     async def encode(self, journey: Journey) -> EncodedPrompt:
         """The prompt in its target's own tokens. Raises as `resolve` and `Encoder.encode` do, and Infeasible."""

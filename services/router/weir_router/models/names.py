@@ -25,7 +25,7 @@ class Names:
         return [Wanted(name)] if name or table is None else select(request.prompt, table)
 
     def _is_name(self, name: str) -> bool:
-        return name in self._routing.aliases or name in self._fleet.snapshot().known_models()
+        return name in self._routing.aliases or name in self._fleet.snapshot(counted=False).known_models()
 
     def targets(self, names: Sequence[Wanted], subject: str, residency: Residency) -> Sequence[Target]:
         """All that they may come to: the first name's first, or the first after it that anybody serves.
@@ -46,10 +46,10 @@ class Names:
             raise failure
         if len(found) == 1:
             return found
-        return _answering_first(found, self._fleet.snapshot().within(residency))
+        return _answering_first(found, self._fleet.snapshot(counted=False).within(residency))
 
     def _targets(self, name: str, subject: str) -> Sequence[Target]:
-        snapshot, aliases = self._fleet.snapshot(), self._routing.aliases
+        snapshot, aliases = self._fleet.snapshot(counted=False), self._routing.aliases
         if name in aliases:
             return aliases.order(name, subject)
         if (pinned := _pinned(name, snapshot)) is not None:
