@@ -21,6 +21,7 @@ from weir_client.kv import kv
 from weir_client.memory import memory
 from weir_client.operations import operations
 from weir_client.options import ADAPTER, MODEL, ROUTER, TENANT, TIMEOUT, Asked, sampling_options
+from weir_client.retained import cancel, resume
 from weir_client.running import load_command, run_async
 from weir_client.stack import router_address
 
@@ -191,6 +192,8 @@ main.add_command(kv)
 main.add_command(operations)
 main.add_command(fleet)
 main.add_command(explain)
+main.add_command(resume)
+main.add_command(cancel)
 
 
 def _typed_lines() -> Iterator[str]:

@@ -11,9 +11,12 @@ A refusal or a failure raises the `WeirError` that the router meant, with its re
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from time import monotonic
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
+from uuid import uuid4
 
 import grpc
 
@@ -26,6 +29,7 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingCondition
 from weir.inference.v1.stream_pb2 import OutputFinished, Receipt
 from weir.inference.v1.watermark_pb2 import Watermark
 from weir.router.v1.router_pb2 import (
+    CancelRequestRequest,
     ChatRequest,
     ChatResponse,
     DetectWatermarkRequest,
@@ -38,6 +42,8 @@ from weir.router.v1.router_pb2 import (
     ListModelsRequest,
     ListModelsResponse,
     Model,
+    ResumeRequest,
+    ResumeResponse,
     RunEnsembleRequest,
     RunEnsembleResponse,
     TokenPrompt,
@@ -47,10 +53,12 @@ from weir_chassis.channel import cancelling, open_channel
 from weir_chassis.errors import from_rpc_error
 from weir_chassis.telemetry import REQUEST_ID_KEY
 from weir_chassis.tenant import tenant_metadata
+from weir_client.resuming import Had, going_on
 
-Event = ChatResponse | GenerateResponse
+Event = ChatResponse | GenerateResponse | ResumeResponse
 _Request = TypeVar("_Request", ChatRequest, GenerateRequest)
 _Response = TypeVar("_Response", ChatResponse, GenerateResponse)
+_Stream = TypeVar("_Stream", ChatResponse, GenerateResponse, ResumeResponse)
 
 
 def message(role: str, text: str) -> ChatMessage:
@@ -66,11 +74,15 @@ def system(text: str) -> ChatMessage:
 
 
 class Client:
-    """A connection to one router. Streams share it; closing it cancels them."""
+    """A connection to one router. Streams share it; closing it cancels them.
+
+    Further addresses, after commas, are of routers that share their retained streams with the first.
+    """
 
     def __init__(self, address: str, *, channel: grpc.aio.Channel | None = None) -> None:
-        self._channel = channel or open_channel(address)
-        self._stub = RouterServiceStub(self._channel)
+        self._channels = [channel] if channel else [open_channel(each.strip()) for each in address.split(",")]
+        self._turn = 0
+        self._stub = RouterServiceStub(self._channels[0])
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,7 +93,8 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        await self._channel.close()
+        for channel in self._channels:
+            await channel.close()
 
     def chat(
         self,
@@ -96,8 +109,12 @@ class Client:
         tenant: str = "",
         adapter: str = "",
         routing: RoutingOptions | None = None,
+        retain: float | None = None,
     ) -> AsyncIterator[ChatResponse]:
         """Answer `messages`. `timeout` in seconds is the deadline of the whole; leaving the iterator cancels it.
+
+        `retain`: seconds for which the request outlives a lost connection. The iterator resumes it meanwhile by itself;
+        leaving it does not cancel such a request, `cancel` does.
 
         `tenant`: whose share and quotas apply. Raises InvalidArgument for one that is no name. `adapter`: the name of
         one that executors have loaded. `routing`: session, constraints and the like.
@@ -112,6 +129,10 @@ class Client:
             adapter=adapter,
             routing=routing,
         )
+        if retain is not None:
+            return self._retained(
+                request, ChatResponse, retain=retain, timeout=timeout, request_id=request_id, tenant=tenant
+            )
         return _events(self._stub.Chat(request, timeout=timeout, metadata=_metadata(request_id, tenant)))
 
     def generate(
@@ -127,8 +148,9 @@ class Client:
         tenant: str = "",
         adapter: str = "",
         routing: RoutingOptions | None = None,
+        retain: float | None = None,
     ) -> AsyncIterator[GenerateResponse]:
-        """Go on from a prompt of text or of token ids."""
+        """Go on from a prompt of text or of token ids. Otherwise as `chat`."""
         request = GenerateRequest(
             model=model, sampling=sampling, stopping=stopping, priority=priority, adapter=adapter, routing=routing
         )
@@ -136,6 +158,10 @@ class Client:
             request.text = prompt
         else:
             request.token_ids.CopyFrom(TokenPrompt(token_ids=prompt))
+        if retain is not None:
+            return self._retained(
+                request, GenerateResponse, retain=retain, timeout=timeout, request_id=request_id, tenant=tenant
+            )
         return _events(self._stub.Generate(request, timeout=timeout, metadata=_metadata(request_id, tenant)))
 
     async def ensemble(
@@ -160,6 +186,53 @@ class Client:
             return await self._stub.RunEnsemble(request, timeout=timeout, metadata=_metadata(request_id, tenant))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+
+    def resume(
+        self, request_id: str, *, had: Had | None = None, timeout: float | None = None, tenant: str = ""
+    ) -> AsyncIterator[ResumeResponse]:
+        """The rest of a retained stream, after what of it is `had`; raises NotFound when it is kept no longer."""
+        wanted = ResumeRequest(request_id=request_id, next=had.next() if had else ())
+        return _events(self._stub.Resume(wanted, timeout=timeout, metadata=_metadata("", tenant)))
+
+    async def cancel(self, request_id: str, *, timeout: float | None = 10.0, tenant: str = "") -> None:
+        """Ends a retained request; one that is over is no error. Raises NotFound."""
+        try:
+            wanted = CancelRequestRequest(request_id=request_id)
+            await self._stub.CancelRequest(wanted, timeout=timeout, metadata=_metadata("", tenant))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def _retained(
+        self,
+        request: _Request,
+        response: type[_Response],
+        *,
+        retain: float,
+        timeout: float | None,
+        request_id: str,
+        tenant: str,
+    ) -> AsyncIterator[_Response]:
+        """The id is known before the router is, and the key makes it safe to ask again when nothing has come back.
+
+        `response` is named as its method is.
+        """
+        request_id = request_id or uuid4().hex
+        request.routing.retain.FromNanoseconds(round(retain * 1e9))
+        request.routing.idempotency_key = request.routing.idempotency_key or request_id
+        ends_at = None if timeout is None else monotonic() + timeout
+
+        def opened(had: Had) -> AsyncIterator[_Response]:
+            left = None if ends_at is None else max(0.0, ends_at - monotonic())
+            if had.begun:
+                return _as(response, self.resume(had.request_id, had=had, timeout=left, tenant=tenant))
+            call = getattr(self._stub, response.DESCRIPTOR.name.removesuffix("Response"))
+            return _events(call(request, timeout=left, metadata=_metadata(request_id, tenant)))
+
+        return going_on(opened, self._next_router, routers=len(self._channels), retain_seconds=retain)
+
+    def _next_router(self) -> None:
+        self._turn += 1
+        self._stub = RouterServiceStub(self._channels[self._turn % len(self._channels)])
 
     async def embed(
         self,
@@ -260,7 +333,9 @@ class Answer:
                 self.receipt = event.receipt
 
 
-async def collect(events: AsyncIterator[ChatResponse] | AsyncIterator[GenerateResponse]) -> Answer:
+async def collect(
+    events: AsyncIterator[ChatResponse] | AsyncIterator[GenerateResponse] | AsyncIterator[ResumeResponse],
+) -> Answer:
     """Read a stream to its end."""
     answer = Answer()
     async for event in events:
@@ -268,13 +343,20 @@ async def collect(events: AsyncIterator[ChatResponse] | AsyncIterator[GenerateRe
     return answer
 
 
-async def _events(call: grpc.aio.UnaryStreamCall[_Request, _Response]) -> AsyncIterator[_Response]:
+async def _events(call: grpc.aio.UnaryStreamCall[Any, _Stream]) -> AsyncIterator[_Stream]:
     with cancelling(call):
         try:
             async for response in call:
                 yield response
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+
+
+async def _as(response: type[_Response], events: AsyncIterator[ResumeResponse]) -> AsyncIterator[_Response]:
+    """A resumed event as one of the stream that it belongs to: they have the same fields."""
+    async with aclosing(events):  # type: ignore[type-var]
+        async for event in events:
+            yield response.FromString(event.SerializeToString())
 
 
 def _metadata(request_id: str, tenant: str) -> tuple[tuple[str, str], ...]:

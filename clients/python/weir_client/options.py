@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import click
 
@@ -60,6 +61,12 @@ _SAMPLING = [
     click.option("--choice", multiple=True, help="The answer is one of these texts. May be given several times."),
     click.option("--structural-tag", metavar="FILE|JSON", help="Free text with tags that follow schemas."),
     click.option("--watermark", is_flag=True, help="Mark the answer, so that 'weir detect' knows it again."),
+    click.option(
+        "--retain",
+        type=float,
+        metavar="SECONDS",
+        help="Let the answer outlive a lost connection for so long: it is resumed by itself, or by 'weir resume'.",
+    ),
     TIMEOUT,
     click.option("--json", "as_json", is_flag=True, help="Print each event as one line of JSON."),
     ROUTER,
@@ -99,6 +106,7 @@ class Asked:
     choice: tuple[str, ...]
     structural_tag: str | None
     watermark: bool
+    retain: float | None
     timeout: float
     as_json: bool
     router: str | None
@@ -111,7 +119,16 @@ class Asked:
             "tenant": self.tenant,
             "adapter": self.adapter,
             "routing": self.routing(),
+            **self._retention(),
         }
+
+    def _retention(self) -> dict[str, Any]:
+        """Under an id that its user has from the beginning."""
+        if self.retain is None:
+            return {}
+        request_id = uuid4().hex
+        click.secho(f"retained for {self.retain:g} s: weir resume {request_id}", fg="bright_black", err=True)
+        return {"retain": self.retain, "request_id": request_id}
 
     def routing(self) -> RoutingOptions:
         """Raises click.BadParameter for what the wire type cannot hold; the router checks the rest."""

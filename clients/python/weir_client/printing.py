@@ -12,7 +12,14 @@ from google.protobuf.json_format import MessageToJson
 
 from weir.inference.v1.chat_pb2 import ChatMessage
 from weir.inference.v1.embedding_pb2 import Embedding
-from weir.router.v1.router_pb2 import ChatResponse, DetectWatermarkResponse, GenerateResponse, Model, ServedAlias
+from weir.router.v1.router_pb2 import (
+    ChatResponse,
+    DetectWatermarkResponse,
+    GenerateResponse,
+    Model,
+    ResumeResponse,
+    ServedAlias,
+)
 from weir_chassis.errors import WeirError, reason_name
 from weir_client.client import Answer, Event, message
 
@@ -45,7 +52,7 @@ class Stopwatch:
         self.ended = perf_counter()
 
 
-Events = AsyncIterator[ChatResponse] | AsyncIterator[GenerateResponse]
+Events = AsyncIterator[ChatResponse] | AsyncIterator[GenerateResponse] | AsyncIterator[ResumeResponse]
 
 
 async def stream(events: Events, *, as_json: bool) -> Answer:
