@@ -339,8 +339,14 @@ class Execution:
     def _delegate(self, choice: Choice) -> None:
         """A worker outside the suite takes all of it, text to text."""
         worker, journey = self._fleet.externals.worker(choice.executor, self._journey.residency), self._journey
-        prompt_tokens, model = self._prompt.num_tokens, self._prompt.version.model
-        asked = ExternalRequest(self._request, model, journey.attempts, prompt_tokens, journey.left_seconds())
+        asked = ExternalRequest(
+            self._request,
+            self._prompt.version.model,
+            journey.attempts,
+            self._prompt.num_tokens,
+            journey.left_seconds(),
+            journey.target.revision if journey.target else "",
+        )
         reservation = worker.outstanding.reserve(choice.reserved_tokens, choice.uncached_tokens)
         self._attempt.delegate(self._fleet.externals.call(worker, asked), reservation, worker.traits.price)
 

@@ -47,7 +47,9 @@ class ExternalContext:
 
 @dataclass(frozen=True, slots=True)
 class ExternalRequest:
-    """`model`: the name that clients use here. `prompt_tokens`: as counted or guessed here.
+    """`model`: the name that clients use here. `revision`: the one that it must be; empty: whichever it is there.
+
+    `prompt_tokens`: as counted or guessed here.
 
     `left_seconds`: of the client's deadline; None: it has none.
     """
@@ -57,6 +59,7 @@ class ExternalRequest:
     attempt: int
     prompt_tokens: int
     left_seconds: float | None
+    revision: str = ""
 
 
 class ExternalWorker(ABC):

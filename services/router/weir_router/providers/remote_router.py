@@ -80,7 +80,8 @@ class RemoteRouter(ExternalWorker):
         request, timeout = asked.request, hop_timeout(asked.left_seconds)
         metadata = (*call_metadata(), *tenant_metadata(request.tenant), *via_metadata(request.via, self._own_id))
         message = remote_request(request, self.traits.region)
-        message.model = self.router.models.get(asked.model, asked.model)
+        name = self.router.models.get(asked.model, asked.model)
+        message.model = f"{name}@{asked.revision}" if asked.revision else name
         if isinstance(message, GenerateRequest):
             return self._stub.Generate(message, timeout=timeout, metadata=metadata)
         return self._stub.Chat(message, timeout=timeout, metadata=metadata)

@@ -155,6 +155,29 @@ async def test_operators_see_it(tmp_path: Path) -> None:
         assert not server.requests
 
 
+async def test_its_retained_stream_is_resumed_from_the_beginning(tmp_path: Path) -> None:
+    """No token of it was told, so that no client can say which of them it has."""
+    kept = text(routing=RoutingOptions(retain=Duration(seconds=30)))
+    async with beside(tmp_path) as (running, server):
+        call, part = running.router.Generate(kept), Answer()
+        server.hang_after = 2
+        task = asyncio.create_task(collect(call, part))
+        await running.until(lambda: "delta" in part.kinds)
+        call.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        name = pb.ResumeRequest(request_id=part.accepted.request_id)
+        again = Answer()
+        resumed = running.router.Resume(name)
+        reader = asyncio.create_task(collect(resumed, again))
+        await running.until(lambda: again.texts.get(0) == "one two")
+        await running.router.CancelRequest(pb.CancelRequestRequest(request_id=part.accepted.request_id))
+        await asyncio.gather(reader, return_exceptions=True)
+        server.hang_after = None
+        whole = await collect(running.router.Generate(kept))
+        again = await collect(running.router.Resume(pb.ResumeRequest(request_id=whole.accepted.request_id)))
+        assert (again.texts, again.usage) == (whole.texts, whole.usage)
+
+
 async def test_a_client_that_leaves_closes_the_providers_stream(tmp_path: Path) -> None:
     async with beside(tmp_path) as (running, server):
         server.hang_after = 2

@@ -176,6 +176,16 @@ async def test_before_its_first_token_a_request_moves_there_and_back(tmp_path: P
         assert (await refusal(eu.router.Generate(text())))[0] == "OVERLOADED"
 
 
+async def test_a_pinned_revision_is_the_next_routers_too(tmp_path: Path) -> None:
+    async with two_routers(tmp_path) as (eu, us):
+        await lose(eu)
+        pinned = await ask(eu, request=text(model="bytes@r1"))
+        assert pinned.receipt.model_version.revision == "r1"
+        count = len(us.executor.submits)
+        assert (await refusal(eu.router.Generate(text(model="bytes@r9"))))[0] == "NO_WORKER"
+        assert len(us.executor.submits) == count
+
+
 async def test_a_remote_refusal_keeps_its_words(tmp_path: Path) -> None:
     async with two_routers(tmp_path) as (eu, _):
         await lose(eu)
