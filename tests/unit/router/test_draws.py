@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weir_router.policies.draws import mix, name_bits, unit
+from weir_router.policies.draws import mix, name_bits, spread, unit
 
 
 def test_the_mixing_is_that_of_the_paper() -> None:
@@ -23,6 +23,14 @@ def test_draws_are_even() -> None:
     assert all(0.0 <= one < 1.0 for one in drawn)
     tenths = [sum(int(one * 10) == tenth for one in drawn) for tenth in range(10)]
     assert all(900 < count < 1100 for count in tenths), tenths
+
+
+def test_workers_of_one_request_and_requests_of_one_worker_are_spread_evenly() -> None:
+    workers = [spread(mix(5) ^ name_bits(f"10.0.0.{i}:7700")) for i in range(10_000)]
+    requests = [spread(mix(i) ^ name_bits("10.0.0.1:7700")) for i in range(10_000)]
+    for drawn in (workers, requests):
+        tenths = [sum(int(one * 10) == tenth for one in drawn) for tenth in range(10)]
+        assert all(900 < count < 1100 for count in tenths), tenths
 
 
 def test_a_name_has_the_same_bits_in_every_process() -> None:

@@ -17,7 +17,8 @@ _LEAST_SHARE: Final = 1e-6
 
 def share(executor: ExecutorView) -> float:
     """Above 0."""
-    return max(_LEAST_SHARE, executor.traits.weight * executor.ramp)
+    part = executor.traits.weight * executor.ramp
+    return part if part > _LEAST_SHARE else _LEAST_SHARE
 
 
 def shares(candidates: Sequence[Candidate]) -> list[float]:

@@ -29,15 +29,17 @@ def token_seconds(candidates: Sequence[Candidate]) -> list[float]:
 
 def queue_seconds(executor: ExecutorView, seconds: float) -> float:
     """Until the prompts that are before it are computed, at so many seconds a token."""
+    ours = executor.routed_prefill_tokens * seconds
+    if not executor.foreign_prefill_tokens:
+        return ours
     foreign, load = executor.foreign_prefill_tokens * seconds, executor.load
-    if foreign and load is not None:
-        foreign = max(0.0, foreign - load.age_seconds)
-    return executor.routed_prefill_tokens * seconds + foreign
+    return ours + (foreign if load is None else max(0.0, foreign - load.age_seconds))
 
 
 def uncached_tokens(candidate: Candidate, demand: Demand) -> int:
     """Of the prompt: at least its last token is always computed."""
-    return max(1, demand.prompt_tokens - demand.cached_tokens.get(candidate.executor.address, 0))
+    uncached = demand.prompt_tokens - demand.cached_tokens.get(candidate.executor.address, 0)
+    return uncached if uncached > 0 else 1
 
 
 def first_token_seconds(candidate: Candidate, demand: Demand, seconds: float) -> float:

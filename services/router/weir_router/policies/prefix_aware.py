@@ -29,7 +29,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from weir_chassis.toml_config import Table
-from weir_router.policies.draws import mix, name_bits, unit
+from weir_router.policies.draws import mix, name_bits, spread, unit
 from weir_router.policies.least_outstanding import LeastOutstandingTokens
 from weir_router.policies.load import even_load, loads, share, shares
 from weir_router.policies.policy import Candidate, Demand, Ranking, Scored, lowest_first
@@ -60,7 +60,7 @@ class PrefixAware:
             demand = replace(demand, cached_tokens={})
         seconds, parts = token_seconds(candidates), shares(candidates)
         excess = self._excess(candidates, parts, demand)
-        factors = [1.0 + self._options.jitter * unit(mix(drawn ^ name_bits(c.executor.address))) for c in candidates]
+        factors = [1.0 + self._options.jitter * spread(drawn ^ name_bits(c.executor.address)) for c in candidates]
         costs = [
             (first_token_seconds(candidate, demand, each) / part + over * demand.prompt_tokens * each) * factor
             for candidate, part, each, over, factor in zip(candidates, parts, seconds, excess, factors, strict=True)

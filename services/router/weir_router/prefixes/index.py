@@ -110,9 +110,14 @@ def _remove(known: _Executor, event: BlocksRemoved) -> None:
 
 
 def _leading(block_hashes: Sequence[bytes], known: _Executor) -> int:
-    if len(known.tiers) == 1:
-        (held,) = known.tiers.values()
-        if block_hashes[0] not in held:
-            return 0
+    # Most executors hold nothing of a prompt, and are to be asked no more than that.
+    tiers = known.tiers.values()
+    first = block_hashes[0]
+    for held in tiers:
+        if first in held:
+            break
+    else:
+        return 0
+    if len(tiers) == 1:
         return bisect_left(block_hashes, True, key=lambda block_hash: block_hash not in held)
     return bisect_left(block_hashes, True, key=lambda block_hash: not known.holds(block_hash))
