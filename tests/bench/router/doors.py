@@ -7,7 +7,7 @@ import itertools
 import json
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import cast
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from bench.router.load import Heard
 from weir.executor.v1 import executor_pb2
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart
+from weir.inference.v1.output_pb2 import TokenBatch
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1.router_pb2 import ChatRequest
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
@@ -75,7 +76,7 @@ class ExecutorDoor:
             tasks.create_task(self._write(call))
             while (step := await call.read()) is not grpc.aio.EOF:
                 assert isinstance(step, executor_pb2.GenerateResponse)
-                for handle, token_id in zip(step.tokens.handles, step.tokens.token_ids, strict=True):
+                for handle, token_id in rows(step.tokens):
                     if (answer := self._answers.get(handle)) is not None:
                         answer.put_nowait(token_id)
 
@@ -104,6 +105,12 @@ class ExecutorDoor:
         return first - began
 
 
+def rows(batch: TokenBatch) -> Iterator[tuple[int, int]]:
+    """Each token and whose it is."""
+    handles = (handle for handle, count in zip(batch.handles, batch.token_counts, strict=True) for _ in range(count))
+    return zip(handles, batch.token_ids, strict=True)
+
+
 @asynccontextmanager
 async def executor_door(address: str) -> AsyncIterator[ExecutorDoor]:
     async with open_channel(address) as channel:
@@ -114,6 +121,8 @@ async def executor_door(address: str) -> AsyncIterator[ExecutorDoor]:
         finally:
             running.cancel()
             await asyncio.wait({running})
+            if not running.cancelled():
+                running.result()  # it has failed, and so has all that waited for it
 
 
 class HttpDoor:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from bench.router import clock_token
 from bench.router.chunks import Chunks
 from bench.router.contenders import DIRECT_GRPC, WEIR
-from bench.router.doors import complete_tokens
+from bench.router.doors import complete_tokens, rows
 from bench.router.pace import VARIABLE, Drawing, DueTokens, Pace, read_pace, write_pace
 from bench.router.processes import cpu_seconds, family, resident_mib
 from bench.router.run import Sample, Samples
+from weir.inference.v1.output_pb2 import TokenBatch
 
 
 @given(st.integers(0, 10**15), st.integers(0, 9 * 10**8))
@@ -68,6 +69,11 @@ def test_a_stream_that_is_over_gets_nothing() -> None:
     assert due.take(0.0) == [(drawing, 1)]
     drawing.left = 0
     assert due.take(2.0) == []
+
+
+def test_every_token_of_a_step_is_its_requests() -> None:
+    batch = TokenBatch(handles=[7, 9], token_counts=[2, 1], token_ids=[1, 2, 3])
+    assert list(rows(batch)) == [(7, 1), (7, 2), (9, 3)]
 
 
 def test_the_pace_is_as_the_file_says_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
