@@ -1,4 +1,7 @@
-"""A router and its fake workers as real processes, and the bad luck that befalls the workers."""
+"""A router and its fake workers as real processes, and the bad luck that befalls the workers.
+
+Nobody is told of an address: workers announce themselves on NATS, each at a port of its own, and the router finds them.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ _KINDS = {"executor": 5, "tokenizer": 3, "postprocess": 3}
 _GROWN_SECONDS = 4.0
 # A worker that is stopped answers nothing for so long before it is killed.
 _STOPPED_SECONDS = 3.0
+# Who is not heard of for so long is gone.
+_LEASE_SECONDS = 3.0
 _TESTS = Path(__file__).parents[2]
 
 
@@ -36,15 +41,21 @@ class Death(Enum):
 
 @dataclass
 class Worker:
-    """One place for a worker: an address at which one process comes after another. Times are monotonic seconds."""
+    """A place for one process after another: at one address, or, as it `moves`, each at a new one.
+
+    Times are monotonic seconds.
+    """
 
     kind: str
     port: int
     log: Path
     # Further ones, by their names.
     settings: Mapping[str, str] = field(default_factory=dict)
+    moves: bool = False
     process: subprocess.Popen[bytes] | None = None
     born_at: float = 0.0
+    # It has been told to go.
+    is_going: bool = False
     stopped_at: float | None = None
 
     @property
@@ -53,16 +64,19 @@ class Worker:
 
     @property
     def is_up(self) -> bool:
-        return self.process is not None and self.process.poll() is None and self.stopped_at is None
+        return self.process is not None and self.process.poll() is None and not self.is_going
 
     def start(self, now: float) -> None:
+        if self.moves:
+            (self.port,) = free_ports(1)
         told = {"KIND": self.kind, "PORT": str(self.port), "DRAIN_SECONDS": "2", **self.settings}
         env = {f"WEIR_CHURN_{name}": value for name, value in told.items()}
         self.process = start_python("chaos.churn.worker", env, self.log)
-        self.born_at, self.stopped_at = now, None
+        self.born_at, self.stopped_at, self.is_going = now, None, False
 
     def die(self, how: Death, now: float) -> None:
         assert self.process is not None, "it was never born"
+        self.is_going = True
         match how:
             case Death.KILL:
                 self.process.kill()
@@ -121,15 +135,15 @@ class Fleet:
 
 
 @contextmanager
-def running_fleet(directory: Path, seed: int, router: Mapping[str, str]) -> Iterator[Fleet]:
+def running_fleet(directory: Path, nats_url: str, seed: int, router: Mapping[str, str]) -> Iterator[Fleet]:
     """The processes, started and not waited for. `router`: further settings of the router."""
-    *ports, router_port, metrics_port = free_ports(sum(_KINDS.values()) + 2)
+    router_port, metrics_port = free_ports(2)
     kinds = [kind for kind, count in _KINDS.items() for _ in range(count)]
-    workers = [Worker(kind, port, directory / f"{kind}-{port}.log") for kind, port in zip(kinds, ports, strict=True)]
-    env = {"PORT": str(router_port), "METRICS_PORT": str(metrics_port), **router}
-    for kind in _KINDS:
-        name = {"executor": "EXECUTORS", "tokenizer": "TOKENIZERS", "postprocess": "POSTPROCESSORS"}[kind]
-        env[name] = ",".join(worker.address for worker in workers if worker.kind == kind)
+    told = {"NATS_URL": nats_url, "ANNOUNCE_LEASE_SECONDS": str(_LEASE_SECONDS)}
+    workers = [
+        Worker(kind, 0, directory / f"{kind}-{number}.log", told, moves=True) for number, kind in enumerate(kinds)
+    ]
+    env = {"PORT": str(router_port), "METRICS_PORT": str(metrics_port), "NATS_URL": nats_url, **router}
     with ExitStack() as stack:
         for worker in workers:
             stack.callback(worker.end)

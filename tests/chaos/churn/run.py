@@ -14,6 +14,7 @@ import grpc
 
 from chaos.churn.fleet import Fleet, running_fleet
 from chaos.churn.load import Load, Outcomes, run_load
+from servers import nats_server
 from weir.executor.v1.executor_pb2 import GetLoadRequest
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from weir.router.v1.router_pb2 import ListModelsRequest
@@ -36,7 +37,7 @@ class Churned:
 
 
 async def churn(directory: Path, seconds: float, load: Load, seed: int) -> Churned:
-    with running_fleet(directory, seed, _ROUTER) as fleet:
+    with nats_server(directory / "nats") as nats, running_fleet(directory, nats.url, seed, _ROUTER) as fleet:
         await _until_ready(fleet)
         async with asyncio.TaskGroup() as tasks:
             loading = tasks.create_task(run_load(fleet.router, load, seconds))
