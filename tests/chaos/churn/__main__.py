@@ -22,10 +22,12 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=50, help="of each request")
     parser.add_argument("--deadline", type=float, default=15.0, help="of each request, in seconds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the router")
     told = parser.parse_args()
+    settings = dict(one.split("=", 1) for one in told.set)
     with TemporaryDirectory() as directory:
         load = Load(told.per_second, told.tokens, told.deadline)
-        churned = asyncio.run(churn(Path(directory), told.seconds, load, told.seed))
+        churned = asyncio.run(churn(Path(directory), told.seconds, load, told.seed, settings))
     print("\n".join(_table(churned)))
     return 0 if is_sound(churned) else 1
 

@@ -36,8 +36,12 @@ class Churned:
     metrics: Mapping[str, float]
 
 
-async def churn(directory: Path, seconds: float, load: Load, seed: int) -> Churned:
-    with nats_server(directory / "nats") as nats, running_fleet(directory, nats.url, seed, _ROUTER) as fleet:
+async def churn(
+    directory: Path, seconds: float, load: Load, seed: int, router: Mapping[str, str] | None = None
+) -> Churned:
+    """`router`: further settings of the router."""
+    told = {**_ROUTER, **(router or {})}
+    with nats_server(directory / "nats") as nats, running_fleet(directory, nats.url, seed, told) as fleet:
         await _until_ready(fleet)
         async with asyncio.TaskGroup() as tasks:
             loading = tasks.create_task(run_load(fleet.router, load, seconds))
