@@ -228,13 +228,17 @@ class Execution:
 
         Workers outside the suite draw what they draw, and are paid for what nobody reads.
         """
-        same = cause is Cause.SLOW or self._attempt.journal.num_drawn > 0
-        demand = replace(self._demand(self._numerics if same else None), needs=None)
+        drawn = self._attempt.journal.num_drawn > 0
+        if drawn and self.drawing.anew:
+            raise NoWorker("what has drawn so far draws anew when it is resumed")
+        same = cause is Cause.SLOW or drawn
+        demand = replace(self._demand(self.drawing.numerics if same else None), needs=None)
         return self._routing.choose(demand, self._journey.residency)
 
     def _taken(self, choice: Choice) -> None:
         """The second one goes on. After the first token, that is a continuation."""
-        self._journey.choice, self._numerics = choice, choice.model.numerics
+        self._journey.choice = choice
+        self.drawing = Drawing(choice.model.numerics, choice.model.draws_anew)
         if self._attempt.journal.num_drawn:
             self._note_continued("executor", reason_name(WorkerLost.reason))
 
