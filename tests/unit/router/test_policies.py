@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 from random import Random
 
@@ -270,6 +271,17 @@ def test_no_cache_pulls_an_overloaded_worker_down() -> None:
     ranked = rank(policy, views, wanted)
     assert ranked[-1].candidate.address == "a"
     assert ranked[-1].terms["excess"] >= 1.0
+
+
+def test_no_cache_sends_a_prompt_to_wait_for_blocks() -> None:
+    policy = PrefixAware(PrefixAwareOptions(explore=0.0))
+    full = replace(FAST, waiting_requests=2, free_blocks=10, total_blocks=1000)
+    wanted = demand(prompt_tokens=2000, cached_tokens={"a": 1600, "b": 0})
+    assert first(policy, [executor("a", load=full), executor("b", load=FAST)], wanted) == "b"
+    for better in ({"free_blocks": 25}, {"waiting_requests": 0}, {"total_blocks": 0}):
+        views = [executor("a", load=replace(full, **better)), executor("b", load=FAST)]
+        assert first(policy, views, wanted) == "a"
+    assert first(policy, [executor("a", load=full), executor("b", load=full)], wanted) == "a", "all alike"
 
 
 def test_without_any_index_it_is_the_least_outstanding_and_one_without_holds_nothing() -> None:

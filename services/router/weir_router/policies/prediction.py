@@ -42,6 +42,14 @@ def uncached_tokens(candidate: Candidate, demand: Demand) -> int:
     return uncached if uncached > 0 else 1
 
 
+def waits_for_blocks(candidate: Candidate, demand: Demand) -> bool:
+    """Whether requests wait there, as last reported, and this one's prompt would not find the blocks that it needs."""
+    load = candidate.executor.load
+    if load is None or not load.waiting_requests or not load.total_blocks:
+        return False
+    return load.free_blocks * candidate.model.block_size < uncached_tokens(candidate, demand)
+
+
 def first_token_seconds(candidate: Candidate, demand: Demand, seconds: float) -> float:
     """From its arrival at the worker, which takes so many seconds for a prompt's token."""
     return queue_seconds(candidate.executor, seconds) + uncached_tokens(candidate, demand) * seconds

@@ -33,7 +33,13 @@ from weir_router.policies.draws import mix, name_bits, spread, unit
 from weir_router.policies.least_outstanding import LeastOutstandingTokens
 from weir_router.policies.load import even_load, loads, share, shares
 from weir_router.policies.policy import Candidate, Demand, Ranking, Scored, lowest_first
-from weir_router.policies.prediction import first_token_seconds, queue_seconds, token_seconds, uncached_tokens
+from weir_router.policies.prediction import (
+    first_token_seconds,
+    queue_seconds,
+    token_seconds,
+    uncached_tokens,
+    waits_for_blocks,
+)
 
 
 class PrefixAwareOptions(Table):
@@ -76,11 +82,18 @@ class PrefixAware:
         )
 
     def _excess(self, candidates: Sequence[Candidate], parts: Sequence[float], demand: Demand) -> list[float]:
-        """How far each would be from its even part to the bound: 0 at that part or below, 1 at the bound."""
+        """How far each would be from its even part to the bound: 0 at that part or below, 1 at the bound.
+
+        One whose blocks are all in use is beyond it, however few tokens it owes.
+        """
         least = float(self._options.spare_tokens + demand.expected_tokens)
         even = max(even_load(candidates, parts, demand), least)
         room = (self._options.load_bound - 1.0) * even
-        return [(load - even) / room if load > even else 0.0 for load in loads(candidates, parts, demand)]
+        excess = [(load - even) / room if load > even else 0.0 for load in loads(candidates, parts, demand)]
+        return [
+            max(1.0, over) if waits_for_blocks(candidate, demand) else over
+            for candidate, over in zip(candidates, excess, strict=True)
+        ]
 
 
 def _terms(candidate: Candidate, demand: Demand, seconds: float, excess: float) -> Mapping[str, float]:
