@@ -27,6 +27,9 @@ def test_addresses_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> N
         ("WEIR_ROUTER_MAX_PENDING_TOKENS", "many", "valid integer"),
         ("WEIR_ROUTER_NO_PROGRESS_SECONDS", "0", "greater than 0"),
         ("WEIR_ROUTER_DEFAULT_DEADLINE_SECONDS", "nan", "86400"),
+        ("WEIR_ROUTER_REDIS_LEASE_SECONDS", "2", "less than three times"),
+        ("WEIR_ROUTER_RETAIN_MAX_SECONDS", "5", "WEIR_ROUTER_RETAIN_DEFAULT_SECONDS"),
+        ("WEIR_ROUTER_REDIS_STORE", "a b", "match pattern"),
         ("WEIR_ROUTER_MAX_RUNING", "5", "did you mean WEIR_ROUTER_MAX_RUNNING?"),
     ],
 )
