@@ -34,7 +34,7 @@ SHORT = Scenario("short", clients=64, tokens=1, pace=_FAST, seconds=3)
 LONG = Scenario("long", clients=64, tokens=256, pace=_FAST, seconds=3)
 PACED = Scenario("paced", clients=64, tokens=256, pace=Pace(100, _STEP_SECONDS), seconds=3)
 # Many slow readers: how late a token is at the worst.
-SLOW = Scenario("slow", clients=1000, tokens=512, pace=Pace(10, _STEP_SECONDS), seconds=4, warm_up=3.5, stagger=2.0)
+SLOW = Scenario("slow", clients=1000, tokens=512, pace=Pace(10, _STEP_SECONDS), seconds=4, warm_up=8.0, stagger=5.0)
 SCENARIOS = (ALONE, SHORT, LONG, PACED, SLOW)
 
 # Of our router: µs of its CPU for a token and for a request, ms that it adds to the first token and to the latest ones.
