@@ -20,6 +20,7 @@ from weir_chassis.inmemory import InMemoryChannel
 
 BEYOND_THE_FAKE = {
     "check_a_beginning_that_was_embedded_is_found_again_but_by_no_mean",
+    "check_what_was_embedded_under_one_salt_is_not_found_under_another",
     "check_bad_embeds_name_field_and_limit",
     "check_a_prefix_is_found_again",
     "check_an_unset_seed_is_drawn",
