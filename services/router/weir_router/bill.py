@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from weir.inference.v1.output_pb2 import Usage
-from weir_router.attempt import Leg, Progress
 from weir_router.fleet.snapshot import Price
+from weir_router.legs import Leg, Progress
 from weir_router.policies.price import cost_micros
 
 Part = tuple[Price | None, int, int]

@@ -25,7 +25,7 @@ from weir.postprocess.v1.postprocess_pb2 import Open
 from weir_chassis.background import first_of
 from weir_chassis.errors import NoWorker, Overloaded, WeirError, WorkerLost, reason_name
 from weir_chassis.telemetry import get_logger
-from weir_router.attempt import Attempt, Leg, Setback
+from weir_router.attempt import Attempt
 from weir_router.continuation import Mode, may_go_on, mode_of, told
 from weir_router.demand import demand_of
 from weir_router.encoder import hash_blocks
@@ -35,6 +35,7 @@ from weir_router.fleet.snapshot import ExecutorModel, ExecutorView
 from weir_router.hedge import Cause, Second
 from weir_router.journey import Journey, duration
 from weir_router.keeping import Begun, Drawing
+from weir_router.legs import Leg, Setback
 from weir_router.metrics import RouterMetrics
 from weir_router.policies.choose import Choice, choose_postprocessor, prefill_workers
 from weir_router.policies.policy import Demand

@@ -21,7 +21,8 @@ from weir_chassis.errors import WeirError
 from weir_router.streams.executor_stream import ExecutorStream, TokenLane
 
 if TYPE_CHECKING:
-    from weir_router.attempt import Attempt, Leg
+    from weir_router.attempt import Attempt
+    from weir_router.legs import Leg
 
 
 class Cause(Enum):

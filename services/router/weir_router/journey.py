@@ -15,8 +15,8 @@ from weir.executor.v1.executor_pb2 import RequestEnd
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.stream_pb2 import Receipt, Timings
 from weir_chassis.clock import Clock
-from weir_router.attempt import Progress
 from weir_router.bill import bill
+from weir_router.legs import Progress
 from weir_router.mapping import worker_score
 from weir_router.models.constraints import Bounds
 from weir_router.models.selection import Wanted

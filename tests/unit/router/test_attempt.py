@@ -14,10 +14,11 @@ from weir.postprocess.v1.postprocess_pb2 import Open, PostprocessOutputFinished
 from weir_chassis.errors import Internal, SlowConsumer, WeirError, WorkerLost
 from weir_chassis.metrics import Metrics
 from weir_chassis.testing import VirtualClock
-from weir_router.attempt import Attempt, Leg, Progress
+from weir_router.attempt import Attempt
 from weir_router.delivery import Event, Outbox
 from weir_router.fleet.outstanding import Outstanding
 from weir_router.journal import Journal
+from weir_router.legs import Leg, Progress
 from weir_router.metrics import RouterMetrics
 from weir_router.streams.executor_stream import ExecutorStream
 from weir_router.streams.postprocess_stream import PostprocessStream

@@ -23,12 +23,13 @@ from weir.router.v1 import router_pb2 as pb
 from weir_chassis.errors import Internal
 from weir_chassis.metrics import Metrics
 from weir_chassis.testing import VirtualClock
-from weir_router.attempt import Attempt, Leg, Progress
+from weir_router.attempt import Attempt
 from weir_router.delivery import Outbox
 from weir_router.fleet.outstanding import Outstanding
 from weir_router.hedge import Second
 from weir_router.journal import Journal
 from weir_router.journey import duration
+from weir_router.legs import Leg, Progress
 from weir_router.metrics import RouterMetrics
 from weir_router.streams.executor_stream import ExecutorStream
 from weir_router.streams.postprocess_stream import PostprocessStream
