@@ -126,8 +126,8 @@ async def test_a_router_killed_in_mid_stream_costs_its_client_nothing(
                 first.signal(signal.SIGKILL)
                 first.process.wait()
     assert same(answer, undisturbed)
-    # What Redis had not heard of when the router died is drawn again, and nobody is told.
-    assert reasons == [("WORKER_LOST", True)] or (after == 1 and not reasons)
+    # Nobody is told where Redis had heard of no token yet, as of all of them, when the router died.
+    assert reasons in ([], [("WORKER_LOST", True)])
     assert events[0] == "accepted"
     assert events[-2:] == ["usage", "receipt"]
     assert events.count("accepted") == 1
