@@ -25,7 +25,7 @@ from weir_router.delivery import Event
 from weir_router.fleet.model_version import Version
 from weir_router.keeping import Begun, Drawing
 from weir_router.pipeline import Write
-from weir_router.regions import NO_CLIENT
+from weir_router.regions import NO_CLIENT, Residency
 from weir_router.request import Caller, ClientRequest, EncodedPrompt
 from weir_router.retained.cut import Places
 from weir_router.retained.requests import RetainedRequests
@@ -134,11 +134,12 @@ class Place:
         *,
         request_id: str = "r",
         tenant: str = "",
+        residency: Residency = NO_CLIENT,
         **routing: Any,
     ) -> Call:
         body = body or GenerateRequest(text="hello")
         body.routing.MergeFrom(RoutingOptions(**routing))
-        wanted = mapping.from_generate(body, request_id, 7, Caller(NO_CLIENT, tenant))
+        wanted = mapping.from_generate(body, request_id, 7, Caller(residency, tenant))
         return self._call(lambda write: door.answer(body, wanted, write, None))
 
     def resume(self, door: RetainedRequests, wanted: Places | None = None, request_id: str = "r") -> Call:

@@ -194,6 +194,12 @@ class RouterSettings(ServiceSettings):
         pattern=r"^[A-Za-z0-9._-]{1,63}$",
         description="routers with the same name at the same server share their streams",
     )
+    redis_region: str = Field(
+        default="",
+        max_length=64,
+        description="where that server is, with the routers that share it; empty: streams that must stay in a region"
+        " are kept by their own router alone",
+    )
     redis_timeout_seconds: float = Field(default=1.0, gt=0.0, le=60.0, description="one round trip to it")
     redis_flush_seconds: float = Field(
         default=0.05, gt=0.0, le=10.0, description="between two of them: how much of a stream a killed router may lose"

@@ -204,7 +204,7 @@ class RetainedRequests:
         self, stream: RetainedStream, record: RetainedRequest, request: ClientRequest, left_seconds: float | None
     ) -> None:
         """Raises AlreadyExists when another router has its id, or its key for another request."""
-        began = await self._sharing.begin(stream, record)
+        began = await self._sharing.begin(stream, record, request.residency)
         if began.began:
             await self._run_to_end(stream, request, left_seconds, None)
         elif not began.name:

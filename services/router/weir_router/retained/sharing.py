@@ -8,6 +8,7 @@ from typing import Protocol
 
 from weir.router.v1.retained_pb2 import RetainedPrompt, RetainedRequest
 from weir_chassis.errors import WeirError
+from weir_router.regions import Residency
 from weir_router.retained.stream import Name, RetainedStream
 
 
@@ -49,8 +50,8 @@ class Sharing(Protocol):
 
     # What is run here.
 
-    async def begin(self, stream: RetainedStream, request: RetainedRequest) -> Began:
-        """Before it is run."""
+    async def begin(self, stream: RetainedStream, request: RetainedRequest, residency: Residency) -> Began:
+        """Before it is run. What may not go to where the store is, is shared with nobody."""
 
     def note_prompt(self, stream: RetainedStream, prompt: RetainedPrompt) -> None:
         """Once it is known, for a router that goes on with it."""
@@ -89,7 +90,7 @@ class Alone:
 
     keeper: Keeper
 
-    async def begin(self, stream: RetainedStream, request: RetainedRequest) -> Began:  # noqa: ARG002
+    async def begin(self, stream: RetainedStream, request: RetainedRequest, residency: Residency) -> Began:  # noqa: ARG002
         return Began(True)
 
     def note_prompt(self, stream: RetainedStream, prompt: RetainedPrompt) -> None:

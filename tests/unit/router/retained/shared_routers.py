@@ -60,6 +60,7 @@ async def router(
     name: str = "a",
     limits: RetentionLimits = LIMITS,
     sharing: SharingLimits = SHARING,
+    region: str = "",
 ) -> AsyncIterator[Router]:
     client, clock, ledger, metrics = (
         open_client(server.url, connections=8),
@@ -70,7 +71,7 @@ async def router(
     logs = SharedLogs(client, "test", name, round(1000 * sharing.lease), READ_ENTRIES)
     link = StoreLink("retained_streams", (RedisError,), clock=clock, random=Random(1))
     router_metrics = RouterMetrics(metrics)
-    shared = SharedStreams(logs, link, sharing, clock=clock, metrics=router_metrics)
+    shared = SharedStreams(logs, link, sharing, region=region, clock=clock, metrics=router_metrics)
     background = Background()
     requests = RetainedRequests(
         pipeline.run,

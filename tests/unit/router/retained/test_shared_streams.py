@@ -21,6 +21,7 @@ from weir.inference.v1.stream_pb2 import Delta
 from weir_chassis.errors import Cancelled, NotFound, WorkerLost
 from weir_router.keeping import Drawing
 from weir_router.pipeline import Write
+from weir_router.regions import Residency
 from weir_router.request import ClientRequest
 from weir_router.retained.redis.streams import READ_ENTRIES
 from weir_router.retained.stream import Name
@@ -219,6 +220,28 @@ async def test_a_stream_that_lost_its_beginning_is_found_at_its_router_only(serv
         await until(rest.task.done)
         assert said(rest.events, {0: [1] * 99}) == said([delta(0, 0, [1] * 100)])
         await call.lose()
+
+
+@pytest.mark.parametrize(("region", "shared"), [("eu", True), ("us", False), ("", False)])
+async def test_what_must_stay_in_a_region_is_told_to_no_redis_elsewhere(
+    server: RedisServer, region: str, shared: bool
+) -> None:
+    async with two_routers(server, region=region) as (at, a, _):
+        call = at.ask(at.here, residency=Residency(frozenset({"eu"})), **kept())
+        run = await at.pipeline.begun()
+        run.say(ACCEPTED, delta(0, 0, [1]))
+        await call.until(1)
+        if shared:
+            await told(call, server, 2)
+        else:
+            await until(lambda: _unshared(a, "region") == 1)
+            await a.shared.sync()
+            assert server.command("KEYS", "*") == b"*0\r\n"
+        run.finish()
+        await until(call.task.done)
+        resumed = at.resume(at.here)
+        await until(resumed.task.done)
+        assert said(resumed.events) == said(call.events)
 
 
 def _unshared(of: Router, cause: str) -> float | None:

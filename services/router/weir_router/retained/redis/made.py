@@ -34,6 +34,7 @@ async def make(settings: RouterSettings, chassis: Chassis, metrics: RouterMetric
     logs = SharedLogs(client, settings.redis_store, owner, round(1000 * limits.lease), READ_ENTRIES)
     link = StoreLink("retained_streams", (RedisError,), clock=chassis.clock, random=chassis.random)
     try:
-        yield SharedStreams(logs, link, limits, clock=chassis.clock, metrics=metrics)
+        region = settings.redis_region
+        yield SharedStreams(logs, link, limits, region=region, clock=chassis.clock, metrics=metrics)
     finally:
         await close_client(client)

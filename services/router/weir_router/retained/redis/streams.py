@@ -22,6 +22,7 @@ from weir_chassis.errors import Cancelled, NotFound, WorkerLost
 from weir_chassis.store_link import StoreLink
 from weir_chassis.telemetry import get_logger
 from weir_router.metrics import RouterMetrics
+from weir_router.regions import Residency
 from weir_router.retained.redis.logs import Append, Appended, Begin, Read, SharedLogs, hashed
 from weir_router.retained.sharing import Began, Found, Keeper
 from weir_router.retained.stream import Name, RetainedStream
@@ -72,9 +73,17 @@ class SharedStreams:
     keeper: Keeper
 
     def __init__(
-        self, logs: SharedLogs, link: StoreLink, limits: SharingLimits, *, clock: Clock, metrics: RouterMetrics
+        self,
+        logs: SharedLogs,
+        link: StoreLink,
+        limits: SharingLimits,
+        *,
+        region: str = "",
+        clock: Clock,
+        metrics: RouterMetrics,
     ):
-        self._logs, self._link, self._limits = logs, link, limits
+        """`region`: where Redis is; empty: nobody has said."""
+        self._logs, self._link, self._limits, self._region = logs, link, limits, region
         self._clock, self._metrics = clock, metrics
         self._owned: dict[RetainedStream, _Owned] = {}
         self._followed: dict[RetainedStream, _Followed] = {}
@@ -82,8 +91,14 @@ class SharedStreams:
 
     # What is run here.
 
-    async def begin(self, stream: RetainedStream, request: RetainedRequest) -> Began:
-        """Before it is run. Where that cannot be told now, it is run, and told when it can be."""
+    async def begin(self, stream: RetainedStream, request: RetainedRequest, residency: Residency) -> Began:
+        """Before it is run. Where that cannot be told now, it is run, and told when it can be.
+
+        What may not go to where Redis is, is kept by this router alone.
+        """
+        if not residency.allows(self._region):
+            self._metrics.unshared_streams.labels("region").inc()
+            return Began(True)
         name, key = _shared_name(stream.name), stream.retention.key
         begin = Begin(
             name=name,
