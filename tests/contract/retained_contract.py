@@ -154,7 +154,10 @@ class Place:
         async def call() -> None:
             await work(write)
 
-        return Call(asyncio.ensure_future(call()), events)
+        task = asyncio.ensure_future(call())
+        # A check may leave a call to end by itself: what it ended with is then nobody's, and asyncio's to complain of.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return Call(task, events)
 
 
 Check = Callable[[Place], Awaitable[None]]

@@ -22,7 +22,7 @@ from weir_client.client import Client, collect, user
 
 SEED, REQUESTS, AT_ONCE = 20, 500, 24
 KILLS = (150, 300)  # as these requests are sent, an executor with work is killed
-_ALLOWED = {"completed", "cancelled", "DEADLINE_EXCEEDED", "WORKER_LOST", "NO_WORKER", "OVERLOADED"}
+_ALLOWED = {"completed", "moved", "cancelled", "DEADLINE_EXCEEDED", "WORKER_LOST", "NO_WORKER", "OVERLOADED"}
 
 
 async def test_leases_are_zero_after_500_requests_with_cancels_kills_and_deadlines(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ async def test_leases_are_zero_after_500_requests_with_cancels_kills_and_deadlin
         assert endings["completed"] > REQUESTS / 2
         assert endings["cancelled"] > REQUESTS / 10
         assert endings["DEADLINE_EXCEEDED"] > 0
-        assert endings["WORKER_LOST"] > 0
+        assert endings["moved"] > 0
         assert (running.state / "up.log").read_text().count("ended with code -9") == len(KILLS)
         await _nothing_is_held(running)
     finally:
@@ -68,7 +68,10 @@ async def _kill_a_busy_executor(running: Stack) -> None:
 
 
 async def _request(client: Client, index: int, fate: float, tokens: int) -> str:
-    """20 % leave after their first delta, 10 % have a deadline too short, the rest read to the end."""
+    """20 % leave after their first delta, 10 % have a deadline too short, the rest read to the end.
+
+    One whose worker was killed is "moved" if it was answered by another, and WORKER_LOST if there was no other.
+    """
     sampling = SamplingParameters(seed=index, n=1 + index % 3 // 2)
     stopping = StoppingConditions(max_tokens=400 if fate < 0.3 else tokens, ignore_eos=fate < 0.3)
     events = client.chat(
@@ -84,10 +87,10 @@ async def _request(client: Client, index: int, fate: float, tokens: int) -> str:
                     break
             await events.aclose()  # type: ignore[attr-defined]  # an async generator; Iterator is all we promise
             return "cancelled"
-        await collect(events)
+        answer = await collect(events)
     except WeirError as error:
         return reason_name(error.reason)
-    return "completed"
+    return "moved" if len(answer.receipt.workers) > 1 else "completed"
 
 
 async def _nothing_is_held(running: Stack) -> None:

@@ -1,4 +1,7 @@
-"""Prompts with the kind that a person would give them. The classifier's signs were tuned on the first list only."""
+"""Prompts with the kind that a person would give them: the first list is for tuning the classifier's signs.
+
+The second was to be kept from that, and was looked at: what is said of it is not what strange prompts would get.
+"""
 
 # ruff: noqa: E501  # a prompt is as long as it is
 

@@ -28,7 +28,7 @@ def verdicts(prompts: list[tuple[Kind, str]]) -> Counter[str]:
 
 
 def test_what_is_said_of_the_labelled_prompts() -> None:
-    """Of 36 each: where it says something, it is right; of those it was not tuned on, it says nothing of a fifth."""
+    """Of 36 each: where it says something, it is right; of the second list, it says nothing of a fifth."""
     assert verdicts(TUNED) == {"right": 35, "abstained": 1}
     assert verdicts(HELD_OUT) == {"right": 29, "abstained": 7}
 
