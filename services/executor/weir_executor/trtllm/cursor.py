@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from weir_executor.engine import FinishReason, TokenLogprobs
+from weir_executor.foreign.live import News
 
 # By the engine's own words. A time limit is never set there, so that its `timeout` is a fault.
 _REASONS: Mapping[str, FinishReason] = {
@@ -14,16 +14,6 @@ _REASONS: Mapping[str, FinishReason] = {
     "length": FinishReason.LENGTH,
     "cancelled": FinishReason.CANCELLED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """New tokens, and how it ended, if it has."""
-
-    token_ids: Sequence[int]
-    logprobs: Sequence[TokenLogprobs]
-    finish_reason: FinishReason | None
-    stop_token_id: int | None
 
 
 class Cursor:

@@ -32,15 +32,16 @@ from weir_executor.engine import (
     RequestState,
     Wants,
 )
+from weir_executor.foreign.live import begin
+from weir_executor.foreign.lives import Lives
+from weir_executor.foreign.load_report import load
+from weir_executor.foreign.loop_thread import LoopThread
+from weir_executor.foreign.outlet import Outlet
 from weir_executor.request_checks import check_request
-from weir_executor.trtllm import stats
 from weir_executor.trtllm.config import TrtConfig
+from weir_executor.trtllm.cursor import Cursor
 from weir_executor.trtllm.library import Library
-from weir_executor.trtllm.live import begin
-from weir_executor.trtllm.lives import Lives
-from weir_executor.trtllm.loop_thread import LoopThread
 from weir_executor.trtllm.observer import Observer
-from weir_executor.trtllm.outlet import Outlet
 from weir_executor.trtllm.probe import Capabilities
 from weir_executor.trtllm.sampling import check_sampling
 from weir_executor.trtllm.supervisor import Supervisor
@@ -93,7 +94,8 @@ class TrtEngine:
             raise Unsupported(f"{request.guide.guide.field}: the engine has no guided_decoding_backend")
         if request.adapter and request.adapter not in self._work.adapters:
             raise NotFound(request.adapter, f"adapter {request.adapter!r} is not loaded here")
-        live = begin(request, min(self._info.eos_token_ids), time.monotonic())
+        end_id, top = min(self._info.eos_token_ids), request.sampling.top_logprobs
+        live = begin(request, lambda _: Cursor(end_id, top), time.monotonic())
         self._lives.enter(live)
         self._loop.call(self._work.enter, live)
 
@@ -104,8 +106,7 @@ class TrtEngine:
             self._loop.call(self._work.abort, key, output_index)
 
     def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
-        held = self._observer.translator
-        return next((i for i, each in enumerate(block_hashes) if each not in held), len(block_hashes))
+        return self._observer.translator.names.leading(block_hashes)
 
     def read_held(self, key: int, first: int, count: int) -> Sequence[bytes] | None:  # noqa: ARG002
         """The engine hands prompts over in a way of its own."""
@@ -166,12 +167,12 @@ class TrtEngine:
         self._load = self._make_load()
 
     def _make_load(self) -> EngineLoad:
-        return stats.load(
+        return load(
             self._observer.iteration,
             self._work.running,
             self._work.waiting,
             total_blocks=self._info.num_blocks,
-            cached_blocks=len(self._observer.translator),
+            cached_blocks=len(self._observer.translator.names),
             progress=self._outlet.progress,
             steps=self._outlet.steps,
             chunk_tokens=self._config.max_batched_tokens,

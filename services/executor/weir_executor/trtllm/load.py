@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from weir_executor.engine import EngineInfo
+from weir_executor.foreign.load_report import Iteration
+from weir_executor.foreign.loop_thread import LoopThread
 from weir_executor.trtllm import stats
 from weir_executor.trtllm.config import TrtConfig, llm_arguments
 from weir_executor.trtllm.engine import TrtEngine
 from weir_executor.trtllm.library import Library, load_library
-from weir_executor.trtllm.loop_thread import LoopThread
 from weir_executor.trtllm.probe import probe
-from weir_executor.trtllm.stats import Iteration
 
 _log = logging.getLogger(__name__)
 _MAX_N, _MAX_TOP_LOGPROBS = 16, 20

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from weir_executor.engine import KvEvent
+from weir_executor.foreign.load_report import Iteration
 from weir_executor.trtllm import stats
 from weir_executor.trtllm.kv_events import EventTranslator
-from weir_executor.trtllm.stats import Iteration
 
 _log = logging.getLogger(__name__)
 # Between two looks: either is told once a step at most.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from weir_chassis.errors import Internal, InvalidArgument, Unsupported, WeirError, WorkerLost
+from weir_executor.foreign import words
 from weir_executor.trtllm.library import Library
-
-# An exception's text may hold a part of the prompt beyond its first line.
-_MAX_CHARS = 200
 
 
 def refusal(error: Exception, library: Library) -> WeirError:
@@ -24,5 +22,4 @@ def refusal(error: Exception, library: Library) -> WeirError:
 
 
 def first_line(error: Exception) -> str:
-    said = str(error).splitlines()
-    return f"{type(error).__name__}: {said[0] if said else ''}"[:_MAX_CHARS]
+    return words.first_line(f"{type(error).__name__}: {error}")

@@ -7,17 +7,16 @@ own to the engine, so that it can be aborted alone, resumed alone, and drawn gre
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 from weir_chassis.errors import Unsupported
 from weir_executor.engine import EngineInfo, GenerationRequest
+from weir_executor.foreign.seeds import seed_of
 from weir_executor.guided.guide import Guide, GuideKind
 from weir_executor.trtllm.library import Library
 from weir_executor.trtllm.probe import Capabilities
 from weir_executor.trtllm.stops_held_back import StopsHeldBack
 
-_SEED_BITS = 63
 _GUIDE_FIELDS: Mapping[GuideKind, str] = {
     GuideKind.JSON_SCHEMA: "json",
     GuideKind.REGEX: "regex",
@@ -85,11 +84,3 @@ def guide_arguments(guide: Guide) -> dict[str, Any]:
     if guide.kind is GuideKind.JSON_OBJECT:
         return {"json_object": True}
     return {_GUIDE_FIELDS[guide.kind]: guide.text}
-
-
-def seed_of(seed: int, output_index: int, resumed: int) -> int:
-    """Outputs of one request draw differently; one that is resumed draws on, though not what it would have drawn."""
-    if not output_index and not resumed:
-        return seed % (1 << _SEED_BITS)
-    digest = blake2b(f"{seed}/{output_index}/{resumed}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % (1 << _SEED_BITS)

@@ -17,9 +17,9 @@ from unit.executor.trtllm.making import config, running, until
 from weir_chassis.errors import Internal, InvalidArgument, Overloaded, Unsupported, WeirError, WorkerLost, reason_name
 from weir_executor.adapters.files import read_config
 from weir_executor.engine import FinishReason, Sampling, Watermark
+from weir_executor.foreign import line
 from weir_executor.guided.guide import Guide, GuideKind
 from weir_executor.trtllm import engine as module
-from weir_executor.trtllm import work
 from weir_executor.trtllm.load import load_engine
 from weir_executor.trtllm.probe import UnknownVersionError
 
@@ -201,8 +201,8 @@ def test_a_cancelled_request_keeps_its_place_until_the_engine_has_said_so() -> N
 
 
 def test_one_that_never_says_so_gives_its_place_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "_ABORT_SECONDS", 0.05)
-    monkeypatch.setattr(work, "_LEAVE_SECONDS", 0.5)
+    monkeypatch.setattr(line, "_ABORT_SECONDS", 0.05)
+    monkeypatch.setattr(line, "_LEAVE_SECONDS", 0.5)
     with running(max_num_seqs=1) as (engine, llm, heard):
         engine.submit(request(1, prompt(5), 200))
         heard.wait_for(lambda: heard.tokens[1, 0], "a token")

@@ -8,7 +8,8 @@ from typing import Any
 from fakes.trtllm.pool import Held, Pool
 from weir.kvstore.v1.block_hash import block_hashes
 from weir_executor.engine import AllBlocksCleared, BlockRemoved, BlockStored
-from weir_executor.trtllm.kv_events import EventTranslator, private_salt, shared_salt
+from weir_executor.foreign.salts import private_salt, shared_salt
+from weir_executor.trtllm.kv_events import EventTranslator
 
 ROOT, OTHER = b"r" * 16, b"o" * 16
 SIZE = 4
@@ -35,7 +36,7 @@ def test_a_chain_gets_our_names() -> None:
     assert told == [BlockStored([first, second], b"")]
     assert translator.translate(stored(2, 12, block(13, tokens[8:]))) == [BlockStored([third], second)]
     assert translator.translate(event(3, type="removed", block_hashes=[13, 99])) == [BlockRemoved([third])]
-    assert (first in translator, third in translator, len(translator)) == (True, False, 2)
+    assert (first in translator.names, third in translator.names, len(translator.names)) == (True, False, 2)
 
 
 def test_what_has_no_scope_is_nobody_elses_business() -> None:
@@ -56,7 +57,7 @@ def test_a_gap_makes_all_void() -> None:
     translator.translate(stored(1, None, block(1, [1, 2, 3, 4])))
     told = translator.translate(stored(3, 1, block(2, [5, 6, 7, 8])))
     assert told == [AllBlocksCleared()], "and what it goes on after is not known any more"
-    assert (len(translator), translator.gaps) == (0, 1)
+    assert (len(translator.names), translator.gaps) == (0, 1)
 
 
 def test_only_the_largest_window_counts() -> None:
@@ -92,5 +93,5 @@ def test_a_thousand_prompts_leave_exactly_what_the_pool_holds() -> None:
             pool.release(held)
         for each in pool.events():
             translator.translate(each)
-    assert translator.hashes == {names[engine_hash] for engine_hash in pool._cached}
+    assert translator.names.hashes == {names[engine_hash] for engine_hash in pool._cached}
     assert translator.gaps == 0

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.engine_contract import prompt, request
-from weir_executor.trtllm.live import LiveRequest, begin
-from weir_executor.trtllm.stats import Iteration, add, load
+from weir_executor.foreign.live import LiveRequest, begin
+from weir_executor.foreign.load_report import Iteration, load
+from weir_executor.trtllm.cursor import Cursor
+from weir_executor.trtllm.stats import add
 
 TOLD = {
     "iter": 7,
@@ -44,7 +46,7 @@ def test_nothing_that_is_told_is_an_error(told: Any) -> None:
 
 
 def live(key: int, tokens: int, max_tokens: int) -> LiveRequest:
-    return begin(request(key, prompt(tokens), max_tokens, n=2), 2, now=0.0)
+    return begin(request(key, prompt(tokens), max_tokens, n=2), lambda _: Cursor(2, None), now=0.0)
 
 
 def shown(running: list[LiveRequest], waiting: list[LiveRequest], iteration: Iteration) -> Any:

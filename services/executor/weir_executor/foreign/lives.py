@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from weir_chassis.errors import AlreadyExists, Overloaded, WorkerLost
-from weir_executor.trtllm.live import LiveRequest
+from weir_executor.foreign.live import LiveRequest
 
 
 class Lives:

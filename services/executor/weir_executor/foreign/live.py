@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from weir_executor.engine import FinishReason, GenerationRequest, RequestEnd, RequestState, TokenOutput, WaitingReason
-from weir_executor.trtllm.cursor import Cursor, News
+from weir_executor.engine import (
+    FinishReason,
+    GenerationRequest,
+    RequestEnd,
+    RequestState,
+    TokenLogprobs,
+    TokenOutput,
+    WaitingReason,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """New tokens, and how it ended, if it has."""
+
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs]
+    finish_reason: FinishReason | None
+    stop_token_id: int | None
+
+
+class Cursor(Protocol):
+    """Where one output stands in what the engine tells of it."""
+
+    def advance(self, told: Any, /) -> News: ...
 
 
 @dataclass(slots=True)
@@ -120,12 +143,9 @@ class LiveRequest:
         )
 
 
-def begin(request: GenerationRequest, end_id: int, now: float) -> LiveRequest:
-    """`end_id`: as `Cursor`'s."""
-    outputs = []
-    for index in range(request.n):
-        resumed = request.resumed.get(index, ())
-        outputs.append(LiveOutput(index, Cursor(end_id, request.sampling.top_logprobs), len(resumed)))
+def begin(request: GenerationRequest, make_cursor: Callable[[int], Cursor], now: float) -> LiveRequest:
+    """`make_cursor`: of an output's index."""
+    outputs = [LiveOutput(index, make_cursor(index), len(request.resumed.get(index, ()))) for index in range(request.n)]
     return LiveRequest(request, outputs, now)
 
 
