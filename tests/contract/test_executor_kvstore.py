@@ -117,6 +117,7 @@ async def test_what_one_executor_computed_another_loads(
             await caller.submit(1, prompt, share=True, sampling=GREEDY, max_tokens=24)
             await caller.until_told(1)
             assert caller.ended[1].store_cached_tokens == 6 * 16
+            assert dict(caller.ended[1].store_cached_tokens_by_tier) == {"ram": 6 * 16}
             assert caller.tokens[1, 0] == computed
 
 

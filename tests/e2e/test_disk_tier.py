@@ -188,3 +188,4 @@ async def test_after_everything_was_restarted_a_prefix_comes_from_disk(tmp_path:
             if not again[1].store_cached_tokens:  # the store came back later than the executor
                 os.kill(running.services[1].pid, signal.SIGKILL)
         assert again[0] == tokens
+        assert dict(again[1].store_cached_tokens_by_tier) == {"disk": again[1].store_cached_tokens}

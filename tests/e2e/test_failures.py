@@ -112,6 +112,7 @@ async def test_a_second_executor_answers_a_shared_prompt_from_the_store(stack: S
         await asyncio.gather(busy, return_exceptions=True)
     assert second.receipt.worker != first.receipt.worker
     assert second.receipt.store_cached_tokens >= 64
+    assert second.receipt.store_cached_tokens_by_tier["ram"] == second.receipt.store_cached_tokens
     assert second.usage.cached_prompt_tokens >= second.receipt.store_cached_tokens
     assert second.outputs[0].token_ids == first.outputs[0].token_ids
     await until_idle(stack.addresses("executor"))

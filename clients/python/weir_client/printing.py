@@ -89,7 +89,10 @@ async def stream_json(events: Events) -> Answer:
 def timing_line(answer: Answer, watch: Stopwatch) -> str:
     """`12 prompt (8 cached) + 40 tokens · TTFT 31 ms · 84 tokens/s`; the rate counts from the first token on."""
     usage = answer.usage
-    parts = [f"{usage.prompt_tokens} prompt ({usage.cached_prompt_tokens} cached) + {usage.completion_tokens} tokens"]
+    cached = f"{usage.cached_prompt_tokens} cached"
+    for tier, tokens in sorted(answer.receipt.store_cached_tokens_by_tier.items()):
+        cached += f", {tokens} from {tier}"
+    parts = [f"{usage.prompt_tokens} prompt ({cached}) + {usage.completion_tokens} tokens"]
     if watch.first_token is not None and watch.ended is not None:
         parts.append(f"TTFT {1e3 * (watch.first_token - watch.started):.0f} ms")
         seconds, tokens = watch.ended - watch.first_token, usage.completion_tokens - 1

@@ -26,6 +26,7 @@ from weir_executor.guided.guide import CompiledGuide, Guide
 from weir_executor.handoff.mapping import to_offered
 from weir_executor.handoff.take_over import Offered, TakeOvers
 from weir_executor.kv_transfer import KvTransfer, LoadPlan
+from weir_executor.kv_transfer.plan import Source
 from weir_executor.live_requests import Listener, LiveRequest, LiveRequests
 from weir_executor.mapping import Served, seconds_left, to_request, to_submitted_guide
 
@@ -255,6 +256,7 @@ class Admission:
         if held is None:
             return request
         live.release_prefix = held.release
+        live.source = Source(held.prefix.first_block, held.ranges, self._engine.info.block_size)
         return replace(request, stored_prefix=held.prefix)
 
     def _forget(self, live: LiveRequest) -> None:

@@ -98,7 +98,8 @@ class CallerStream:
 
     def hear_end(self, live: LiveRequest, end: RequestEnd) -> None:
         handoff = None if end.held_blocks is None else to_handoff(live.handoff, self._handoffs.lease_seconds)
-        self._message.add_ended(to_request_end(live.handle, end, handoff))
+        by_tier = live.source.tokens_by_tier(end) if live.source else None
+        self._message.add_ended(to_request_end(live.handle, end, handoff, by_tier))
         self._told(live)
 
     def hear_failure(self, live: LiveRequest, error: Exception) -> None:

@@ -20,6 +20,7 @@ from weir_executor.engine import GenerationRequest, RequestEnd, TokenOutput
 
 if TYPE_CHECKING:
     from weir_executor.handoff.table import HeldHandoff
+    from weir_executor.kv_transfer.plan import Source
 
 
 class Listener(Protocol):
@@ -53,6 +54,7 @@ class LiveRequest:
         "prompt_tokens",
         "release_prefix",
         "request",
+        "source",
         "stop_token_ids",
         "told",
         "waits_for_guide",
@@ -76,6 +78,7 @@ class LiveRequest:
         self.waits_for_guide = False
         self.handoff: HeldHandoff | None = None  # what it leaves behind, from its end on
         self.release_prefix: Callable[[], None] | None = None  # gives back the memory of what the kvstore sent
+        self.source: Source | None = None  # where that was
 
 
 class LiveRequests:

@@ -47,7 +47,9 @@ def to_finished(handle: int, output: TokenOutput, stop_token_ids: Collection[int
     )
 
 
-def to_request_end(handle: int, end: RequestEnd, handoff: pb.Handoff | None = None) -> pb.RequestEnd:
+def to_request_end(
+    handle: int, end: RequestEnd, handoff: pb.Handoff | None = None, loaded_by_tier: Mapping[str, int] | None = None
+) -> pb.RequestEnd:
     return pb.RequestEnd(
         handle=handle,
         usage=Usage(
@@ -64,6 +66,7 @@ def to_request_end(handle: int, end: RequestEnd, handoff: pb.Handoff | None = No
         prefill=to_duration(end.prefill_seconds),
         decode=to_duration(end.decode_seconds),
         handoff=handoff,
+        store_cached_tokens_by_tier=loaded_by_tier,
     )
 
 

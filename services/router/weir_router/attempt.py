@@ -306,6 +306,8 @@ class Attempt:
         if row.output_index not in self._drawing:
             return  # a stop string ended it, or the executor before, and this one confirms
         self._drawing.discard(row.output_index)
+        if not self._drawing:
+            self.progress.drawn_at = self._clock.monotonic()
         self.journal.finish(row)
         if row.HasField("stop_token_id"):
             self._stop_token_ids[row.output_index] = row.stop_token_id
@@ -400,6 +402,7 @@ class Attempt:
         if row.output_index in self._drawing:
             self._over_by_text(row.output_index)
         if not self._unfinished:
+            self.progress.written_at = self._clock.monotonic()
             self.lane.done(self.handle)
             self.outbox.close()
 

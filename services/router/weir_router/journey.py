@@ -97,6 +97,7 @@ class Journey:
             seed=self.request.sampling.seed,
             engine_cached_tokens=end.engine_cached_tokens,
             store_cached_tokens=end.store_cached_tokens,
+            store_cached_tokens_by_tier=end.store_cached_tokens_by_tier,
             preemptions=end.preemptions,
             timings=self._timings(end),
             region=self.choice.region if self.choice else "",
@@ -122,6 +123,8 @@ class Journey:
         progress = self.progress
         if progress.first_delta_at is not None and progress.accepted_at is not None:
             timings.time_to_first_token.CopyFrom(duration(progress.first_delta_at - progress.accepted_at))
+        if progress.drawn_at is not None and progress.written_at is not None:
+            timings.postprocess.CopyFrom(duration(max(0.0, progress.written_at - progress.drawn_at)))
         return timings
 
 

@@ -58,6 +58,9 @@ class Progress:
     accepted_at: float | None = None
     first_delta_at: float | None = None
     last_delta_at: float = 0.0
+    # All tokens are drawn; all text is made of them. A stop string may make the second come first.
+    drawn_at: float | None = None
+    written_at: float | None = None
     delivered_tokens: int = 0
     # Of the executor that had it last, and of the one that computed its prompt for others, if there was one.
     end: RequestEnd | None = None

@@ -83,3 +83,12 @@ def test_an_alias_says_what_it_comes_to() -> None:
 def test_an_embedding_is_one_line_of_json() -> None:
     line = printing.embedding_json("wörld\n", Embedding(values=[0.5, -2.0]))
     assert line == '{"text": "wörld\\n", "embedding": [0.5, -2.0]}'
+
+
+def test_the_timing_line_says_from_which_tier_a_prefix_came() -> None:
+    answer = Answer(usage=Usage(prompt_tokens=90, cached_prompt_tokens=80, completion_tokens=1))
+    answer.receipt.store_cached_tokens_by_tier.update(ram=48, disk=16)
+    assert (
+        timing_line(answer, Stopwatch(started=1.0, first_token=None, ended=None))
+        == "90 prompt (80 cached, 16 from disk, 48 from ram) + 1 tokens"
+    )

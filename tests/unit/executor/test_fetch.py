@@ -21,8 +21,8 @@ from weir_executor.fake import FakeEngine
 from weir_executor.kv_transfer.budget import Budget
 from weir_executor.kv_transfer.fetch import Fetched, Fetcher
 from weir_executor.kv_transfer.hashes import RecentHashes
-from weir_executor.kv_transfer.plan import LoaderLimits, LoadPlan
-from weir_executor.kv_transfer.transport import Match, Payload, Put, PutResult, TierRange
+from weir_executor.kv_transfer.plan import LoaderLimits, LoadPlan, TierRange
+from weir_executor.kv_transfer.transport import Match, Payload, Put, PutResult
 from weir_executor.metrics import ExecutorMetrics
 
 HASHES = [bytes([i]) * 16 for i in range(40)]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from weir_executor.engine import EngineLoad
 from weir_executor.estimate import Estimate
 from weir_executor.fake import FakeEngine
+from weir_executor.kv_transfer.plan import TierRange
 from weir_executor.kv_transfer.predictor import LoadPredictor, TierSpeed, computing
-from weir_executor.kv_transfer.transport import TierRange
 
 BLOCK = 1000
 

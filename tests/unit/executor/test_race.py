@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weir_executor.estimate import Estimate
+from weir_executor.kv_transfer.plan import TierRange
 from weir_executor.kv_transfer.predictor import Computing, LoadPredictor
 from weir_executor.kv_transfer.race import Decision, Patience, Race, cut
-from weir_executor.kv_transfer.transport import TierRange
 
 BLOCK_BYTES = 1000
 MIN_BLOCKS = 4

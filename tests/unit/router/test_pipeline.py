@@ -71,6 +71,7 @@ async def test_a_text_is_answered() -> None:
         assert answer.token_ids[0] == [*"wörld".encode(), bytes_model.EOS]
         assert answer.finished[0].finish_reason == FinishReason.FINISH_REASON_STOP
         assert answer.finished[0].WhichOneof("stopped_by") is None
+        assert answer.receipt.timings.HasField("postprocess")
         assert answer.receipt.worker == "memory:executor-0"
         assert answer.receipt.policy == "least_outstanding_tokens"
         (score,) = answer.receipt.scores
@@ -249,6 +250,7 @@ async def test_a_stop_string_aborts_its_output_at_the_executor_and_leaves_the_ot
         answer.check_complete(n=2)
         assert answer.texts == {0: "one ", 1: "ne "}
         assert {finished.stop for finished in answer.finished.values()} == {"STOP"}
+        assert not answer.receipt.timings.HasField("postprocess"), "the text was over before the tokens"
         assert answer.usage.completion_tokens == len("one STOP") + len("ne STOP")
         assert [abort.output_index for abort in running.executor.aborts] == [1, 0]
 

@@ -435,6 +435,26 @@ class RequestEnd(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class StoreCachedTokensByTierEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HANDLE_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     ENGINE_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
@@ -444,6 +464,7 @@ class RequestEnd(_message.Message):
     PREFILL_FIELD_NUMBER: _builtins.int
     DECODE_FIELD_NUMBER: _builtins.int
     HANDOFF_FIELD_NUMBER: _builtins.int
+    STORE_CACHED_TOKENS_BY_TIER_FIELD_NUMBER: _builtins.int
     handle: _builtins.int
     engine_cached_tokens: _builtins.int
     store_cached_tokens: _builtins.int
@@ -462,6 +483,12 @@ class RequestEnd(_message.Message):
         handle, by the end of this stream, and when its lease lapses. Whatever else the request held is free.
         """
 
+    @_builtins.property
+    def store_cached_tokens_by_tier(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """`store_cached_tokens` by where they were, as TierStats names tiers: "ram", "disk"; "handoff": with the executor that had
+        computed them. What the store did not say is missing.
+        """
+
     def __init__(
         self,
         *,
@@ -474,10 +501,11 @@ class RequestEnd(_message.Message):
         prefill: _duration_pb2.Duration | None = ...,
         decode: _duration_pb2.Duration | None = ...,
         handoff: Global___Handoff | None = ...,
+        store_cached_tokens_by_tier: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "handoff", b"handoff", "prefill", b"prefill", "queue", b"queue", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "engine_cached_tokens", b"engine_cached_tokens", "handle", b"handle", "handoff", b"handoff", "preemptions", b"preemptions", "prefill", b"prefill", "queue", b"queue", "store_cached_tokens", b"store_cached_tokens", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "engine_cached_tokens", b"engine_cached_tokens", "handle", b"handle", "handoff", b"handoff", "preemptions", b"preemptions", "prefill", b"prefill", "queue", b"queue", "store_cached_tokens", b"store_cached_tokens", "store_cached_tokens_by_tier", b"store_cached_tokens_by_tier", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

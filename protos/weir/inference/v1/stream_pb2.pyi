@@ -259,6 +259,26 @@ class Receipt(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class StoreCachedTokensByTierEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
@@ -281,6 +301,7 @@ class Receipt(_message.Message):
     SELECTED_BY_FIELD_NUMBER: _builtins.int
     HEDGED_FIELD_NUMBER: _builtins.int
     ROUTERS_FIELD_NUMBER: _builtins.int
+    STORE_CACHED_TOKENS_BY_TIER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempts: _builtins.int
     worker: _builtins.str
@@ -325,6 +346,10 @@ class Receipt(_message.Message):
     def routers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other routers that passed the request on to `worker`, by the names that the one before has for them, nearest first."""
 
+    @_builtins.property
+    def store_cached_tokens_by_tier(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """`store_cached_tokens` by the tier they came from: "ram", "disk", "redis", "peer"."""
+
     def __init__(
         self,
         *,
@@ -350,10 +375,11 @@ class Receipt(_message.Message):
         selected_by: _builtins.str = ...,
         hedged: _builtins.bool = ...,
         routers: _abc.Iterable[_builtins.str] | None = ...,
+        store_cached_tokens_by_tier: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cost_micros", b"cost_micros", "model_version", b"model_version", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "alias", b"alias", "arm", b"arm", "attempts", b"attempts", "continuations", b"continuations", "cost_micros", b"cost_micros", "currency", b"currency", "engine_cached_tokens", b"engine_cached_tokens", "hedged", b"hedged", "model_version", b"model_version", "policy", b"policy", "preemptions", b"preemptions", "prefill_worker", b"prefill_worker", "region", b"region", "request_id", b"request_id", "routers", b"routers", "scores", b"scores", "seed", b"seed", "selected_by", b"selected_by", "store_cached_tokens", b"store_cached_tokens", "timings", b"timings", "worker", b"worker", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "alias", b"alias", "arm", b"arm", "attempts", b"attempts", "continuations", b"continuations", "cost_micros", b"cost_micros", "currency", b"currency", "engine_cached_tokens", b"engine_cached_tokens", "hedged", b"hedged", "model_version", b"model_version", "policy", b"policy", "preemptions", b"preemptions", "prefill_worker", b"prefill_worker", "region", b"region", "request_id", b"request_id", "routers", b"routers", "scores", b"scores", "seed", b"seed", "selected_by", b"selected_by", "store_cached_tokens", b"store_cached_tokens", "store_cached_tokens_by_tier", b"store_cached_tokens_by_tier", "timings", b"timings", "worker", b"worker", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_micros: _TypeAlias = _typing.Literal["cost_micros"]  # noqa: Y015
     _WhichOneofArgType__cost_micros: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros"]  # noqa: Y015
@@ -449,7 +475,9 @@ class Timings(_message.Message):
     def total(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def postprocess(self) -> _duration_pb2.Duration:
-        """From the last token that the executor sent to the last text that postprocess made of it."""
+        """From the last token that the executor sent to the last text that postprocess made of it. Unset when a stop string ended the
+        answer before the executor did.
+        """
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from weir_executor.engine import Engine, GenerationRequest, StoredPrefix
 from weir_executor.kv_transfer import HeldPrefix
 from weir_executor.kv_transfer.assembler import BlockAssembler
 from weir_executor.kv_transfer.hashes import Namespaces
+from weir_executor.kv_transfer.plan import TierRange
 from weir_executor.metrics import ExecutorMetrics
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class TakeOvers:
         def release() -> None:
             self._held_bytes -= size
 
-        return HeldPrefix(StoredPrefix(first, blocks), release)
+        return HeldPrefix(StoredPrefix(first, blocks), release, [TierRange(len(blocks), "handoff")])
 
     async def _release(self, offered: Offered) -> None:
         with suppress(grpc.RpcError):  # an executor that is gone holds nothing

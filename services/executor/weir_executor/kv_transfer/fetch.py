@@ -16,10 +16,10 @@ from weir_executor.engine import Engine
 from weir_executor.kv_transfer.budget import Budget
 from weir_executor.kv_transfer.hashes import RecentHashes
 from weir_executor.kv_transfer.outrun import outrun
-from weir_executor.kv_transfer.plan import LoaderLimits, LoadPlan
+from weir_executor.kv_transfer.plan import LoaderLimits, LoadPlan, TierRange
 from weir_executor.kv_transfer.predictor import Computing, LoadPredictor, computing
 from weir_executor.kv_transfer.race import Decision, Patience, Race, cut
-from weir_executor.kv_transfer.transport import BlockTransport, Match, Payload, TierRange
+from weir_executor.kv_transfer.transport import BlockTransport, Match, Payload
 from weir_executor.metrics import ExecutorMetrics
 
 # Giving a lease back is owed even to a store that is slow; it lapses by itself when this is too short.
@@ -28,9 +28,10 @@ _RELEASE_SECONDS = 5.0
 
 @dataclass(slots=True)
 class Fetched:
-    """What came, verified, in order; and what ended it, if it did not end by itself."""
+    """What came, verified, in order, from where; and what ended it, if it did not end by itself."""
 
     blocks: list[Payload] = field(default_factory=list)
+    ranges: Sequence[TierRange] = ()
     error: Exception | None = None
 
 
@@ -126,7 +127,8 @@ class Fetcher:
     # ── receiving ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _get(self, lease_id: str, hashes: Sequence[bytes], decision: Decision, patience: Patience) -> Fetched:
-        began_at, fetched, marks = self._clock.monotonic(), Fetched(), list[tuple[int, float]]()
+        fetched, marks = Fetched(ranges=decision.ranges), list[tuple[int, float]]()
+        began_at = self._clock.monotonic()
         give_back = self._budget.take(decision.blocks * self._block_bytes)
         receiving = self._receive(lease_id, hashes[: decision.blocks], fetched, patience, marks)
         try:

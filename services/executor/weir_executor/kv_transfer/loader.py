@@ -18,7 +18,8 @@ from weir_executor.kv_transfer.budget import Budget
 from weir_executor.kv_transfer.fetch import Fetched, Fetcher
 from weir_executor.kv_transfer.hashes import RecentHashes
 from weir_executor.kv_transfer.plan import HeldPrefix, LoaderLimits, LoadPlan
-from weir_executor.kv_transfer.transport import BlockTransport, Payload
+from weir_executor.kv_transfer.race import cut
+from weir_executor.kv_transfer.transport import BlockTransport
 from weir_executor.metrics import ExecutorMetrics
 
 
@@ -27,7 +28,7 @@ class _Flight:
     """One load, how many wait for it, and how many hold what came: it is one memory, however many they are."""
 
     plan: LoadPlan
-    task: asyncio.Task[Sequence[Payload]]
+    task: asyncio.Task[Fetched]
     waiters: int = 0
     holders: int = 0
     give_back: Callable[[], None] = field(default=lambda: None)
@@ -86,12 +87,12 @@ class PrefixLoader:
         flight = flight or self._take_off(plan)
         flight.waiters += 1
         try:
-            blocks = await asyncio.shield(flight.task)
+            fetched = await asyncio.shield(flight.task)
         finally:
             flight.waiters -= 1
             if not flight.waiters:
                 self._abandon(flight)
-        return self._hold(flight, plan, blocks)
+        return self._hold(flight, plan, fetched)
 
     async def close(self) -> None:
         """Ends every load."""
@@ -114,7 +115,7 @@ class PrefixLoader:
         if self._flights.get(flight.plan.flight_key) is flight:
             del self._flights[flight.plan.flight_key]
 
-    async def _fly(self, plan: LoadPlan) -> Sequence[Payload]:
+    async def _fly(self, plan: LoadPlan) -> Fetched:
         """Whatever goes wrong, fewer blocks come."""
         start = self._clock.monotonic()
         try:
@@ -124,7 +125,7 @@ class PrefixLoader:
         self._note(fetched)
         if fetched.error is None:
             self._metrics.load_seconds.observe(self._clock.monotonic() - start)
-        return fetched.blocks
+        return fetched
 
     def _note(self, fetched: Fetched) -> None:
         """A store that sends something lives, even if it is slow or breaks off."""
@@ -136,12 +137,12 @@ class PrefixLoader:
         if fetched.error is not None and not isinstance(fetched.error, grpc.RpcError | DataCorrupt | TimeoutError):
             get_logger().error("kv_load_failed", exc_info=fetched.error)
 
-    def _hold(self, flight: _Flight, plan: LoadPlan, blocks: Sequence[Payload]) -> HeldPrefix | None:
-        mine = blocks[: _common(plan.block_hashes, flight.plan.block_hashes)]
+    def _hold(self, flight: _Flight, plan: LoadPlan, fetched: Fetched) -> HeldPrefix | None:
+        mine = fetched.blocks[: _common(plan.block_hashes, flight.plan.block_hashes)]
         if len(mine) < self._limits.min_blocks:
             return None
         if not flight.holders:
-            flight.give_back = self._budget.take(len(blocks) * self._block_bytes)
+            flight.give_back = self._budget.take(len(fetched.blocks) * self._block_bytes)
         flight.holders += 1
 
         def release() -> None:
@@ -149,7 +150,7 @@ class PrefixLoader:
             if not flight.holders:
                 flight.give_back()
 
-        return HeldPrefix(StoredPrefix(plan.first_block, mine), release)
+        return HeldPrefix(StoredPrefix(plan.first_block, mine), release, cut(fetched.ranges, len(mine)))
 
     def _has_room(self) -> bool:
         return self._budget.free_bytes >= self._limits.min_blocks * self._block_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from weir_executor.engine import StoredPrefix
+from weir_executor.engine import RequestEnd, StoredPrefix
 
 # MatchPrefixRequest's own limit.
 MAX_MATCHED_BLOCKS = 65_536
@@ -39,8 +39,38 @@ class LoadPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class TierRange:
+    """So many blocks of a chain, one after another in one tier."""
+
+    blocks: int
+    tier: str  # as the store names it; empty: it does not say
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a prompt's blocks from number `first_block` on were before they came here."""
+
+    first_block: int
+    ranges: Sequence[TierRange]
+    block_size: int
+
+    def tokens_by_tier(self, end: RequestEnd) -> dict[str, int]:
+        """Of the prompt's tokens that `end` says were loaded: they follow those that the engine had itself."""
+        begin = end.cached_prompt_tokens // self.block_size
+        stop, at = begin + end.loaded_prompt_tokens // self.block_size, self.first_block
+        found: dict[str, int] = {}
+        for each in self.ranges:
+            blocks = min(stop, at + each.blocks) - max(begin, at)
+            if blocks > 0 and each.tier:
+                found[each.tier] = found.get(each.tier, 0) + blocks * self.block_size
+            at += each.blocks
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class HeldPrefix:
-    """Verified blocks, and the memory they take, to be given back once the engine has them."""
+    """Verified blocks, where they were, and the memory they take, to be given back once the engine has them."""
 
     prefix: StoredPrefix
     release: Callable[[], None]
+    ranges: Sequence[TierRange] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from weir_executor.engine import EngineInfo, EngineLoad
 from weir_executor.estimate import Average, Estimate
-from weir_executor.kv_transfer.transport import TierRange
+from weir_executor.kv_transfer.plan import TierRange
 
 # Loads after which an old one counts for a third: enough to tell chance from change.
 _MEMORY_LOADS = 8.0

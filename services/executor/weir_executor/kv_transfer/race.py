@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from weir_executor.estimate import Estimate
+from weir_executor.kv_transfer.plan import TierRange
 from weir_executor.kv_transfer.predictor import Computing, LoadPredictor
-from weir_executor.kv_transfer.transport import TierRange
 
 # Five of six loads are faster than that.
 _DEVIATIONS = 1.0

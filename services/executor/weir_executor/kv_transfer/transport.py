@@ -7,16 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from weir_executor.engine import FullBlock
+from weir_executor.kv_transfer.plan import TierRange
 
 Payload = bytes | memoryview  # of one block, read-only
-
-
-@dataclass(frozen=True, slots=True)
-class TierRange:
-    """So many blocks of a chain, one after another in one tier."""
-
-    blocks: int
-    tier: str  # as the store names it; empty: it does not say
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,7 @@ class ExternalCall:
         """What another router says of its executor's part."""
         end, timings = self._end, receipt.timings
         end.engine_cached_tokens, end.store_cached_tokens = receipt.engine_cached_tokens, receipt.store_cached_tokens
+        end.store_cached_tokens_by_tier.update(receipt.store_cached_tokens_by_tier)
         end.preemptions = receipt.preemptions
         for name in ("queue", "prefill", "decode"):
             getattr(end, name).CopyFrom(getattr(timings, name))
