@@ -153,7 +153,7 @@ class ExecutorSettings(ServiceSettings):
     trtllm_disk_cache_dir: Path | None = None
     trtllm_expert_parallel: int | None = Field(default=None, ge=1, le=1024)
     trtllm_gpus_per_node: int | None = Field(default=None, ge=1, le=64)
-    trtllm_guided_backend: Literal["xgrammar", "llguidance", "none"] = "xgrammar"
+    trtllm_guided_backend: Literal["xgrammar", "none"] = "xgrammar"
     trtllm_stream_interval: int = Field(default=1, ge=1, le=64, description="steps between two messages of an output")
     trtllm_speculation: dict[str, Any] | None = Field(
         default=None, description='JSON: {"decoding_type": "MTP", …}, as the engine itself takes it'

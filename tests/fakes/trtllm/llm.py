@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fakes.trtllm import params
+from fakes.trtllm.guided import GuidedDecoder, Matcher
 from fakes.trtllm.pool import Held, Pool
 from fakes.trtllm.results import EngineDeadError, Logprob, RequestError, RequestOutput
 from weir_executor.trtllm.library import Library
@@ -45,6 +46,7 @@ class _Request:
     generated: list[int] = field(default_factory=list)
     held: Held | None = None
     cancel_in: int | None = None  # steps until the engine has heard of it
+    matcher: Matcher | None = None
 
     @property
     def token_ids(self) -> list[int]:
@@ -81,7 +83,11 @@ class LLM:
         config = json.loads((Path(model) / "config.json").read_text())
         self._vocab_size, self._skips_tokenizer = int(config["vocab_size"]), skip_tokenizer_init
         self._max_batch_size, self._max_num_tokens = kwargs["max_batch_size"], kwargs["max_num_tokens"]
-        self._max_seq_len, self._guided = kwargs["max_seq_len"], kwargs.get("guided_decoding_backend")
+        self._max_seq_len, self._model = kwargs["max_seq_len"], Path(model)
+        if kwargs.get("guided_decoding_backend") is not None and skip_tokenizer_init:
+            # Of a rank's `assert tokenizer is not None`.
+            raise RuntimeError("Executor worker returned error")
+        self._guided: GuidedDecoder | None = None  # made for the first who asks: a test without guides does without
         self._chunks = kwargs.get("enable_chunked_prefill", False)
         num_blocks = (cache.max_tokens or 100 * cache.tokens_per_block) // cache.tokens_per_block
         self._pool = Pool(
@@ -209,8 +215,12 @@ class LLM:
                 return
             if self.step_seconds:
                 time.sleep(self.step_seconds)
-            with self._lock:
-                told = self._step()
+            try:
+                with self._lock:
+                    told = self._step()
+            except (RuntimeError, ValueError) as error:  # a guide's, and the end of the rank's loop
+                self.die(error)
+                continue
             self._wait_for_readers(told)
 
     def _wait_for_readers(self, told: list[RequestOutput]) -> None:
@@ -274,6 +284,8 @@ class LLM:
         sampling = request.sampling
         token_id = self._next_token(request)
         request.generated.append(token_id)
+        if request.matcher is not None:
+            request.matcher.accept(token_id)
         logprobs = None if sampling.logprobs is None else self._logprobs(request, token_id)
         if token_id == sampling.end_id and not sampling.ignore_eos:
             self._finish(request, "stop", token_id, logprobs)
@@ -297,12 +309,26 @@ class LLM:
             if bias >= 100 and token_id not in banned:
                 return int(token_id)
         key = b"" if sampling.is_greedy else str(sampling.seed).encode()
+        if (allowed := self._allowed(request)) is not None:
+            left = sorted(allowed - banned)
+            said = blake2b(key + repr(request.token_ids).encode(), digest_size=8).digest()
+            return left[int.from_bytes(said, "little") % len(left)] if left else 0  # the first of equals
         for attempt in range(self._vocab_size):
             said = blake2b(key + repr((attempt, request.token_ids)).encode(), digest_size=8).digest()
             token_id = _LOWEST + int.from_bytes(said, "little") % (self._vocab_size - _LOWEST)
             if token_id not in banned:
                 return token_id
         raise AssertionError("every token is banned")
+
+    def _allowed(self, request: _Request) -> set[int] | None:
+        """By the request's guide; None where it has none, or has come to its end."""
+        if request.sampling.guided_decoding is None:
+            return None
+        if request.matcher is None:
+            if self._guided is None:
+                self._guided = GuidedDecoder(self._model, self._vocab_size)
+            request.matcher = self._guided.create(request.sampling.guided_decoding)
+        return request.matcher.allowed()
 
     def _logprobs(self, request: _Request, token_id: int) -> dict[int, Logprob]:
         """Of the best, and of the drawn one, which may not be among them."""

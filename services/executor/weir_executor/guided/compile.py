@@ -9,9 +9,8 @@ from typing import Any
 
 from weir_executor.guided.bindings import bindings
 from weir_executor.guided.dead_ends import endless_rule
-from weir_executor.guided.guide import Guide, GuideKind
+from weir_executor.guided.guide import ANY_OBJECT, Guide, GuideKind
 
-_ANY_OBJECT = '{"type": "object"}'
 # Where in its own source a message comes from is of no use to who wrote the guide.
 _SOURCE = re.compile(r"^\[[\d:]+\] \S+:\d+: (Check failed: .* is false: )?")
 # xgrammar repeats the guide in some messages.
@@ -78,7 +77,7 @@ def _structural_tag(text: str) -> Any:
 
 _PARSERS: Mapping[GuideKind, Callable[[str], Any]] = {
     GuideKind.JSON_SCHEMA: _json_schema,
-    GuideKind.JSON_OBJECT: lambda _: _json_schema(_ANY_OBJECT),
+    GuideKind.JSON_OBJECT: lambda _: _json_schema(ANY_OBJECT),
     GuideKind.REGEX: _regex,
     GuideKind.EBNF: _ebnf,
     GuideKind.CHOICE: _ebnf,

@@ -15,6 +15,9 @@ from dataclasses import field as dataclass_field
 from enum import Enum
 from typing import Any, Protocol
 
+# What JSON_OBJECT stands for, to every engine.
+ANY_OBJECT = '{"type": "object"}'
+
 
 class GuideKind(Enum):
     """The names are those of the fields of `weir.inference.v1.Guide`."""

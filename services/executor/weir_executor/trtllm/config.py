@@ -16,7 +16,9 @@ from weir_executor.trtllm.probe import Capabilities
 
 # Events are dropped in silence when there are more between two looks; what NVIDIA's own server asks for.
 _EVENT_BUFFER = 100_000
-GuidedBackend = Literal["xgrammar", "llguidance"]
+# Guides are compiled for admission by xgrammar, so that the engine must follow them by it too: its other backend,
+# llguidance, takes grammars in another language and no tags, and a guide that it cannot compile ends the engine.
+GuidedBackend = Literal["xgrammar"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ def llm_arguments(config: TrtConfig, library: Library, can: Capabilities, max_mo
     config.check()
     arguments: dict[str, Any] = {
         "model": str(config.model_dir),
-        "skip_tokenizer_init": True,
+        # Tokens in, tokens out; but guides are made of a tokenizer's vocabulary: the engine asserts that it has one.
+        "skip_tokenizer_init": config.guided_backend is None,
         "backend": "pytorch",
         "dtype": config.dtype,
         "tensor_parallel_size": config.tensor_parallel,

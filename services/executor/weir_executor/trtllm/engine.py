@@ -40,6 +40,7 @@ from weir_executor.foreign.outlet import Outlet
 from weir_executor.request_checks import check_request
 from weir_executor.trtllm.config import TrtConfig
 from weir_executor.trtllm.cursor import Cursor
+from weir_executor.trtllm.guides import check_guide
 from weir_executor.trtllm.library import Library
 from weir_executor.trtllm.observer import Observer
 from weir_executor.trtllm.probe import Capabilities
@@ -90,8 +91,7 @@ class TrtEngine:
     def submit(self, request: GenerationRequest) -> None:
         check_request(request, self._info)
         check_sampling(request)
-        if request.guide is not None and self._config.guided_backend is None:
-            raise Unsupported(f"{request.guide.guide.field}: the engine has no guided_decoding_backend")
+        check_guide(request, self._config.guided_backend)
         if request.adapter and request.adapter not in self._work.adapters:
             raise NotFound(request.adapter, f"adapter {request.adapter!r} is not loaded here")
         end_id, top = min(self._info.eos_token_ids), request.sampling.top_logprobs

@@ -6,24 +6,16 @@ own to the engine, so that it can be aborted alone, resumed alone, and drawn gre
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from weir_chassis.errors import Unsupported
 from weir_executor.engine import EngineInfo, GenerationRequest
 from weir_executor.foreign.seeds import seed_of
-from weir_executor.guided.guide import Guide, GuideKind
+from weir_executor.trtllm.guides import guide_arguments
 from weir_executor.trtllm.library import Library
 from weir_executor.trtllm.probe import Capabilities
 from weir_executor.trtllm.stops_held_back import StopsHeldBack
-
-_GUIDE_FIELDS: Mapping[GuideKind, str] = {
-    GuideKind.JSON_SCHEMA: "json",
-    GuideKind.REGEX: "regex",
-    GuideKind.EBNF: "grammar",
-    GuideKind.CHOICE: "grammar",
-    GuideKind.STRUCTURAL_TAG: "structural_tag",
-}
 
 
 def check_sampling(request: GenerationRequest) -> None:
@@ -77,10 +69,3 @@ def _held_back(request: GenerationRequest, stops: Sequence[int]) -> StopsHeldBac
     if not request.min_tokens or not stops:
         return None
     return StopsHeldBack(tuple(stops), len(request.token_ids) + request.min_tokens)
-
-
-def guide_arguments(guide: Guide) -> dict[str, Any]:
-    """Of `GuidedDecodingParams(...)`."""
-    if guide.kind is GuideKind.JSON_OBJECT:
-        return {"json_object": True}
-    return {_GUIDE_FIELDS[guide.kind]: guide.text}

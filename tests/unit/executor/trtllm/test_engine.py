@@ -229,18 +229,13 @@ def test_lost_events_make_the_index_void_and_no_answer_wrong() -> None:
         heard.stored.clear()
 
 
-def test_guides_go_by_their_text_and_only_to_an_engine_that_follows_them() -> None:
+def test_guides_go_only_to_an_engine_that_follows_them() -> None:
     guide = StartedGuide(Guide(GuideKind.JSON_SCHEMA, '{"type": "object"}'))
-    asked = request(1, prompt(5), 2, guide=guide)
-    with running() as (engine, llm, heard):
-        engine.submit(asked)
-        heard.wait_for_ends(1)
-        assert llm.submitted[-1]["sampling"].guided_decoding.json == '{"type": "object"}'
     with (
         running(guided_backend=None) as (engine, _, _heard),
         pytest.raises(Unsupported, match="guided_decoding_backend"),
     ):
-        engine.submit(asked)
+        engine.submit(request(1, prompt(5), 2, guide=guide))
 
 
 def test_what_the_engine_has_not_is_refused() -> None:
