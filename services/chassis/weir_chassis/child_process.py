@@ -12,12 +12,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Self
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from weir_chassis.channel import open_channel
+from weir_chassis.probe import is_serving
 
-_POLL_SECONDS = 0.05
+_POLL_SECONDS, _PROBE_SECONDS = 0.05, 1.0
 _LOG_TAIL_LINES = 5
 
 
@@ -75,7 +73,7 @@ class ChildProcess:
         """Raises EndedEarlyError when the process ends, StartError when the time is over."""
         began = monotonic()
         async with open_channel(self.address) as channel:
-            while not await _serving(channel):
+            while not await is_serving(channel, seconds=_PROBE_SECONDS):
                 if self.ended:
                     raise EndedEarlyError(f"{self.service} ended with code {self.returncode}:\n{self.tail()}")
                 if monotonic() - began > seconds:
@@ -104,11 +102,3 @@ class ChildProcess:
     def tail(self) -> str:
         """The log's last lines."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
-
-
-async def _serving(channel: grpc.aio.Channel) -> bool:
-    try:
-        response = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
-    except grpc.RpcError:
-        return False
-    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
