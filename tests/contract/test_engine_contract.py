@@ -10,7 +10,7 @@ from models_fixture import tiny_model
 from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
-from weir_executor.trtllm.config import TrtConfig
+from weir_executor.trtllm.config import Transceiver, TrtConfig
 from weir_executor.trtllm.load import load_engine as load_trtllm
 
 _SMALL: dict[str, Any] = {"num_blocks": 128, "max_num_seqs": 16, "max_batched_tokens": 128, "check_integrity": True}
@@ -27,9 +27,13 @@ class TestFakeEngine(EngineContract):
 
 
 class TestTrtllmEngine(EngineContract):
-    """Our TensorRT-LLM backend over a fake `LLM`. What the real one has not, it is not asked for."""
+    """Our TensorRT-LLM backend over a fake `LLM`. What the real one has not, it is not asked for.
 
-    pools = hands_off = preempts = position_keyed = False
+    It makes no vectors; its blocks go from engine to engine by its own transceiver, and nobody else reads them; what
+    runs there is never pushed out (GUARANTEED_NO_EVICT); its generators count steps.
+    """
+
+    pools = shows_blocks = preempts = position_keyed = False
 
     def make_engine(self, **limits: Any) -> Engine:
         told = {**_SMALL, **limits}
@@ -42,5 +46,6 @@ class TestTrtllmEngine(EngineContract):
             max_batched_tokens=told["max_batched_tokens"],
             max_waiting=told.get("max_waiting", 256),
             prefix_cache=told.get("prefix_cache", True),
+            transceiver=Transceiver(),
         )
         return load_trtllm(config, library())

@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from contract.executor_contract import GREEDY, Caller, calling, connect, handed_off, prompt_of, until_all_free
+from fakes.trtllm.llm import library
 from models_fixture import tiny_model
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.model_pb2 import ModelVersion
@@ -26,6 +27,8 @@ from weir_executor.model_files import ModelFiles
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.service import serving
 from weir_executor.settings import ExecutorSettings
+from weir_executor.trtllm.config import Transceiver, TrtConfig
+from weir_executor.trtllm.load import load_engine as load_trtllm
 
 if TYPE_CHECKING:
     from weir.executor.v1.executor_pb2_grpc import ExecutorServiceAsyncStub as Stub
@@ -46,7 +49,20 @@ def make_paged() -> Engine:
     return load_engine(config)
 
 
-ENGINES: Mapping[str, Callable[[], Engine]] = {"fake": make_fake, "paged": make_paged}
+def make_trtllm() -> Engine:
+    config = TrtConfig(
+        model_dir=tiny_model("llama3"),
+        max_model_len=1024,
+        block_size=16,
+        kv_cache_max_tokens=64 * 16,
+        max_num_seqs=8,
+        max_batched_tokens=128,
+        transceiver=Transceiver(deadline_seconds=60.0),
+    )
+    return load_trtllm(config, library())
+
+
+ENGINES: Mapping[str, Callable[[], Engine]] = {"fake": make_fake, "paged": make_paged, "trtllm": make_trtllm}
 
 
 @dataclass
@@ -131,19 +147,23 @@ async def test_tokens_are_those_of_one_alone(place: str, engine: str, sampling: 
         await until_all_free(workers.decode)
 
 
-async def test_a_handoff_that_has_lapsed_is_computed() -> None:
-    async with pair("fake", prefill={"handoff_lease_seconds": 0.1}) as workers:
-        wanted = await _whole(workers.decode, max_tokens=9)
+@pytest.mark.parametrize("engine", ["fake", "trtllm"])
+async def test_a_handoff_that_has_lapsed_is_computed(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTLLM_DISAGG_ENABLE_INFLIGHT_CANCEL", "1")
+    async with pair(engine, prefill={"handoff_lease_seconds": 0.1}) as workers:
+        wanted = await _whole(workers.decode, sampling=GREEDY, max_tokens=9)
         async with calling(workers.prefill) as first, calling(workers.decode) as second:
-            handoff = await handed_off(first, 1, PROMPT, max_tokens=9)
+            handoff = await handed_off(first, 1, PROMPT, sampling=GREEDY, max_tokens=9)
+            begun = {0: first.tokens[1, 0]}
             await until_all_free(workers.prefill)
-            await _taken_over(second, 2, handoff, {0: first.tokens[1, 0]}, max_tokens=9)
+            await _taken_over(second, 2, handoff, begun, sampling=GREEDY, max_tokens=9)
             assert [*first.tokens[1, 0], *second.tokens[2, 0]] == wanted.tokens[1, 0]
             assert second.ended[2].store_cached_tokens == 0
 
 
-async def test_blocks_of_another_namespace_are_not_used() -> None:
-    async with pair("fake") as workers, calling(workers.prefill) as first, calling(workers.decode) as second:
+@pytest.mark.parametrize("engine", ["fake", "trtllm"])
+async def test_blocks_of_another_namespace_are_not_used(engine: str) -> None:
+    async with pair(engine) as workers, calling(workers.prefill) as first, calling(workers.decode) as second:
         handoff = await handed_off(first, 1, PROMPT)
         handoff.namespace = bytes(16)
         await _taken_over(second, 2, handoff, {0: first.tokens[1, 0]})
@@ -172,13 +192,15 @@ async def test_a_taker_without_room_computes() -> None:
         await until_all_free(workers.prefill)
 
 
-async def test_a_request_that_is_aborted_while_it_takes_over_gives_both_sides_back() -> None:
-    async with pair("fake") as workers:
+@pytest.mark.parametrize("engine", ["fake", "trtllm"])
+async def test_a_request_that_is_aborted_while_it_takes_over_gives_both_sides_back(engine: str) -> None:
+    async with pair(engine) as workers:
         for turns in range(12):
             async with calling(workers.prefill) as first, calling(workers.decode) as second:
                 handoff = await handed_off(first, 1, PROMPT)
                 handoff.address = "prefill"
-                await second.submit(2, PROMPT, share=True, take_over=handoff)
+                first_tokens = pb.ResumedOutput(output_index=0, token_ids=first.tokens[1, 0])
+                await second.submit(2, PROMPT, share=True, resumed_outputs=[first_tokens], take_over=handoff)
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 await second.abort(2)

@@ -248,6 +248,10 @@ class Admission:
         """From the executor that has computed it, if there is one and it gives any; else from the kvstore."""
         held, plan = None, wanted.plan
         if wanted.take_over is not None:
+            state = self._take_overs.hold_state(request, wanted.take_over)
+            if state is not None:
+                live.release_prefix = state.release
+                return replace(request, handed_state=state.state)
             held = await self._take_overs.load(request, wanted.take_over)
             plan = self._plan(request) if held is None else None
         if plan is not None:

@@ -138,6 +138,9 @@ class GenerationRequest:
     speculation: SpeculationMode | None = None  # None: as the engine is set
     max_draft_tokens: int | None = None  # per step; None: as the engine is set
     hand_off: bool = False  # another engine goes on after each output's next tokens: see `RequestEnd.held_blocks`
+    handed_state: bytes = (
+        b""  # `RequestEnd.handed_state` of the engine that has computed the prompt, of this one's format
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,8 @@ class RequestEnd:
 
     But for those of a request that hands off. Each of its outputs ends after its first tokens, with no finish reason
     unless it is over by them. If any is not, `held_blocks` says how many leading full blocks of the prompt stay where
-    they are until `Engine.release_held`, or until the engine needs them more.
+    they are until `Engine.release_held`, or until the engine needs them more. An engine that moves blocks by itself
+    says in `handed_state` whatever another of its kind needs to fetch them.
     """
 
     key: int
@@ -190,6 +194,7 @@ class RequestEnd:
     error: Exception | None = None
     embedding: Sequence[float] = ()  # `embedding_size` values, of a request that pooled and did not fail
     held_blocks: int | None = None  # for another engine to take; None: there is nothing to go on with
+    handed_state: bytes = b""  # opaque; empty: the blocks are read out of the pool, by `Engine.read_held`
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +265,8 @@ class EngineInfo:
     # engines of one model draw the same tokens.
     compute: str = ""
     draws_anew: bool = False  # an output that is resumed goes on otherwise than it would have
+    hands_off: bool = False  # takes `hand_off`
+    handoff_format: str = ""  # of `handed_state`; empty: prompts are handed over as blocks
 
 
 class WaitingReason(Enum):

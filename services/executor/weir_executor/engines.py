@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weir_chassis.errors import WeirError
 from weir_chassis.settings import SettingsError
 from weir_executor.engine import Engine, SpeculationMode
+from weir_executor.handoff.role import Role
+from weir_executor.memory.shape import UnknownShapeError, read_shape
 from weir_executor.model_files import ModelFiles, bad_model
 from weir_executor.paged.speculation.drafter import SpeculationOptions
 from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.settings import ExecutorSettings
+
+if TYPE_CHECKING:
+    from weir_executor.trtllm.config import Transceiver
 
 
 def load_engine(settings: ExecutorSettings, files: ModelFiles) -> Engine:
@@ -95,6 +103,7 @@ def _load_trtllm(settings: ExecutorSettings) -> Engine:
         stream_interval=settings.trtllm_stream_interval,
         allow_unknown_version=settings.trtllm_allow_unknown_version,
         extra=settings.trtllm_extra,
+        transceiver=_transceiver(settings),
     )
     try:
         return load_trtllm(config)
@@ -105,6 +114,43 @@ def _load_trtllm(settings: ExecutorSettings) -> Engine:
         ) from error
     except (UnknownVersionError, WeirError, ValueError, OSError, RuntimeError) as error:
         raise bad_model(settings, str(error)) from error
+
+
+def _transceiver(settings: ExecutorSettings) -> Transceiver | None:
+    """None: prompts are computed where they are decoded."""
+    from weir_executor.trtllm.config import Transceiver  # noqa: PLC0415  # what else needs it
+
+    role, backend = Role(settings.role), settings.trtllm_cache_transceiver
+    if backend is None:
+        backend = "none" if role is Role.BOTH else "DEFAULT"
+    if backend == "none":
+        return None
+    machine_id = settings.trtllm_machine_id
+    return Transceiver(
+        backend=backend,
+        runtime=settings.trtllm_transceiver_runtime,
+        max_tokens=settings.trtllm_transfer_tokens,
+        hands_off=role is not Role.DECODE,
+        takes_over=role is not Role.PREFILL,
+        timeout_seconds=settings.handoff_lease_seconds,
+        deadline_seconds=settings.handoff_deadline_seconds,
+        bytes_per_second=settings.handoff_bytes_per_second,
+        bytes_per_token=_bytes_per_token(settings),
+        machine_id=_drawn_machine_id() if machine_id is None else machine_id,
+    )
+
+
+def _bytes_per_token(settings: ExecutorSettings) -> int:
+    """Of keys and values of all layers in 16 bits; 0 for a model whose shape is not known here."""
+    try:
+        shape = read_shape(settings.model_dir)
+    except UnknownShapeError:
+        return 0
+    return shape.num_layers * 2 * shape.num_kv_heads * shape.head_dim * 2
+
+
+def _drawn_machine_id() -> int:
+    return zlib.crc32(f"{socket.gethostname()}/{os.getpid()}".encode()) % 1021
 
 
 def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:

@@ -262,6 +262,7 @@ def _info(config: FakeEngineConfig) -> EngineInfo:
         kv_dtype="uint8",
         kv_layout="fake",
         transfers_blocks=config.transfers_blocks,
+        hands_off=config.transfers_blocks,
         embedding_size=config.embedding_size,
         max_adapters=config.max_adapters,
         max_adapter_rank=config.max_adapter_rank,

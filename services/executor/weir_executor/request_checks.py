@@ -19,7 +19,7 @@ def check_request(request: GenerationRequest, info: EngineInfo) -> None:
     _check_token_ids("sampling.logit_bias", request.sampling.logit_bias, info)
     _check_resumed(request, info)
     _check_speculation(request, info)
-    if request.hand_off and not info.transfers_blocks:
+    if request.hand_off and not info.hands_off:
         raise Unsupported("hand_off: this engine's blocks are for itself only")
     full_blocks = len(request.token_ids) // info.block_size
     if request.block_hashes and len(request.block_hashes) != full_blocks:

@@ -202,7 +202,7 @@ async def _start_guides(stack: AsyncExitStack, engine: Engine, settings: Executo
 
 def _role(engine: Engine, settings: ExecutorSettings) -> Role:
     role = Role(settings.role)
-    if role is Role.PREFILL and not engine.info.transfers_blocks:
+    if role is Role.PREFILL and not engine.info.hands_off:
         raise SettingsError("WEIR_EXECUTOR_ROLE: prefill, and the engine cannot hand its blocks over")
     return role
 
@@ -214,6 +214,7 @@ def _handoff_table(engine: Engine, settings: ExecutorSettings, chassis: Chassis)
         namespaces=Namespaces(engine.info),
         lease_seconds=settings.handoff_lease_seconds,
         release_held=engine.release_held,
+        state_format=engine.info.handoff_format,
     )
 
 

@@ -158,6 +158,22 @@ class ExecutorSettings(ServiceSettings):
     trtllm_speculation: dict[str, Any] | None = Field(
         default=None, description='JSON: {"decoding_type": "MTP", …}, as the engine itself takes it'
     )
+    trtllm_cache_transceiver: Literal["none", "DEFAULT", "UCX", "NIXL", "MOONCAKE", "MPI"] | None = Field(
+        default=None,
+        description="what moves the blocks of prompts between engines; unset: DEFAULT with a role of prefill or decode",
+    )
+    trtllm_transceiver_runtime: Literal["CPP", "PYTHON"] | None = Field(
+        default=None, description="unset: the engine's choice"
+    )
+    trtllm_transfer_tokens: int | None = Field(
+        default=None, ge=1, description="of the longest prompt that is handed over; unset: the context's length"
+    )
+    trtllm_machine_id: int | None = Field(
+        default=None,
+        ge=0,
+        lt=1021,
+        description="different for every executor that hands prompts over; unset: drawn by host and process",
+    )
     trtllm_allow_unknown_version: bool = Field(
         default=False, description="try a version of TensorRT-LLM that nobody has looked at"
     )

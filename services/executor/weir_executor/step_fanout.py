@@ -110,7 +110,7 @@ class StepFanout:
         assert live is not None, f"the engine ended request {end.key} twice or without a submit"
         self._metrics.note_end(end)
         if end.held_blocks:
-            self._leave(live, end.held_blocks)
+            self._leave(live, end.held_blocks, end.handed_state)
         if live.told:
             return
         if end.error is None:
@@ -119,9 +119,9 @@ class StepFanout:
             live.listener.hear_failure(live, end.error)
         touched.add(live.listener)
 
-    def _leave(self, live: LiveRequest, held_blocks: int) -> None:
+    def _leave(self, live: LiveRequest, held_blocks: int, state: bytes) -> None:
         """Blocks for another executor to take, unless nobody wants that any more."""
-        handoff = self._handoffs.open(live, held_blocks)
+        handoff = self._handoffs.open(live, held_blocks, state)
         if live.told or live.aborted:  # after the engine had ended it, and before that was heard here
             handoff.lease.release()
         else:

@@ -18,7 +18,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from fakes.trtllm import params
+from fakes.trtllm import fabric, params
+from fakes.trtllm.fabric import Fetch, Outcome, Pins
 from fakes.trtllm.guided import GuidedDecoder, Matcher
 from fakes.trtllm.pool import Held, Pool
 from fakes.trtllm.results import EngineDeadError, Logprob, RequestError, RequestOutput
@@ -32,7 +33,7 @@ _ARGUMENTS = frozenset({
     "max_num_tokens", "max_seq_len", "max_beam_width", "enable_chunked_prefill", "kv_cache_config", "scheduler_config",
     "cuda_graph_config", "guided_decoding_backend", "stream_interval", "enable_iter_perf_stats",
     "moe_expert_parallel_size", "gpus_per_node", "enable_lora", "lora_config", "speculative_config",
-    "cache_transceiver_config", "kv_connector_config",
+    "cache_transceiver_config", "kv_connector_config", "disable_overlap_scheduler",
 })  # fmt: skip
 
 
@@ -47,10 +48,16 @@ class _Request:
     held: Held | None = None
     cancel_in: int | None = None  # steps until the engine has heard of it
     matcher: Matcher | None = None
+    handover: params.DisaggregatedParams | None = None
+    fetch: Fetch | None = None  # of its blocks, while they are on the way
 
     @property
     def token_ids(self) -> list[int]:
         return [*self.result.prompt_token_ids, *self.generated]
+
+    @property
+    def is_context_only(self) -> bool:
+        return self.handover is not None and self.handover.request_type == "context_only"
 
 
 class _Executor:
@@ -61,7 +68,11 @@ class _Executor:
 
 
 class LLM:
-    """`fail`, `die`, `hang` and `resume` inject faults, from any thread."""
+    """`fail`, `die`, `hang` and `resume` inject faults, from any thread.
+
+    `fetches_hang`: nothing comes from other engines, and nobody is told. `context_reason`: how prompts end that are
+    handed over, which is another word in other versions. `takes_back`: tokens that an output's end takes back.
+    """
 
     def __init__(
         self,
@@ -93,7 +104,11 @@ class LLM:
         self._pool = Pool(
             num_blocks, cache.tokens_per_block, reuse=cache.enable_block_reuse, max_events=cache.event_buffer_max_size
         )
+        self._transceiver: params.CacheTransceiverConfig | None = kwargs.get("cache_transceiver_config")
+        limit = self._transceiver.kv_transfer_timeout_ms if self._transceiver is not None else None
+        self._transfer_seconds = None if limit is None else limit / 1000
         self._lock = threading.Condition()
+        self.pins = Pins(self._pool.release, self._transfer_seconds)
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._stats: deque[dict[str, Any]] = deque(maxlen=1000)
@@ -106,6 +121,9 @@ class LLM:
         self._failing: Exception | None = None
         self.step_seconds = 0.0
         self.dead_raises = True
+        self.fetches_hang = False
+        self.context_reason: str | None = "not_finished"
+        self.takes_back = 0
         self.submitted: list[dict[str, Any]] = []
         self._thread = threading.Thread(target=self._run, name="fake-trtllm", daemon=True)
         self._thread.start()
@@ -131,15 +149,28 @@ class LLM:
         if self._executor._fatal_error is not None and self.dead_raises:
             raise EngineDeadError(str(self._executor._fatal_error))
         self._check(inputs, sampling_params)
+        self._check_handover(disaggregated_params, sampling_params)
         sampling_params.used = True
         result = RequestOutput(self._next_id, list(inputs), asyncio.get_running_loop())
         self._next_id += 1
         lora = lora_request.lora_int_id if lora_request is not None else 0
         self.submitted.append(
-            {"inputs": list(inputs), "sampling": sampling_params, "salt": cache_salt, "lora": lora_request}
+            {
+                "inputs": list(inputs),
+                "sampling": sampling_params,
+                "salt": cache_salt,
+                "lora": lora_request,
+                "disaggregated": disaggregated_params,
+                "streaming": streaming,
+                "retention": kv_cache_retention_config,
+            }
         )
+        request = _Request(result, sampling_params, cache_salt or "", lora, handover=disaggregated_params)
+        if disaggregated_params is not None and disaggregated_params.request_type == "generation_only":
+            request.fetch = Fetch(disaggregated_params.opaque_state, self._transfer_seconds)
+        result.on_abort = partial(self._on_abort, request)
         with self._lock:
-            self._waiting.append(_Request(result, sampling_params, cache_salt or "", lora))
+            self._waiting.append(request)
             self._lock.notify_all()
         return result
 
@@ -156,7 +187,7 @@ class LLM:
 
     def shutdown(self) -> None:
         with self._lock:
-            self._stopped = True
+            self._stopped, self.pins.is_up = True, False
             self._lock.notify_all()
         self._may_run.set()
         self._thread.join(5)
@@ -171,6 +202,7 @@ class LLM:
     def die(self, error: Exception | None = None) -> None:
         """A rank has died: who waits hears of it, or hears nothing ever again."""
         self._executor._fatal_error = error or RuntimeError("CUDA error: an illegal memory access was encountered")
+        self.pins.is_up = False
         self._may_run.set()
         with self._lock:
             self._lock.notify_all()
@@ -202,11 +234,28 @@ class LLM:
                 f"{len(inputs)} tokens and {sampling.max_tokens} more exceed max_seq_len {self._max_seq_len}"
             )
 
+    def _check_handover(self, handover: Any, sampling: Any) -> None:
+        if handover is None:
+            return
+        if self._transceiver is None or self._transceiver.backend is None:
+            raise ValueError("disaggregated requests need a cache_transceiver_config")
+        if handover.request_type == "context_only":
+            sampling.max_tokens = 1
+
+    def _on_abort(self, request: _Request) -> None:
+        """Before there was a way to cancel a transfer, an abort in one ended the engine, and pinned blocks stayed."""
+        if request.fetch is not None and request.held is not None and not fabric.may_cancel():
+            self.die(RuntimeError("a request was aborted while its blocks were on the way"))
+        elif fabric.may_cancel():
+            with self._lock:
+                self.pins.take(request.result.request_id)
+
     def _run(self) -> None:
         while True:
             with self._lock:
                 while not (self._stopped or self._waiting or self._running or self._executor._fatal_error):
-                    self._lock.wait()
+                    self.pins.look()
+                    self._lock.wait(0.01 if self.pins else None)
             self._may_run.wait()
             if self._stopped:
                 return
@@ -237,6 +286,7 @@ class LLM:
 
     def _step(self) -> list[RequestOutput]:
         """Of the batch, those that may have something to read."""
+        self.pins.look()
         self._admit()
         batch = [request.result for request in self._running]
         error, self._failing = self._failing, None
@@ -246,6 +296,8 @@ class LLM:
             if error is not None:
                 self._leave(request)
                 request.result.tell(error)
+            elif request.fetch is not None:
+                self._go_on_fetching(request, request.fetch)
             elif request.result.aborted and self._cancels(request):
                 self._finish(request, "cancelled")
             elif request.computed < len(request.result.prompt_token_ids):
@@ -260,6 +312,23 @@ class LLM:
         self._note(prefilled, generated)
         return batch
 
+    def _go_on_fetching(self, request: _Request, fetch: Fetch) -> None:
+        """Then the other engine's token is told as if it were this one's, with the next, and all of it as cached."""
+        assert request.handover is not None
+        match fetch.step(hangs=self.fetches_hang):
+            case Outcome.FAILED:
+                self._leave(request)
+                request.result.tell(RequestError("Error in kv cache transfer for generation requests"))
+            case Outcome.FETCHED:
+                request.fetch, request.computed = None, len(request.result.prompt_token_ids)
+                request.generated = list(request.handover.first_gen_tokens or ())
+                request.result.cached_tokens = request.computed
+                if self._allowed(request) is not None and request.matcher is not None:
+                    request.matcher.accept(request.generated[0])
+                logprobs = request.handover.first_gen_log_probs
+                request.result.tell_with_next(partial(_add_first, request.result, request.generated[0], logprobs))
+                self._draw(request)
+
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self._max_batch_size:
             request = self._waiting[0]
@@ -272,6 +341,7 @@ class LLM:
             if found is None:
                 return
             request.held, request.computed = found
+            request.computed = 0 if request.fetch is not None else request.computed
             request.result.cached_tokens = request.computed
             self._running.append(self._waiting.popleft())
 
@@ -291,10 +361,36 @@ class LLM:
             self._finish(request, "stop", token_id, logprobs)
         elif token_id in (sampling.stop_token_ids or ()):
             self._finish(request, "stop", token_id, logprobs, stop_reason=token_id)
+        elif request.is_context_only:
+            self._hand_over(request, token_id, logprobs)
         elif len(request.generated) == sampling.max_tokens:
             self._finish(request, "length", token_id, logprobs)
         else:
             request.result.tell(partial(_add, request.result, token_id, logprobs))
+
+    def _hand_over(self, request: _Request, token_id: int, logprobs: dict[int, Logprob] | None) -> None:
+        """Its blocks stay. What is told comes all at once, and by an end that is none."""
+        assert request.handover is not None
+        assert request.held is not None
+        result, held = request.result, Held(request.held.reused, request.held.num_new)
+        self._running.remove(request)
+        state = self.pins.pin(result.request_id, held)
+        number = getattr(request.handover, "disagg_request_id", None)
+        said = type(request.handover)(
+            request_type="context_only",
+            first_gen_tokens=[token_id],
+            first_gen_log_probs=None if logprobs is None else [logprobs],
+            ctx_request_id=result.request_id,
+            opaque_state=state,
+            **({} if number is None else {"disagg_request_id": number}),
+        )
+
+        def end() -> None:
+            _add(result, token_id, logprobs)
+            result.outputs[0].finish_reason, result.outputs[0].disaggregated_params = self.context_reason, said
+            result.finished = True
+
+        result.tell(end)
 
     def _next_token(self, request: _Request) -> int:
         """A function of all tokens so far and of the seed; greedy has none. What is banned or certain goes first."""
@@ -357,6 +453,8 @@ class LLM:
             output = request.result.outputs[0]
             if token_id is not None and not trims:
                 _add(request.result, token_id, logprobs)
+            if self.takes_back:  # what it took for a part of a stop sequence
+                del output.token_ids[-self.takes_back :]
             output.finish_reason, output.stop_reason = reason, stop_reason
             request.result.finished = True
 
@@ -397,6 +495,10 @@ def _add(result: RequestOutput, token_id: int, logprobs: dict[int, Logprob] | No
         result.outputs[0].logprobs.append(logprobs)
 
 
+def _add_first(result: RequestOutput, token_id: int, logprobs: list[dict[int, Logprob]] | None) -> None:
+    _add(result, token_id, logprobs[0] if logprobs else None)
+
+
 class _Logits:
     """As much of a tensor as a processor that forbids tokens needs."""
 
@@ -424,6 +526,7 @@ def library(version: str = "1.2.1", **changes: Any) -> Library:
         "DisaggregatedParams": params.DisaggregatedParams,
         "CacheTransceiverConfig": params.CacheTransceiverConfig,
         "KvCacheConnectorConfig": params.KvCacheConnectorConfig,
+        "Logprob": Logprob,
         "RequestError": RequestError,
         "EngineDeadError": EngineDeadError,
         "make_bias": lambda _, bias: dict(bias),

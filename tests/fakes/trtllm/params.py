@@ -116,15 +116,24 @@ class LoRARequest:
 class DisaggregatedParams:
     request_type: str | None = None
     first_gen_tokens: list[int] | None = None
+    first_gen_log_probs: list[Any] | None = None
     ctx_request_id: int | None = None
     opaque_state: bytes | None = None
     draft_tokens: list[int] | None = None
 
 
 @dataclass(kw_only=True)
+class NumberedDisaggregatedParams(DisaggregatedParams):
+    """As of 1.3: prompts that are handed over have a number that all engines agree on."""
+
+    disagg_request_id: int | None = None
+
+
+@dataclass(kw_only=True)
 class CacheTransceiverConfig:
     backend: str | None = None
     max_tokens_in_buffer: int | None = None
+    kv_transfer_timeout_ms: int | None = None
 
 
 @dataclass(kw_only=True)

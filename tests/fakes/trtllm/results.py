@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 
@@ -37,28 +38,43 @@ class CompletionOutput:
     disaggregated_params: Any = None
 
 
+def _both(first: Callable[[], None], second: Callable[[], None]) -> None:
+    first()
+    second()
+
+
 class RequestOutput:
     """`async for` yields this very object once a step, until it is finished; `await` gives it at its end."""
 
     def __init__(self, request_id: int, prompt_token_ids: list[int], loop: asyncio.AbstractEventLoop) -> None:
+        """`on_abort` is what the engine makes of an abort beyond noting it."""
         self.request_id, self.prompt_token_ids = request_id, prompt_token_ids
         self.outputs = [CompletionOutput()]
         self.finished = False
         self.cached_tokens = 0
         self.error: Exception | None = None
         self.aborted = False
+        self.on_abort: Callable[[], None] = lambda: None
         self._told, self._read = 0, 0
+        self._before: Callable[[], None] | None = None
         self._loop, self._steps = loop, asyncio.Queue[Exception | Callable[[], None]]()
 
     def abort(self) -> None:
         """A message to the engine: its answer comes with some later step."""
         self.aborted = True
+        self.on_abort()
 
     def tell(self, step: Exception | Callable[[], None]) -> None:
         """From the engine's thread: an error, or what is to change when it is read."""
         self._told += 1
+        if self._before is not None and not isinstance(step, Exception):
+            step, self._before = partial(_both, self._before, step), None
         with suppress(RuntimeError):  # who asked has gone
             self._loop.call_soon_threadsafe(self._steps.put_nowait, step)
+
+    def tell_with_next(self, step: Callable[[], None]) -> None:
+        """Read together with what is told next."""
+        self._before = step
 
     @property
     def is_read(self) -> bool:

@@ -272,6 +272,8 @@ class Handoff(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     NUM_BLOCKS_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    STATE_FORMAT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     handoff_id: _builtins.str
     """Hard to guess: whoever has it may read the blocks. At most 128 bytes."""
     address: _builtins.str
@@ -282,6 +284,11 @@ class Handoff(_message.Message):
     """Of the blocks, as the kvstore's: an executor whose own differs cannot use them. 16 bytes."""
     num_blocks: _builtins.int
     """Leading full blocks of the prompt that are held. 0: none, and there is nothing to read."""
+    state_format: _builtins.str
+    """Of an engine that moves blocks by itself: ReadHandoff has none of them, and `state` is what another engine of the kind
+    and version that the format names needs to fetch them. Nobody else looks into it. At most 64 bytes, and 1 MiB.
+    """
+    state: _builtins.bytes
     @_builtins.property
     def lease(self) -> _duration_pb2.Duration:
         """How long it is held when nobody reads."""
@@ -294,10 +301,12 @@ class Handoff(_message.Message):
         namespace: _builtins.bytes = ...,
         num_blocks: _builtins.int = ...,
         lease: _duration_pb2.Duration | None = ...,
+        state_format: _builtins.str = ...,
+        state: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "handoff_id", b"handoff_id", "lease", b"lease", "namespace", b"namespace", "num_blocks", b"num_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "handoff_id", b"handoff_id", "lease", b"lease", "namespace", b"namespace", "num_blocks", b"num_blocks", "state", b"state", "state_format", b"state_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,7 +18,7 @@ from typing import Final
 
 from weir_chassis.errors import Internal, WeirError, WorkerLost
 from weir_executor.engine import FinishReason
-from weir_executor.foreign.live import LiveOutput, LiveRequest, News, over_at_once
+from weir_executor.foreign.live import NOTHING_LEFT, Left, LiveOutput, LiveRequest, News, over_at_once
 from weir_executor.foreign.lives import Lives
 from weir_executor.foreign.outlet import Outlet
 
@@ -60,6 +60,20 @@ class Line(ABC):
     @abstractmethod
     def _refusal(self, error: Exception) -> WeirError:
         """What it means that `_begin_output` raised this."""
+
+    # What a backend has beyond that it says here.
+
+    def _num_strays(self) -> int:
+        """Outputs that the engine still has and that belong to no request any more."""
+        return 0
+
+    def _abort_seconds(self, output: LiveOutput) -> float:  # noqa: ARG002
+        """Until the place of an output that is to be aborted is given away."""
+        return _ABORT_SECONDS
+
+    def _leave(self, live: LiveRequest) -> Left:  # noqa: ARG002
+        """What an ended request leaves to another engine. Whatever else it holds is given back."""
+        return NOTHING_LEFT
 
     def enter(self, live: LiveRequest) -> None:
         stops = live.request.stop_token_ids
@@ -112,7 +126,7 @@ class Line(ABC):
     def _pump(self) -> None:
         """Gives the engine what it has room for, in our order."""
         while self._lives.error is None and (live := self._next_waiting()) is not None:
-            running = sum(each.num_in_engine for each in self.running)
+            running = sum(each.num_in_engine for each in self.running) + self._num_strays()
             if running and running + live.num_wanted > self._max_num_seqs:
                 return
             self.waiting.remove(live)
@@ -126,7 +140,7 @@ class Line(ABC):
     def _stands_back(self, live: LiveRequest) -> bool:
         hashes = live.request.block_hashes
         known = self._count_cached(hashes)
-        if known >= len(hashes):
+        if known >= len(hashes) or live.handed:
             return False
         return any(
             other.first_token_at is None
@@ -182,7 +196,7 @@ class Line(ABC):
 
     def _abort_output(self, live: LiveRequest, output: LiveOutput) -> None:
         self._ask_abort(live, output)
-        asyncio.get_running_loop().call_later(_ABORT_SECONDS, self._give_up, live, output)
+        asyncio.get_running_loop().call_later(self._abort_seconds(output), self._give_up, live, output)
 
     def _give_up(self, live: LiveRequest, output: LiveOutput) -> None:
         if output.result is not None:
@@ -196,7 +210,7 @@ class Line(ABC):
         if live.done and self._lives.remove(live):
             if live in self.running:
                 self.running.remove(live)
-            self._outlet.end(live.end(time.monotonic()))
+            self._outlet.end(live.end(time.monotonic(), self._leave(live)))
 
 
 def _rank(live: LiveRequest) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from weir_executor.engine import (
@@ -27,6 +27,18 @@ class News:
     stop_token_id: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """How a request's prompt came, and where it went: `blocks` and `state` are those of `RequestEnd`."""
+
+    blocks: int | None = None
+    state: bytes = b""
+    fetched_tokens: int = 0  # of its prompt, from another engine
+
+
+NOTHING_LEFT = Left()
+
+
 class Cursor(Protocol):
     """Where one output stands in what the engine tells of it."""
 
@@ -43,6 +55,10 @@ class LiveOutput:
     over: bool = False
     # The engine's, from when it has it until it has said its last word.
     result: Any = None
+    # The backend's own notes on what it has asked of the engine.
+    asked: Any = None
+    # What is left for another engine to go on with, of one that is handed off and not over by its first tokens.
+    left: Any = None
 
     def take(self, key: int, news: News) -> TokenOutput | None:
         """What the caller is to hear; None: nothing is new. Raises nothing for an end that was not asked for."""
@@ -67,6 +83,10 @@ class LiveRequest:
     first_token_at: float | None = None
     cached_tokens: int | None = None
     error: Exception | None = None
+    # By output index, what the backend goes on by after another engine that has computed the prompt.
+    handed: Mapping[int, Any] = field(default_factory=dict)
+    fetched: bool = False  # its prompt's blocks have come from there
+    withdrawn: bool = False  # nobody wants any more of it
 
     @property
     def key(self) -> int:
@@ -95,33 +115,44 @@ class LiveRequest:
     @property
     def prefill_left(self) -> int:
         """Prompt tokens still to be computed, as far as anybody can tell."""
-        return 0 if self.first_token_at is not None else len(self.request.token_ids)
+        return 0 if self.first_token_at is not None or self.handed else len(self.request.token_ids)
 
     @property
     def decode_left(self) -> int:
         """Tokens still to be generated, at most."""
+        if self.request.hand_off:
+            return self.num_wanted
         return sum(self.request.max_tokens - output.num_tokens for output in self.outputs if not output.over)
+
+    @property
+    def goes_on(self) -> bool:
+        """At another engine: it hands off, and not all of its outputs are over."""
+        return not self.withdrawn and self.error is None and any(output.left is not None for output in self.outputs)
 
     def stop(self, output_index: int | None) -> Sequence[LiveOutput]:
         """The caller wants no more of it, or of this output. Those that the engine has are to be aborted there."""
         wanted = [o for o in self.outputs if output_index is None or o.index == output_index]
+        self.withdrawn |= output_index is None
         for output in wanted:
             output.over = True
         return [output for output in wanted if output.result is not None]
 
-    def end(self, now: float) -> RequestEnd:
+    def end(self, now: float, left: Left) -> RequestEnd:
         begun = now if self.begun_at is None else self.begun_at
         first = now if self.first_token_at is None else self.first_token_at
         return RequestEnd(
             key=self.key,
             prompt_tokens=len(self.request.token_ids),
-            cached_prompt_tokens=min(self.cached_tokens or 0, len(self.request.token_ids)),
-            loaded_prompt_tokens=0,
+            # Of what was fetched, an engine may say that it had it all the time.
+            cached_prompt_tokens=0 if self.fetched else min(self.cached_tokens or 0, len(self.request.token_ids)),
+            loaded_prompt_tokens=left.fetched_tokens,
             completion_tokens=self.completion_tokens,
             queue_seconds=begun - self.submitted_at,
             prefill_seconds=max(0.0, first - begun),
             decode_seconds=max(0.0, now - first),
             error=self.error,
+            held_blocks=left.blocks,
+            handed_state=left.state,
         )
 
     def state(self, now: float, waiting: bool, block_size: int) -> RequestState:

@@ -36,6 +36,7 @@ def load(
     steps: int,
     chunk_tokens: int,
     prefill_token_seconds: Estimate | None,
+    held_blocks: int = 0,
 ) -> EngineLoad:
     """`steps` is our own count, which goes on where none is told."""
     running, waiting = list(running), list(waiting)
@@ -43,7 +44,7 @@ def load(
     prefill = sum(live.prefill_left for live in lives)
     total = iteration.total_blocks or total_blocks
     # Told with a step, so that what the last one freed is told with the next; where nothing lives, nothing is used.
-    used = iteration.used_blocks if lives else 0
+    used = max(iteration.used_blocks if lives else 0, held_blocks)
     return EngineLoad(
         step=max(steps, iteration.steps),
         waiting_requests=len(waiting),
@@ -63,4 +64,5 @@ def load(
         chunk_tokens=chunk_tokens,
         outstanding_prefill_tokens=prefill,
         prefill_token_seconds=prefill_token_seconds,
+        held_blocks=held_blocks,
     )

@@ -33,6 +33,8 @@ class HeldHandoff:
     block_hashes: Sequence[bytes]
     namespace: bytes
     lease: Lease
+    state_format: str = ""  # of the state, where the engine has one
+    state: bytes = b""
 
 
 class HandoffTable:
@@ -46,9 +48,11 @@ class HandoffTable:
         namespaces: Namespaces,
         lease_seconds: float,
         release_held: Callable[[int], None],
+        state_format: str = "",
     ) -> None:
-        """`release_held` gives a request's blocks back to the engine."""
+        """`release_held` gives a request's blocks back to the engine, whose `handoff_format` is `state_format`."""
         self._leases, self._random, self.lease_seconds = leases, random, lease_seconds
+        self._state_format = state_format
         self._namespaces, self._release_held = namespaces, release_held
         self._by_id: dict[str, HeldHandoff] = {}
         self._by_caller: dict[Listener, dict[int, HeldHandoff]] = {}
@@ -56,7 +60,7 @@ class HandoffTable:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def open(self, live: LiveRequest, num_blocks: int) -> HeldHandoff:
+    def open(self, live: LiveRequest, num_blocks: int, state: bytes = b"") -> HeldHandoff:
         """The request has ended and left so many blocks. Its listener is told when they have gone."""
         assert live.lease is not None, live.key
         caller, handle = live.listener, live.handle
@@ -73,7 +77,8 @@ class HandoffTable:
 
         lease = self._leases.acquire("handoff", live.lease.owner, expires_after=self.lease_seconds, on_release=gone)
         block_hashes = live.request.block_hashes[:num_blocks]
-        handoff = HeldHandoff(handoff_id, live.key, block_hashes, self._namespaces.of(live.request.cache_scope), lease)
+        namespace = self._namespaces.of(live.request.cache_scope)
+        handoff = HeldHandoff(handoff_id, live.key, block_hashes, namespace, lease, self._state_format, state)
         self._by_id[handoff_id] = handoff
         self._by_caller.setdefault(caller, {})[handle] = handoff
         return handoff

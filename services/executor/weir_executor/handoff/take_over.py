@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -45,6 +45,16 @@ class Offered:
     address: str
     namespace: bytes
     num_blocks: int
+    state_format: str = ""
+    state: bytes = b""  # what an engine of this format fetches the blocks by; empty: they are read
+
+
+@dataclass(frozen=True, slots=True)
+class HeldState:
+    """A handoff that the engine takes by itself, to be given back once it has."""
+
+    state: bytes
+    release: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,16 @@ class TakeOvers:
         """Of blocks on their way, or not yet taken by the engine."""
         return self._held_bytes
 
+    def hold_state(self, request: GenerationRequest, offered: Offered) -> HeldState | None:
+        """What this engine fetches the blocks by, where it does that itself. The handoff is given back after that."""
+        ours = self._engine.info.handoff_format
+        if not ours or not offered.state or offered.state_format != ours:
+            return None
+        if offered.namespace != self._namespaces.of(request.cache_scope):
+            return None
+        self._metrics.take_overs.labels("left_to_the_engine").inc()
+        return HeldState(offered.state, lambda: self._releases.start(self._release(offered)))
+
     async def load(self, request: GenerationRequest, offered: Offered) -> HeldPrefix | None:
         """The blocks that this engine lacks, or as many of them as came. The handoff is given back, come what may.
 
@@ -112,7 +132,7 @@ class TakeOvers:
         hashes = request.block_hashes[: offered.num_blocks]
         first = self._engine.cached_prefix_blocks(hashes)
         wanted, size = hashes[first:], len(hashes[first:]) * self._engine.info.block_bytes
-        if not wanted or offered.namespace != self._namespaces.of(request.cache_scope):
+        if not wanted or not size or offered.namespace != self._namespaces.of(request.cache_scope):
             return [], first
         if self._held_bytes + size > self._limits.budget_bytes:
             self._metrics.take_overs.labels("no_room").inc()

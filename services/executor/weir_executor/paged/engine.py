@@ -233,6 +233,7 @@ def _info(config: PagedEngineConfig, workload: Workload, kernels: str) -> Engine
         kv_dtype=str(workload.dtype).removeprefix("torch."),
         kv_layout=KV_LAYOUT + model.kv_variant(workload.max_model_len) + _weights_variant(workload),
         transfers_blocks=True,
+        hands_off=True,
         embedding_size=model.hidden_size,
         takes_guides=True,
         takes_watermarks=True,

@@ -19,6 +19,25 @@ _EVENT_BUFFER = 100_000
 # Guides are compiled for admission by xgrammar, so that the engine must follow them by it too: its other backend,
 # llguidance, takes grammars in another language and no tags, and a guide that it cannot compile ends the engine.
 GuidedBackend = Literal["xgrammar"]
+TransceiverBackend = Literal["DEFAULT", "UCX", "NIXL", "MOONCAKE", "MPI"]
+
+
+@dataclass(frozen=True, slots=True)
+class Transceiver:
+    """How blocks of prompts go from one engine to another, and what this one is there for."""
+
+    backend: TransceiverBackend = "DEFAULT"
+    runtime: Literal["CPP", "PYTHON"] | None = None  # None: the engine's choice
+    max_tokens: int | None = None  # of a prompt that is transferred; None: the longest
+    hands_off: bool = True  # prompts, to others
+    takes_over: bool = True  # from others
+    # How long a computed prompt's blocks wait to be fetched, and an engine for those that it fetches.
+    timeout_seconds: float = 30.0
+    # What fetching may take before the prompt is computed after all: so long, and its bytes by this in addition.
+    deadline_seconds: float = 2.0
+    bytes_per_second: float = 200e6
+    bytes_per_token: int = 0  # of all layers' keys and values
+    machine_id: int = 0  # [0, 1021): different for every process that hands off
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +68,7 @@ class TrtConfig:
     max_adapter_rank: int = 64
     speculation: Mapping[str, Any] | None = None  # `decoding_type` and its own fields, handed on as they are
     stream_interval: int = 1
-    disaggregated: bool = False
+    transceiver: Transceiver | None = None  # None: prompts are computed where they are decoded
     allow_unknown_version: bool = False
     # Of `TorchLlmArgs`, for what this backend does not know of; an unknown one is refused by the engine itself.
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +82,17 @@ class TrtConfig:
             raise Unsupported("a connector to the kvstore with pipeline_parallel above 1: the engine has no such thing")
         if self.disk_cache_bytes and self.disk_cache_dir is None:
             raise Unsupported("disk_cache_bytes without a disk_cache_dir")
+
+    @property
+    def transfer_seconds(self) -> float:
+        """After that the engine gives a transfer up by itself."""
+        return 0.0 if self.transceiver is None else self.transceiver.timeout_seconds
+
+    def fetch_seconds(self, prompt_tokens: int) -> float:
+        """After that a prompt whose blocks are on the way is computed after all."""
+        how = self.transceiver
+        assert how is not None, "nothing is fetched without a transceiver"
+        return how.deadline_seconds + prompt_tokens * how.bytes_per_token / how.bytes_per_second
 
 
 def llm_arguments(config: TrtConfig, library: Library, can: Capabilities, max_model_len: int) -> dict[str, Any]:
@@ -99,10 +129,25 @@ def llm_arguments(config: TrtConfig, library: Library, can: Capabilities, max_mo
         )
     if config.speculation is not None:
         arguments["speculative_config"] = dict(config.speculation)
-    if config.disaggregated:
-        transceiver = library.CacheTransceiverConfig(backend="DEFAULT", max_tokens_in_buffer=max_model_len)
-        arguments["cache_transceiver_config"] = transceiver
+    if config.transceiver is not None:
+        fields = _transceiver(config.transceiver, can, max_model_len)
+        arguments["cache_transceiver_config"] = library.CacheTransceiverConfig(**fields)
+        # Prompts alone are not computed in overlapped steps: the documentation asks for it of context servers.
+        arguments["disable_overlap_scheduler"] = config.transceiver.hands_off
+    if both := ", ".join(sorted(set(config.extra) & set(arguments))):
+        raise Unsupported(f"trtllm_extra: {both} have settings of their own")
     return {**arguments, **config.extra}
+
+
+def _transceiver(how: Transceiver, can: Capabilities, max_model_len: int) -> dict[str, Any]:
+    fields: dict[str, Any] = {"backend": how.backend, "max_tokens_in_buffer": how.max_tokens or max_model_len}
+    if can.transfer_timeout:
+        fields["kv_transfer_timeout_ms"] = max(1, round(how.timeout_seconds * 1000))
+    if how.runtime is not None:
+        if not can.transceiver_runtime:
+            raise Unsupported("transceiver runtime: this version of TensorRT-LLM has no choice of it")
+        fields["transceiver_runtime"] = how.runtime
+    return fields
 
 
 def _kv_cache(config: TrtConfig, can: Capabilities) -> dict[str, Any]:

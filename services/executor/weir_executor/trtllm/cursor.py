@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weir_executor.engine import FinishReason, TokenLogprobs
 from weir_executor.foreign.live import News
 
 # By the engine's own words. A time limit is never set there, so that its `timeout` is a fault.
-_REASONS: Mapping[str, FinishReason] = {
+_REASONS: Mapping[str, FinishReason | None] = {
     "stop": FinishReason.STOP,
     "length": FinishReason.LENGTH,
     "cancelled": FinishReason.CANCELLED,
+    # Of a prompt that is handed over.
+    "not_finished": None,
 }
 
 
 class Cursor:
-    """`end_id`: the one that the engine takes for the end of a sequence. `top`: as `Sampling.top_logprobs`."""
+    """`end_id`: the one that the engine takes for the end of a sequence. `top`: as `Sampling.top_logprobs`.
 
-    def __init__(self, end_id: int, top: int | None) -> None:
-        self._end_id, self._top = end_id, top
-        self.seen = 0
+    `known`: tokens that the engine tells as its own, and that the caller has had from another.
+    """
+
+    def __init__(self, end_id: int, top: int | None, known: Sequence[int] = ()) -> None:
+        self._end_id, self._top, self._known = end_id, top, list(known)
+        self.seen = len(known)
 
     def advance(self, output: Any) -> News:
         """`output` is a CompletionOutput, which the engine will change: all that is needed is copied here.
 
         What it has now may be less than it had: the engine takes back what it takes for a part of a stop sequence, and
-        what has been sent stays sent. Raises ValueError for an end that it has no business to tell.
+        what has been sent stays sent. Raises ValueError for an end that it has no business to tell, and for tokens that
+        are not those that it was to go on after.
         """
+        if self._known and list(output.token_ids[: len(self._known)]) != self._known[: len(output.token_ids)]:
+            raise ValueError("the engine goes on after other tokens than those that it was given")
         token_ids = list(output.token_ids[self.seen :])
         logprobs: list[TokenLogprobs] = []
         if self._top is not None and output.logprobs:
-            told = output.logprobs[self.seen :]
+            # Of tokens that another engine drew there may be none: the last ones are the same.
+            missing = max(0, len(output.token_ids) - len(output.logprobs)) if self._known else 0
+            told = output.logprobs[max(0, self.seen - missing) :]
             logprobs = [self._logprobs(*pair) for pair in zip(token_ids, told, strict=False)]
         self.seen += len(token_ids)
         reason = None

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -38,12 +38,15 @@ from weir_executor.foreign.load_report import load
 from weir_executor.foreign.loop_thread import LoopThread
 from weir_executor.foreign.outlet import Outlet
 from weir_executor.request_checks import check_request
+from weir_executor.trtllm.asking import Asker
 from weir_executor.trtllm.config import TrtConfig
 from weir_executor.trtllm.cursor import Cursor
 from weir_executor.trtllm.guides import check_guide
+from weir_executor.trtllm.handover import unpack
 from weir_executor.trtllm.library import Library
 from weir_executor.trtllm.observer import Observer
 from weir_executor.trtllm.probe import Capabilities
+from weir_executor.trtllm.refusals import first_line
 from weir_executor.trtllm.sampling import check_sampling
 from weir_executor.trtllm.supervisor import Supervisor
 from weir_executor.trtllm.work import Work
@@ -58,12 +61,14 @@ class TrtEngine:
     """See `Engine`. `llm` is an `LLM` that is ready, with `info` as it was told."""
 
     def __init__(self, llm: Any, library: Library, can: Capabilities, config: TrtConfig, info: EngineInfo) -> None:
-        self._llm, self._library, self._config, self._info = llm, library, config, info
+        self._llm, self._library, self._can, self._config, self._info = llm, library, can, config, info
         self._lives = Lives(config.max_waiting)
         self._observer = Observer(llm, info.block_size, info.num_blocks, has_events=config.prefix_cache)
         self._outlet = Outlet(self._tell_events, self._show_load)
+        how = config.transceiver
+        self._asker = Asker(llm, library, can, info, how.machine_id if how is not None else 0)
         self._work = Work(
-            llm,
+            self._asker,
             library,
             can,
             config,
@@ -92,10 +97,11 @@ class TrtEngine:
         check_request(request, self._info)
         check_sampling(request)
         check_guide(request, self._config.guided_backend)
-        if request.adapter and request.adapter not in self._work.adapters:
+        if request.adapter and request.adapter not in self._asker.adapters:
             raise NotFound(request.adapter, f"adapter {request.adapter!r} is not loaded here")
         end_id, top = min(self._info.eos_token_ids), request.sampling.top_logprobs
         live = begin(request, lambda _: Cursor(end_id, top), time.monotonic())
+        live.handed = self._handed(request)
         self._lives.enter(live)
         self._loop.call(self._work.enter, live)
 
@@ -109,17 +115,17 @@ class TrtEngine:
         return self._observer.translator.names.leading(block_hashes)
 
     def read_held(self, key: int, first: int, count: int) -> Sequence[bytes] | None:  # noqa: ARG002
-        """The engine hands prompts over in a way of its own."""
+        """The engines move blocks between them: see `handover.py`."""
         return None
 
     def release_held(self, key: int) -> None:
-        pass
+        self._loop.call(self._work.release_held, key)
 
     def load_adapter(
         self, name: str, directory: Path, config: AdapterConfig, note: Callable[[int, int], None]
     ) -> AdapterInfo:
         """The engine itself reads the files with the first request that names it; what is wrong with them ends that."""
-        adapters = self._work.adapters
+        adapters = self._asker.adapters
         if len(adapters) >= self._config.max_adapters:
             raise Unsupported(f"adapters: {len(adapters)} are loaded, the limit is {self._config.max_adapters}")
         if name in adapters:
@@ -130,7 +136,7 @@ class TrtEngine:
 
     def unload_adapter(self, name: str) -> None:
         """The engine forgets it when it needs the room: ids are never used twice."""
-        del self._work.adapters[name]
+        del self._asker.adapters[name]
 
     def load(self) -> EngineLoad:
         return self._load
@@ -159,6 +165,17 @@ class TrtEngine:
         if not self._loop.close(_LOOP_SECONDS):
             _log.error("the engine's loop does not end; it is left behind")
 
+    def _handed(self, request: GenerationRequest) -> Mapping[int, Mapping[str, Any]]:
+        """What another engine has said of its prompt, if this one can go on by it."""
+        how = self._config.transceiver
+        if not request.handed_state or how is None or not how.takes_over:
+            return {}
+        try:
+            return unpack(request.handed_state, self._can.handover_fields, self._library.Logprob)
+        except (TypeError, ValueError) as error:
+            _log.warning("a prompt that was handed over is computed: %s", first_line(error))
+            return {}
+
     async def _tell_events(self) -> None:
         events: list[KvEvent] = await self._observer.read_events()
         self._outlet.events(events)
@@ -177,6 +194,7 @@ class TrtEngine:
             steps=self._outlet.steps,
             chunk_tokens=self._config.max_batched_tokens,
             prefill_token_seconds=None,
+            held_blocks=self._work.held.num_blocks,
         )
 
     def _shut_down(self) -> None:

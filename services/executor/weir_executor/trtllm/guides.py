@@ -32,7 +32,8 @@ def check_guide(request: GenerationRequest, backend: str | None) -> None:
     guide = request.guide.guide
     if backend is None:
         raise Unsupported(f"{guide.field}: the engine has no guided_decoding_backend")
-    if any(request.resumed.values()):
+    # After a prompt that another engine has computed it takes that one's token for the first that the guide allowed.
+    if any(request.resumed.values()) and not request.handed_state:
         raise Unsupported(f"{guide.field}: TensorRT-LLM begins a guide anew where an output is resumed")
     # Where the guide allows nothing but the end and the end is held back, no token at all is left to draw.
     if request.min_tokens:

@@ -28,6 +28,7 @@ class Library:
     DisaggregatedParams: Any
     CacheTransceiverConfig: Any
     KvCacheConnectorConfig: Any
+    Logprob: Any
     RequestError: type[Exception]
     # Raised to whoever waits when a rank has died; None before there was such a thing.
     EngineDeadError: type[Exception] | None
@@ -52,6 +53,7 @@ def load_library() -> Library:
         DisaggregatedParams=find_name(f"{llmapi}.DisaggregatedParams"),
         CacheTransceiverConfig=find_name(f"{llmapi}.CacheTransceiverConfig"),
         KvCacheConnectorConfig=find_name(f"{llmapi}.KvCacheConnectorConfig"),
+        Logprob=find_name("tensorrt_llm.executor.result.Logprob"),
         RequestError=find_name("tensorrt_llm.executor.utils.RequestError"),
         EngineDeadError=getattr(find_name("tensorrt_llm.executor.utils"), "EngineDeadError", None),
         make_bias=_bias,

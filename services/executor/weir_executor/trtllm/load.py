@@ -14,6 +14,7 @@ from weir_executor.foreign.loop_thread import LoopThread
 from weir_executor.trtllm import stats
 from weir_executor.trtllm.config import TrtConfig, llm_arguments
 from weir_executor.trtllm.engine import TrtEngine
+from weir_executor.trtllm.handover import format_of
 from weir_executor.trtllm.library import Library, load_library
 from weir_executor.trtllm.probe import probe
 
@@ -63,6 +64,8 @@ def _info(config: TrtConfig, model: Mapping[str, Any], max_model_len: int, num_b
         compute=f"TensorRT-LLM {version}, {config.dtype}, kv {config.kv_dtype}, tp {config.tensor_parallel}",
         # Its generators count steps, and not places.
         draws_anew=True,
+        hands_off=config.transceiver is not None and config.transceiver.hands_off,
+        handoff_format=format_of(version) if config.transceiver is not None else "",
     )
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from weir_executor.trtllm.library import Library
 from weir_executor.trtllm.surface import field_defaults, parameters, surface
+
+_GLOBAL_ID: Final = "tensorrt_llm.llmapi.disagg_utils.get_global_disagg_request_id"
+_PROCESSES: Final = 64  # six bits
+# Of TensorRT-LLM: transfers may be cancelled while they are under way.
+_INFLIGHT_CANCEL: Final = "TRTLLM_DISAGG_ENABLE_INFLIGHT_CANCEL"
 
 
 class UnknownVersionError(RuntimeError):
@@ -22,6 +30,12 @@ class Capabilities:
     health_check: bool
     disk_cache: bool
     prompt_ignore_length: bool  # else penalties count the prompt's tokens too
+    transfer_timeout: bool  # for blocks that nobody fetches; else they wait for ever
+    transceiver_runtime: bool
+    cancels_transfers: bool  # an abort is safe while blocks are on the way; where an operator says so
+    # A number for a prompt that is handed over, the same on both sides and no other's; None: the engine's own do.
+    make_disaggregated_id: Callable[[int], int] | None
+    handover_fields: frozenset[str]  # of DisaggregatedParams
 
 
 def probe(library: Library, *, allow_unknown: bool) -> Capabilities:
@@ -33,6 +47,8 @@ def probe(library: Library, *, allow_unknown: bool) -> Capabilities:
             "WEIR_EXECUTOR_TRTLLM_ALLOW_UNKNOWN_VERSION=true tries it all the same"
         )
     submits = parameters(library.LLM.generate_async)
+    transceiver = field_defaults(library.CacheTransceiverConfig)
+    handover = frozenset(field_defaults(library.DisaggregatedParams))
     return Capabilities(
         priority="priority" in submits and "waiting_queue_policy" in field_defaults(library.SchedulerConfig),
         trace_headers="trace_headers" in submits,
@@ -40,4 +56,20 @@ def probe(library: Library, *, allow_unknown: bool) -> Capabilities:
         health_check=hasattr(library.LLM, "_check_health"),
         disk_cache="disk_cache_size" in field_defaults(library.KvCacheConfig),
         prompt_ignore_length="prompt_ignore_length" in field_defaults(library.SamplingParams),
+        transfer_timeout="kv_transfer_timeout_ms" in transceiver,
+        transceiver_runtime="transceiver_runtime" in transceiver,
+        cancels_transfers=os.environ.get(_INFLIGHT_CANCEL) == "1",
+        make_disaggregated_id=_make_id(library) if "disagg_request_id" in handover else None,
+        handover_fields=handover,
     )
+
+
+def _make_id(library: Library) -> Callable[[int], int] | None:
+    """The engine's own numbers, whose bits were cut otherwise in time: a machine, or a node and a process on it."""
+    try:
+        make = library.find(_GLOBAL_ID)
+    except (ImportError, AttributeError):
+        return None
+    if "process_id" not in parameters(make):
+        return lambda machine: int(make(machine))
+    return lambda machine: int(make(*divmod(machine, _PROCESSES)))

@@ -25,10 +25,19 @@ def check_sampling(request: GenerationRequest) -> None:
 
 
 def sampling_arguments(
-    request: GenerationRequest, output_index: int, info: EngineInfo, can: Capabilities, library: Library
+    request: GenerationRequest,
+    output_index: int,
+    info: EngineInfo,
+    can: Capabilities,
+    library: Library,
+    *,
+    goes_on: bool = False,
 ) -> dict[str, Any]:
-    """Of `SamplingParams(...)`. `request` has passed `check_sampling`."""
-    asked, resumed = request.sampling, len(request.resumed.get(output_index, ()))
+    """Of `SamplingParams(...)`. `request` has passed `check_sampling`.
+
+    `goes_on`: tokens that were resumed are the engine's own to it, and count; else they are a part of its prompt.
+    """
+    asked, resumed = request.sampling, 0 if goes_on else len(request.resumed.get(output_index, ()))
     end_id, *others = sorted(info.eos_token_ids)
     stops = sorted(request.stop_token_ids | (frozenset() if request.ignore_eos else frozenset(others)))
     arguments: dict[str, Any] = {

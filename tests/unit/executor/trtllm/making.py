@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from contract.engine_contract import Listener
 from fakes.trtllm.llm import LLM, library
 from models_fixture import tiny_model
+from unit.executor.guide_tokens import save_tokenizer
+from weir_executor.guided.guide import Guide
 from weir_executor.trtllm.config import TrtConfig
 from weir_executor.trtllm.engine import TrtEngine
 from weir_executor.trtllm.load import load_engine
@@ -44,3 +49,23 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it has not become so"
         time.sleep(0.001)
+
+
+@cache
+def model_dir() -> Path:
+    """The tiny model, and the tokenizer that guides need."""
+    directory = tiny_model("llama3")
+    guided = directory.with_name(f"{directory.name}-guided")  # beside it, and gone with it
+    shutil.copytree(directory, guided)
+    save_tokenizer(guided)
+    return guided
+
+
+class Unchecked:
+    """A guide that nobody has compiled."""
+
+    def __init__(self, guide: Guide) -> None:
+        self.guide = guide
+
+    def start(self) -> Any:
+        raise AssertionError("the engine follows it by itself")

@@ -8,12 +8,9 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -24,10 +21,10 @@ from contract.executor_contract import Caller, calling, connect, until_idle
 from fakes.trtllm.guided import GuidedDecoder
 from fakes.trtllm.llm import LLM, library
 from fakes.trtllm.params import GuidedDecodingParams
-from models_fixture import EOS, VOCAB_SIZE, tiny_model
-from unit.executor.guide_tokens import compiled, save_tokenizer, text_of, token_bytes
+from models_fixture import EOS, VOCAB_SIZE
+from unit.executor.guide_tokens import compiled, text_of, token_bytes
 from unit.executor.test_kv_transfer import FILES
-from unit.executor.trtllm.making import config, running
+from unit.executor.trtllm.making import Unchecked, config, model_dir, running
 from weir.inference.v1 import guide_pb2
 from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir_chassis.errors import Unsupported, WorkerLost, reason_name
@@ -37,8 +34,10 @@ from weir_executor.guided.bitmask import has
 from weir_executor.guided.guide import Guide, GuideKind, choice_guide
 from weir_executor.service import serving
 from weir_executor.settings import ExecutorSettings
+from weir_executor.trtllm.config import llm_arguments
 from weir_executor.trtllm.guides import guide_arguments
 from weir_executor.trtllm.load import load_engine
+from weir_executor.trtllm.probe import probe
 
 _POINT = json.dumps(
     {
@@ -65,16 +64,6 @@ GUIDES = [
     choice_guide(["yes", 'no "quotes"', "é\n\\"]),
     Guide(GuideKind.STRUCTURAL_TAG, _TAG),
 ]
-
-
-@cache
-def model_dir() -> Path:
-    """The tiny model, and the tokenizer that guides need."""
-    directory = tiny_model("llama3")
-    guided = directory.with_name(f"{directory.name}-guided")  # beside it, and gone with it
-    shutil.copytree(directory, guided)
-    save_tokenizer(guided)
-    return guided
 
 
 @asynccontextmanager
@@ -177,16 +166,6 @@ async def test_what_would_end_the_engine_does_not_reach_it(
         assert text_of(caller.tokens[2, 0]) in ("yes!", "no!")
 
 
-class Unchecked:
-    """A guide that nobody has compiled."""
-
-    def __init__(self, guide: Guide) -> None:
-        self.guide = guide
-
-    def start(self) -> Any:
-        raise AssertionError("the engine follows it by itself")
-
-
 def test_without_admission_a_bad_guide_is_the_engines_end() -> None:
     """So the fake says no more of the tests above than is so."""
     with running(model_dir=model_dir()) as (engine, _, heard):
@@ -226,5 +205,6 @@ def test_the_engine_has_a_tokenizer_where_it_follows_guides_and_none_elsewhere()
         assert not llm._skips_tokenizer
     with running(guided_backend=None) as (_, llm, _heard):
         assert llm._skips_tokenizer
+    can = probe(library(), allow_unknown=False)
     with pytest.raises(Exception, match="Executor worker returned error"):
-        load_engine(config(extra={"skip_tokenizer_init": True}), library())
+        LLM(**{**llm_arguments(config(), library(), can, 512), "skip_tokenizer_init": True})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fakes.trtllm import llm, params, results
+from fakes.trtllm import fabric, llm, params, results
 from weir_executor.trtllm.library import load_library
 from weir_executor.trtllm.probe import UnknownVersionError, probe
 from weir_executor.trtllm.surface import differences, field_defaults, parameters, surface
@@ -20,6 +20,8 @@ FAKES: dict[str, Any] = {
     "tensorrt_llm.SamplingParams": params.SamplingParams,
     "tensorrt_llm.executor.request.LoRARequest": params.LoRARequest,
     "tensorrt_llm.executor.utils": results,
+    "tensorrt_llm.executor.result": results,
+    "tensorrt_llm.llmapi.disagg_utils": fabric,
 } | {
     f"tensorrt_llm.llmapi.{kind.__name__}": kind
     for kind in (
