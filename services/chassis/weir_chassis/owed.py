@@ -26,7 +26,7 @@ class Owed:
     def start(self, courtesy: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(courtesy, name=self._name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
 
     async def close(self) -> None:
         """Waits a moment for what is under way, and cancels the rest."""
@@ -35,3 +35,8 @@ class Owed:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # asked for, so that asyncio does not complain that nobody has

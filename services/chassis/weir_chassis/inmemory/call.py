@@ -170,9 +170,10 @@ async def _feed(exchange: Exchange, requests: Requests) -> None:
             for request in requests:
                 await exchange.requests.put(request)
         exchange.requests.close()
-    except BaseException:
+    except BaseException as error:
         exchange.cancel(_CANCELLED_BY_APPLICATION)
-        raise
+        if not isinstance(error, Exception):
+            raise  # what went wrong in the iterator is told by the call's end alone, as gRPC has it
 
 
 def _canceller(task: asyncio.Task[None]) -> Callable[[], None]:
