@@ -169,6 +169,15 @@ async def test_books_that_redis_let_go_are_written_anew(server: RedisServer, los
         assert (await audit(server)).total == 4 * KIB
 
 
+async def test_an_order_that_outlives_its_books_names_nobody_who_went_with_them(server: RedisServer) -> None:
+    async with opened(server, capacity_bytes=4 * KIB) as tier:
+        for number in (1, 2, 3):
+            assert await tier.put(*block(number, tenant="acme"))
+        server.command("DEL", KEYS.books[0], KEYS.books[1], key_of(2))
+        await tier._upkeep.turn()
+        assert set((await audit(server)).order) == set(members(1, 3))
+
+
 async def test_more_than_may_be_is_adopted_and_goes(server: RedisServer) -> None:
     async with opened(server, capacity_bytes=8 * KIB) as tier:
         await put_chain(tier, *range(1, 9))

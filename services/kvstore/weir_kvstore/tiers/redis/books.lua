@@ -26,7 +26,8 @@ local MAX_TENANTS = 512 -- of more nobody looks who is over a share: the order d
 local DEPTHS = 131072
 local HEADER = 80 -- layout.py: the fixed part
 
-if redis.call('EXISTS', books) ~= redis.call('EXISTS', tally) then
+local known = redis.call('EXISTS', books)
+if known ~= redis.call('EXISTS', tally) or known < redis.call('EXISTS', order) then
   redis.call('DEL', books, tally, order)
 end
 
