@@ -68,13 +68,8 @@ def cache_dir() -> Path:
 
 
 def find_compiler() -> list[str]:
-    """The command of PyTorch's choice for extensions: `CXX`, or the system's compiler."""
-    try:
-        from torch.utils.cpp_extension import get_cxx_compiler  # noqa: PLC0415 (imports setuptools, which may be missing)
-
-        command = shlex.split(get_cxx_compiler())  # type: ignore[no-untyped-call]
-    except ImportError:
-        command = shlex.split(os.environ.get("CXX", "c++"))
+    """The command that PyTorch takes for extensions: `CXX`, or the system's compiler."""
+    command = shlex.split(os.environ.get("CXX", "c++"))
     if not command or shutil.which(command[0]) is None:
         raise NativeUnavailableError(f"there is no C++ compiler {' '.join(command)!r}")
     return command
