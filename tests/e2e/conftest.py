@@ -22,6 +22,12 @@ from weir_chassis.channel import open_channel
 from weir_client.stack import RunningService, read_stack
 
 _START_SECONDS = 90.0
+# More than what tests ask needs at once. An executor asks for every page when it starts, which for the default takes as
+# long as all the rest of its start.
+_KV_CACHE_MIB = "64"
+
+# A shell that starts the tests in the background has them ignore SIGINT, and so would every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def start_stack(state: Path, *arguments: str) -> Stack:
     state.mkdir(parents=True, exist_ok=True)
     with (state / "up.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "weir_client.cli", "up", "--port", "0", *arguments],
+            [sys.executable, "-m", "weir_client.cli", "up", "--port", "0", "--kv-cache-mib", _KV_CACHE_MIB, *arguments],
             env=os.environ | {"WEIR_STATE_DIR": str(state)},
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -21,7 +21,9 @@ from weir_chassis.tenant import tenant_metadata
 if TYPE_CHECKING:
     from weir.router.v1.router_pb2_grpc import RouterServiceAsyncStub as Stub
 
-_TOKENS, _STRUCK_AT = 24, 6
+# Of a stream that is struck, of the rest.
+_TOKENS, _FEW_TOKENS = 24, 4
+_STRUCK_AT = 6
 _REFUSALS = 10
 _SECONDS = 60.0
 
@@ -58,7 +60,7 @@ async def story(world: World) -> AsyncIterator[str]:
             assert (await _ask(stub, "moves")).receipt.region == "eu"
         yield "eu is back, and both are at home again"
 
-        wanted = await _ask(door, "moves")
+        wanted = await _ask(door, "moves", _TOKENS)
         task, _ = await _begin(door, "moves")
         before = await _in_us(world)
         await _lose_eu(world)
@@ -75,8 +77,8 @@ async def story(world: World) -> AsyncIterator[str]:
         )
 
 
-async def _ask(stub: Stub, tenant: str) -> Answer:
-    answer = await collect(_call(stub, tenant))
+async def _ask(stub: Stub, tenant: str, tokens: int = _FEW_TOKENS) -> Answer:
+    answer = await collect(_call(stub, tenant, tokens))
     answer.check_complete()
     return answer
 
@@ -84,7 +86,7 @@ async def _ask(stub: Stub, tenant: str) -> Answer:
 async def _begin(stub: Stub, tenant: str) -> tuple[asyncio.Task[Answer], Answer]:
     """A stream of which the client has some tokens, and whoever reads on."""
     answer = Answer()
-    task = asyncio.create_task(collect(_call(stub, tenant), answer))
+    task = asyncio.create_task(collect(_call(stub, tenant, _TOKENS), answer))
     await until(lambda: len(answer.token_ids.get(0, ())) >= _STRUCK_AT or task.done())
     return task, answer
 
@@ -100,18 +102,18 @@ async def _end(task: asyncio.Task[Answer]) -> str:
 async def _refused(stub: Stub, tenant: str) -> tuple[str, str]:
     """Reason and regions."""
     try:
-        await collect(_call(stub, tenant))
+        await collect(_call(stub, tenant, _FEW_TOKENS))
     except grpc.RpcError as error:
         told: WeirError = from_rpc_error(error)
         return reason_name(told.reason), told.metadata.get("regions", "")
     return "OK", ""
 
 
-def _call(stub: Stub, tenant: str) -> grpc.aio.UnaryStreamCall[GenerateRequest, object]:
+def _call(stub: Stub, tenant: str, tokens: int) -> grpc.aio.UnaryStreamCall[GenerateRequest, object]:
     request = GenerateRequest(
         text="Once upon a time",
         sampling=SamplingParameters(temperature=1, seed=11),
-        stopping=StoppingConditions(max_tokens=_TOKENS, ignore_eos=True),
+        stopping=StoppingConditions(max_tokens=tokens, ignore_eos=True),
     )
     return stub.Generate(request, timeout=_SECONDS, metadata=tenant_metadata(tenant))  # type: ignore[return-value]
 

@@ -40,6 +40,8 @@ _QUICK = {
     "PROBE_TIMEOUT_SECONDS": "0.5",
     "RECONNECT_MIN_SECONDS": "0.05",
     "RECONNECT_MAX_SECONDS": "0.3",
+    # For a region that is lost nobody comes in time.
+    "CONTINUATION_WAIT_SECONDS": "2",
 }
 _MODELS = {"MODELS": f"demo={DEMO_MODEL}"}
 _EXECUTOR = {
