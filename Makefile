@@ -73,13 +73,16 @@ types: $(SETUP) ## mypy --strict
 imports: $(SETUP) ## the arrows between rooms
 	$(BIN)/lint-imports
 
+# Tests of one process wait half of the time. Those of real processes fill the cores by themselves.
+SIDE_BY_SIDE := --numprocesses 2 --dist worksteal
+
 .PHONY: unit
 unit: $(SETUP) ## one room at a time: modules, properties, oracles
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/unit
 
 .PHONY: contract
 contract: $(SETUP) ## one suite per seam, every implementation
-	$(BIN)/pytest tests/contract
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/contract
 
 .PHONY: e2e
 e2e: $(SETUP) ## real processes on loopback
@@ -103,7 +106,8 @@ trtllm-agreement: $(ORACLES) ## what others use of TensorRT-LLM's interface, bes
 
 .PHONY: test
 test: $(SETUP) $(ORACLES) ## unit, contract and e2e: all that needs no GPU
-	$(BIN)/pytest tests/unit tests/contract tests/e2e
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/unit tests/contract
+	$(BIN)/pytest tests/e2e
 
 .PHONY: check
 check: proto-check lint types imports test ## what must pass before a change lands
