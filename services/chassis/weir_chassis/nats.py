@@ -25,6 +25,7 @@ from weir_chassis.background import first_of
 from weir_chassis.broker import Broker, Deliver, Message, Session, SessionLost
 from weir_chassis.clock import Clock
 from weir_chassis.metrics import Metrics
+from weir_chassis.nats_credentials import NatsCredentials
 from weir_chassis.settings import ANY_HOST, MAX_SOURCE_CHARS, ServiceSettings, SettingsError
 from weir_chassis.telemetry import get_logger
 
@@ -229,7 +230,8 @@ class NatsConnection:
 
         try:
             await client.connect(**self._options, closed_cb=closed, error_cb=self._count_error)
-        except (Error, OSError, TimeoutError) as error:
+        # ValueError: of the credentials file, which is read anew with each try.
+        except (Error, OSError, TimeoutError, ValueError) as error:
             await _close(client)
             raise _Unreachable(str(error) or type(error).__name__) from error
         except BaseException:
@@ -297,7 +299,8 @@ def _client_options(settings: ServiceSettings, name: str) -> dict[str, Any]:
     if settings.nats_credentials_file is not None:
         if not settings.nats_credentials_file.is_file():
             raise SettingsError(f"NATS_CREDENTIALS_FILE: {settings.nats_credentials_file} is no file")
-        options["user_credentials"] = str(settings.nats_credentials_file)
+        credentials = NatsCredentials(settings.nats_credentials_file)
+        options |= {"user_jwt_cb": credentials.jwt, "signature_cb": credentials.sign}
     return options
 
 
