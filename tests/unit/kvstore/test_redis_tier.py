@@ -298,3 +298,41 @@ async def test_a_node_of_a_cluster_takes_its_scripts() -> None:
             assert await tier.match(NAMESPACE, hashes(1)) == 1
             assert await tier.remove_namespace(NAMESPACE) == 2
         assert server.command("CLUSTER", "KEYSLOT", KEYS.books[0]) == server.command("CLUSTER", "KEYSLOT", key_of(1))
+
+
+async def test_what_a_restarted_store_still_owed_is_right_and_goes_by_its_bounds(server: RedisServer) -> None:
+    """It forgets the debt, not the block: that is still verified, still charged, and ends with its lifetime."""
+    async with opened(server, seconds=IMPATIENT, ttl_seconds=2.0) as tier:
+        await put_all(tier, 1, 2)
+        server.signal(signal.SIGSTOP)
+        assert await tier.remove([block(1)[0].address]) == 0
+        assert len(tier._removals) == 1
+    server.signal(signal.SIGCONT)
+    async with opened(server, capacity_bytes=2 * KIB, ttl_seconds=2.0) as tier:
+        assert await held(tier, [1, 2]) in ([1, 2], [2]), (
+            "right, or gone: the server may have heard the removal after all"
+        )
+        books = await audit(server)
+        assert books.total == KIB * len(books.blocks), "what is left is charged, so that max_bytes bounds it"
+        for number in books.blocks:
+            assert 0 < int(server.command("PTTL", f"{KEYS.prefix}block:{number}")[1:]) <= 2000
+        await put_all(tier, 3, 4)
+        assert (await audit(server)).total <= 2 * KIB, "and what is newer pushes it out"
+        async with asyncio.timeout(20):
+            while await held(tier, [1, 2, 3, 4]):
+                await asyncio.sleep(0.05)
+
+
+async def test_what_a_killed_store_left_half_put_lapses_by_itself(server: RedisServer) -> None:
+    async with opened(server) as tier:
+        assert await tier._books.reserve("token", block(1)[0]) == "reserved"
+        server.command("SET", KEYS.staged("token"), "half of it", "EX", "60")
+    async with opened(server) as tier:
+        await audit(server, puts=1)
+        assert await held(tier, [1]) == []
+        assert 0 < int(server.command("PTTL", KEYS.staged("token"))[1:]) <= 60_000
+        field = "put:token"
+        size, _, tenant = server.command("HGET", KEYS.books[0], field).split(b"\r\n")[1].split(b" ", 2)
+        server.command("HSET", KEYS.books[0], field, b" ".join((size, b"1", tenant)))  # its time is over
+        await tier._upkeep.turn()
+        assert (await audit(server)).total == 0, "the reservation is charged no more"

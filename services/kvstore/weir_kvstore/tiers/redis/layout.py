@@ -17,6 +17,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
+from weir_kvstore.bounds import MAX_PAYLOAD_BYTES, MAX_TENANT_BYTES
 from weir_kvstore.record import Address, Bytes, Record
 
 MAGIC: Final = b"WKV1"
@@ -24,6 +25,8 @@ MAGIC: Final = b"WKV1"
 _FIXED: Final = Struct("<4sHH16s16s16sQQd")
 _CHECKSUM: Final = Struct("<Q")
 _HASH_BYTES: Final = 16
+# No block's is longer.
+MAX_VALUE_BYTES: Final = _FIXED.size + MAX_TENANT_BYTES + _CHECKSUM.size + MAX_PAYLOAD_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ def encode(record: Record, payload: Bytes) -> bytes:
     return b"".join((_header(record), payload))
 
 
-def decode(value: bytes, address: Address) -> tuple[Record, memoryview] | None:
+def decode(value: Bytes, address: Address) -> tuple[Record, memoryview] | None:
     """The block of this address, its payload not verified yet; None for anything that is not wholly that."""
     if len(value) < _FIXED.size:
         return None
@@ -83,7 +86,7 @@ def decode(value: bytes, address: Address) -> tuple[Record, memoryview] | None:
     (header_checksum,) = _CHECKSUM.unpack_from(value, begin - _CHECKSUM.size)
     if xxh3_64_intdigest(value[: begin - _CHECKSUM.size]) != header_checksum or (namespace, block_hash) != address:
         return None
-    tenant = value[_FIXED.size : _FIXED.size + tenant_len].decode(errors="replace")
+    tenant = bytes(value[_FIXED.size : _FIXED.size + tenant_len]).decode(errors="replace")
     record = Record(Address(*address), parent[:parent_len], size, checksum, tenant, seconds)
     return record, memoryview(value)[begin:]
 

@@ -19,7 +19,8 @@ from weir_kvstore.checksum import matches
 from weir_kvstore.record import Address, Bytes, Record
 from weir_kvstore.tier import Counters, TierReport
 from weir_kvstore.tiers.redis.books import MAX_MEMBERS, Books, Rules
-from weir_kvstore.tiers.redis.layout import Keys, decode, encode, member
+from weir_kvstore.tiers.redis.fetch import Reply, fetch
+from weir_kvstore.tiers.redis.layout import MAX_VALUE_BYTES, Keys, decode, encode, member
 from weir_kvstore.tiers.redis.upkeep import Upkeep
 from weir_kvstore.tiers.removals import Removals
 from weir_kvstore.tiers.together import Together
@@ -156,17 +157,14 @@ class RedisTier:
                 break
         return matched
 
-    async def _fetch(self, addresses: Sequence[Address]) -> Sequence[bytes | None]:
-        nothing: list[bytes | None] = [None] * len(addresses)
-        fetching = partial(self._pipelined, addresses)
-        return await self._link.ask(fetching, otherwise=nothing, seconds=self._place.transfer_seconds)
+    async def _fetch(self, addresses: Sequence[Address]) -> Sequence[memoryview | None]:
+        nothing: list[memoryview | None] = [None] * len(addresses)
+        keys = [self._keys.block(address) for address in addresses]
+        return await self._link.ask(partial(self._get, keys), otherwise=nothing, seconds=self._place.transfer_seconds)
 
-    async def _pipelined(self, addresses: Sequence[Address]) -> list[bytes | None]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for address in addresses:
-                pipeline.get(self._keys.block(address))
-            values = await pipeline.execute(raise_on_error=False)
-        return [_string(value) for value in values]
+    async def _get(self, keys: Sequence[str]) -> list[memoryview | None]:
+        replies = await fetch(self._redis.connection_pool, keys, max_value_bytes=MAX_VALUE_BYTES)
+        return [_value(reply) for reply in replies]
 
     async def _put(self, record: Record, payload: Bytes) -> str:
         """Charged before a byte of it is sent; sent only if it is wanted."""
@@ -216,10 +214,10 @@ class RedisTier:
         await self._removals.remove([address])
 
 
-def _string(value: bytes | ResponseError | None) -> bytes | None:
+def _value(reply: Reply) -> memoryview | None:
     """What a key holds; a list, a hash and the like are no block either. Raises what else the server says."""
-    if not isinstance(value, ResponseError):
-        return value
-    if str(value).startswith("WRONGTYPE"):
-        return b""
-    raise value
+    if not isinstance(reply, ResponseError):
+        return reply
+    if str(reply).startswith("WRONGTYPE"):
+        return memoryview(b"")
+    raise reply
