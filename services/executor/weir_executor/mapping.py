@@ -6,15 +6,14 @@ its limit, before the engine sees it. The limits are those that executor.proto a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.embedding_pb2 import Pooling as ProtoPooling
 from weir.inference.v1.model_pb2 import ModelVersion
-from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir.inference.v1.speculation_pb2 import SpeculationMode as ProtoSpeculationMode
+from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.kvstore.v1.block_hash import DIGEST_BYTES, HashScope, block_hash, block_hashes, scope_root, split_hashes
 from weir_chassis.errors import (
     DeadlineExceeded,
@@ -31,17 +30,17 @@ from weir_executor.engine import (
     Pooling,
     PoolingKind,
     Sampling,
-    SpeculationMode,
     Watermark,
 )
 from weir_executor.guided.guide import Guide
 from weir_executor.guided.mapping import to_guide
 from weir_executor.handoff.role import Role
-from weir_executor.ranges import Range
+from weir_executor.ranges import Range, check_vocabulary
+from weir_executor.sampling_mapping import to_max_draft_tokens, to_n, to_sampling, to_speculation_mode
 from weir_executor.watermark.keys import WatermarkKeys
 from weir_executor.watermark.mapping import to_watermark
 
-MAX_N, MAX_LOGPROBS, MAX_LOGIT_BIAS, MAX_STOP_TOKENS, MAX_EMBED_INPUTS = 16, 20, 1024, 64, 256
+MAX_STOP_TOKENS, MAX_EMBED_INPUTS = 64, 256
 MAX_MARKED_TOKENS = 65_536
 # Of request ids, model names and salts: long enough for any name, short enough for a log line.
 MAX_NAME_BYTES = 128
@@ -49,26 +48,11 @@ MAX_NAME_BYTES = 128
 _MAX_KNOWN_ROOTS = 1024
 
 
-_RANGES: Mapping[str, Range] = {
-    "temperature": Range(0, 100),
-    "top_p": Range(0, 1, low_is_open=True),
-    "min_p": Range(0, 1),
-    "repetition_penalty": Range(0, 100, low_is_open=True),
-    "presence_penalty": Range(-100, 100),
-    "frequency_penalty": Range(-100, 100),
-}
-_BIAS = Range(-100, 100)
 _PRIORITY = Range(-100, 100)
 _POOLING_KINDS: Mapping[ProtoPooling.ValueType, PoolingKind] = {
     ProtoPooling.POOLING_UNSPECIFIED: PoolingKind.LAST,
     ProtoPooling.POOLING_MEAN: PoolingKind.MEAN,
     ProtoPooling.POOLING_LAST: PoolingKind.LAST,
-}
-SPECULATION_MODES: Mapping[ProtoSpeculationMode.ValueType, SpeculationMode | None] = {
-    ProtoSpeculationMode.SPECULATION_MODE_UNSPECIFIED: None,
-    ProtoSpeculationMode.SPECULATION_MODE_OFF: SpeculationMode.OFF,
-    ProtoSpeculationMode.SPECULATION_MODE_NGRAM: SpeculationMode.NGRAM,
-    ProtoSpeculationMode.SPECULATION_MODE_DRAFT_MODEL: SpeculationMode.DRAFT_MODEL,
 }
 
 
@@ -103,7 +87,7 @@ def to_request(
     _check_prompt(submit.token_ids, info)
     scope = cache_scope(served.version, adapter, submit.tenant_salt)
     max_tokens = _max_tokens(stopping, len(submit.token_ids), info)
-    n = _n(sampling, info)
+    n = to_n(sampling, info)
     _PRIORITY.check("priority", submit.priority)
     served.role.check(hand_off=submit.hand_off)
     return GenerationRequest(
@@ -111,7 +95,7 @@ def to_request(
         token_ids=list(submit.token_ids),
         max_tokens=max_tokens,
         block_hashes=_block_hashes(submit, info, scope),
-        sampling=_sampling(sampling, submit.tenant, served, draw_seed),
+        sampling=to_sampling(sampling, served.default_sampling, info, _watermark(submit, served), draw_seed),
         n=n,
         min_tokens=_min_tokens(stopping, max_tokens),
         stop_token_ids=_stop_token_ids(stopping, info),
@@ -121,8 +105,8 @@ def to_request(
         resumed=_resumed(submit.resumed_outputs, n, max_tokens, info),
         cache_scope=scope,
         adapter=adapter.name if adapter else "",
-        speculation=_speculation_mode(sampling, info),
-        max_draft_tokens=_max_draft_tokens(sampling, info),
+        speculation=to_speculation_mode(sampling, info),
+        max_draft_tokens=to_max_draft_tokens(sampling, info),
         hand_off=submit.hand_off,
     )
 
@@ -179,7 +163,7 @@ def to_marked_tokens(asked: pb.DetectWatermarkRequest, served: Served) -> tuple[
     _check_version(asked.model_version, served.version)
     if not 2 <= (count := len(asked.token_ids)) <= MAX_MARKED_TOKENS:
         raise InvalidArgument("token_ids", f"{count} tokens; 2 to {MAX_MARKED_TOKENS}")
-    _check_vocabulary("token_ids", asked.token_ids, served.info)
+    check_vocabulary("token_ids", asked.token_ids, served.info)
     return asked.token_ids, to_watermark("watermark", asked.watermark, asked.tenant, served.watermark_keys)
 
 
@@ -242,7 +226,7 @@ def _check_prompt(token_ids: Sequence[int], info: EngineInfo) -> None:
         raise InvalidArgument("token_ids", f"missing; 1 to {info.max_model_len - 1} tokens")
     if len(token_ids) >= info.max_model_len:
         raise PromptTooLong("token_ids", len(token_ids) + 1, info.max_model_len)
-    _check_vocabulary("token_ids", token_ids, info)
+    check_vocabulary("token_ids", token_ids, info)
 
 
 def _embed_input(index: int, one: pb.EmbedInput, info: EngineInfo) -> list[int]:
@@ -251,7 +235,7 @@ def _embed_input(index: int, one: pb.EmbedInput, info: EngineInfo) -> list[int]:
         raise InvalidArgument(field, f"missing; 1 to {info.max_model_len} tokens")
     if len(token_ids) > info.max_model_len:
         raise PromptTooLong(field, len(token_ids), info.max_model_len)
-    _check_vocabulary(field, token_ids, info)
+    check_vocabulary(field, token_ids, info)
     return token_ids
 
 
@@ -259,11 +243,6 @@ def _pooling_kind(asked: ProtoPooling.ValueType) -> PoolingKind:
     if asked not in _POOLING_KINDS:
         raise InvalidArgument("pooling", f"{asked} is none of those that the contract knows")
     return _POOLING_KINDS[asked]
-
-
-def _check_vocabulary(field: str, token_ids: Collection[int], info: EngineInfo) -> None:
-    if token_ids and (largest := max(token_ids)) >= info.vocab_size:
-        raise InvalidArgument(field, f"token id {largest} is outside the vocabulary; at most {info.vocab_size - 1}")
 
 
 def _block_hashes(submit: pb.Submit, info: EngineInfo, scope: bytes) -> list[bytes]:
@@ -286,30 +265,10 @@ def _block_hashes(submit: pb.Submit, info: EngineInfo, scope: bytes) -> list[byt
     return hashes
 
 
-def _n(sampling: SamplingParameters, info: EngineInfo) -> int:
-    limit, n = min(MAX_N, info.max_n), sampling.n if sampling.HasField("n") else 1
-    if not 1 <= n <= limit:
-        raise InvalidArgument("sampling.n", f"{n} is outside [1, {limit}]")
-    return n
-
-
-def _speculation_mode(sampling: SamplingParameters, info: EngineInfo) -> SpeculationMode | None:
-    asked = sampling.speculation.mode
-    if asked not in SPECULATION_MODES:
-        raise InvalidArgument("sampling.speculation.mode", f"{asked} is none of those that the contract knows")
-    mode = SPECULATION_MODES[asked]
-    if mode is not None and mode not in (SpeculationMode.OFF, *info.speculation_modes):
-        raise Unsupported(f"sampling.speculation.mode: this executor does not speculate by {mode.value}")
-    return mode
-
-
-def _max_draft_tokens(sampling: SamplingParameters, info: EngineInfo) -> int | None:
-    if not sampling.speculation.HasField("max_draft_tokens"):
+def _watermark(submit: pb.Submit, served: Served) -> Watermark | None:
+    if not submit.sampling.HasField("watermark"):
         return None
-    limit, asked = max(1, info.max_draft_tokens), sampling.speculation.max_draft_tokens
-    if not 1 <= asked <= limit:
-        raise InvalidArgument("sampling.speculation.max_draft_tokens", f"{asked} is outside [1, {limit}]")
-    return asked
+    return to_watermark("sampling.watermark", submit.sampling.watermark, submit.tenant, served.watermark_keys)
 
 
 def _max_tokens(stopping: StoppingConditions, prompt_tokens: int, info: EngineInfo) -> int:
@@ -333,7 +292,7 @@ def _stop_token_ids(stopping: StoppingConditions, info: EngineInfo) -> frozenset
         raise InvalidArgument("stopping.stop", "must be empty here: stop strings are found by postprocess")
     if (count := len(stopping.stop_token_ids)) > MAX_STOP_TOKENS:
         raise InvalidArgument("stopping.stop_token_ids", f"{count} ids; at most {MAX_STOP_TOKENS}")
-    _check_vocabulary("stopping.stop_token_ids", stopping.stop_token_ids, info)
+    check_vocabulary("stopping.stop_token_ids", stopping.stop_token_ids, info)
     return frozenset(stopping.stop_token_ids)
 
 
@@ -347,52 +306,6 @@ def _resumed(
             raise InvalidArgument(f"{field}.output_index", f"{output.output_index}; each at most once and below n, {n}")
         if (count := len(output.token_ids)) > max_tokens:
             raise InvalidArgument(f"{field}.token_ids", f"{count} tokens; at most max_tokens, {max_tokens}")
-        _check_vocabulary(f"{field}.token_ids", output.token_ids, info)
+        check_vocabulary(f"{field}.token_ids", output.token_ids, info)
         resumed[output.output_index] = list(output.token_ids)
     return resumed
-
-
-def check_sampling_value(name: str, value: float, field: str = "") -> None:
-    """Raises InvalidArgument when a parameter such as `top_p` is out of its range."""
-    _RANGES[name].check(field or name, value)
-
-
-def _sampling(asked: SamplingParameters, tenant: str, served: Served, draw_seed: Callable[[], int]) -> Sampling:
-    default = served.default_sampling
-    for name in _RANGES:
-        if asked.HasField(name):  # type: ignore[arg-type]  # a name out of our own table
-            check_sampling_value(name, getattr(asked, name), f"sampling.{name}")
-    return Sampling(
-        temperature=asked.temperature if asked.HasField("temperature") else default.temperature,
-        top_k=asked.top_k if asked.HasField("top_k") else default.top_k,
-        top_p=asked.top_p if asked.HasField("top_p") else default.top_p,
-        min_p=asked.min_p if asked.HasField("min_p") else default.min_p,
-        repetition_penalty=(
-            asked.repetition_penalty if asked.HasField("repetition_penalty") else default.repetition_penalty
-        ),
-        presence_penalty=asked.presence_penalty,
-        frequency_penalty=asked.frequency_penalty,
-        logit_bias=_logit_bias(asked, served.info),
-        seed=asked.seed if asked.HasField("seed") else draw_seed(),
-        top_logprobs=_top_logprobs(asked, served.info),
-        watermark=to_watermark("sampling.watermark", asked.watermark, tenant, served.watermark_keys)
-        if asked.HasField("watermark")
-        else None,
-    )
-
-
-def _logit_bias(asked: SamplingParameters, info: EngineInfo) -> Mapping[int, float]:
-    if len(asked.logit_bias) > MAX_LOGIT_BIAS:
-        raise InvalidArgument("sampling.logit_bias", f"{len(asked.logit_bias)} entries; at most {MAX_LOGIT_BIAS}")
-    _check_vocabulary("sampling.logit_bias", asked.logit_bias.keys(), info)
-    for token_id, bias in asked.logit_bias.items():
-        _BIAS.check(f"sampling.logit_bias[{token_id}]", bias)
-    return dict(asked.logit_bias)
-
-
-def _top_logprobs(asked: SamplingParameters, info: EngineInfo) -> int | None:
-    if not asked.HasField("logprobs"):
-        return None
-    if asked.logprobs > (limit := min(MAX_LOGPROBS, info.max_top_logprobs)):
-        raise InvalidArgument("sampling.logprobs", f"{asked.logprobs}; at most {limit}")
-    return asked.logprobs

@@ -13,7 +13,7 @@ from weir.inference.v1.model_revision import model_revision, tokenizer_hash
 from weir_chassis.errors import InvalidArgument
 from weir_chassis.settings import SettingsError
 from weir_executor.engine import Sampling
-from weir_executor.mapping import check_sampling_value
+from weir_executor.sampling_mapping import check_sampling_value
 from weir_executor.settings import ExecutorSettings
 
 _NEEDED = ("config.json", "tokenizer.json")

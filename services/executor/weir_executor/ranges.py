@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from weir_chassis.errors import InvalidArgument
+from weir_executor.engine import EngineInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +21,9 @@ class Range:
         if not (above and value <= self.high):
             bracket = "(" if self.low_is_open else "["
             raise InvalidArgument(field, f"{value:g} is outside {bracket}{self.low:g}, {self.high:g}]")
+
+
+def check_vocabulary(field: str, token_ids: Collection[int], info: EngineInfo) -> None:
+    """For token ids that have no sign. Raises InvalidArgument."""
+    if token_ids and (largest := max(token_ids)) >= info.vocab_size:
+        raise InvalidArgument(field, f"token id {largest} is outside the vocabulary; at most {info.vocab_size - 1}")

@@ -25,7 +25,8 @@ from weir_executor.engine import (
 )
 from weir_executor.handoff.mapping import ROLES
 from weir_executor.live_requests import LiveRequest
-from weir_executor.mapping import MAX_LOGPROBS, MAX_N, SPECULATION_MODES, Served
+from weir_executor.mapping import Served
+from weir_executor.sampling_mapping import MAX_LOGPROBS, MAX_N, SPECULATION_MODES
 
 _FINISH_REASONS: Mapping[FinishReason, ProtoFinishReason.ValueType] = {
     FinishReason.STOP: ProtoFinishReason.FINISH_REASON_STOP,
