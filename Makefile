@@ -120,7 +120,7 @@ demo: $(SETUP) ## start all five services, stream one chat, stop
 PEERS ?= vllm openvino transformers
 
 .PHONY: bench-engine
-bench-engine: $(SETUP) ## the engine and the suite beside vLLM, OpenVINO and transformers (PEERS=…)
+bench-engine: $(SETUP) ## the engine and the suite beside vLLM, OpenVINO and transformers, and a shared prefix by where it is (PEERS=…)
 	PYTHONPATH=tests $(BIN)/python -m bench engine --peers $(PEERS)
 
 # On a GPU's own image there is no virtual environment, and nothing can be installed: its Python is what there is.
@@ -163,11 +163,11 @@ bench-speculation: $(SETUP) ## the demo model with and without guesses ahead (a 
 	PYTHONPATH=tests $(BIN)/python -m bench speculation
 
 .PHONY: bench-prefix
-bench-prefix: $(SETUP) ## 32 requests that share 1,024 tokens, by where the prefix is when they come (two minutes)
-	PYTHONPATH=tests $(BIN)/python -m bench prefix
+bench-prefix: $(SETUP) ## of bench-engine: 32 requests that share 1,024 tokens, by where the prefix is (two minutes)
+	PYTHONPATH=tests $(BIN)/python -m bench engine --rows prefix
 
 .PHONY: bench
-bench: bench-engine bench-kvstore bench-services bench-router bench-latency bench-speculation bench-prefix ## all that need no GPU
+bench: bench-engine bench-kvstore bench-services bench-router bench-latency bench-speculation ## all that need no GPU
 
 .PHONY: chaos
 chaos: $(SETUP) ## random submits, cancels, preemptions and failures, the books checked after every step (a minute)

@@ -1,13 +1,13 @@
 """Measured runs: `make bench-engine`, `-kvstore`, `-latency`, `-services`, `-router`, and so on; JSON last.
 
 python -m bench engine --peers vllm openvino --rows decode mixed --rounds 2
+python -m bench engine --rows prefix
 python -m bench kvstore
 python -m bench latency
 python -m bench services
 python -m bench router --peers smg dynamo
 python -m bench router --soak 100000
 python -m bench speculation
-python -m bench prefix
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from bench.router.contenders import PEERS as ROUTERS
 from bench.rows import ROWS
 from weir_local.placement import find_model
 
+_PREFIX = "prefix"  # the row of `engine` that has a table of its own
+
 
 def main() -> None:
     arguments = _parse()
@@ -36,11 +38,13 @@ def main() -> None:
 
 
 def _engine(arguments: argparse.Namespace, scratch: Path) -> Figures:
-    contenders = [WEIR, *ROUNDED, SUITE, *chosen(arguments.peers)]
-    rows = [row for row in ROWS if row.name in arguments.rows]
-    model_dir = make_model(arguments.model_dir).absolute()
-    figures = engine.measure(model_dir, scratch, contenders, rows, arguments.rounds)
-    figures.update(accuracy.measure({"random": model_dir, "demo": find_model(None)}))
+    model_dir, figures = make_model(arguments.model_dir).absolute(), Figures()
+    if rows := [row for row in ROWS if row.name in arguments.rows]:
+        contenders = [WEIR, *ROUNDED, SUITE, *chosen(arguments.peers)]
+        figures.update(engine.measure(model_dir, scratch, contenders, rows, arguments.rounds))
+        figures.update(accuracy.measure({"random": model_dir, "demo": find_model(None)}))
+    if _PREFIX in arguments.rows:
+        figures.update(prefix.measure(model_dir, scratch / _PREFIX))
     return figures
 
 
@@ -66,10 +70,6 @@ def _speculation(_: argparse.Namespace, __: Path) -> Figures:
     return speculation.measure()
 
 
-def _prefix(arguments: argparse.Namespace, scratch: Path) -> Figures:
-    return prefix.measure(make_model(arguments.model_dir).absolute(), scratch)
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     benches = parser.add_subparsers(dest="bench", required=True)
@@ -77,7 +77,7 @@ def _parse() -> argparse.Namespace:
     of_engine.set_defaults(measure=_engine)
     known = ", ".join(peer.name for peer in PEERS)
     of_engine.add_argument("--peers", nargs="*", default=[], help=f"known: {known}")
-    names = [row.name for row in ROWS]
+    names = [*(row.name for row in ROWS), _PREFIX]
     of_engine.add_argument("--rows", nargs="+", default=names, choices=names)
     of_engine.add_argument("--rounds", type=int, default=2, help="times each row is measured; the best counts")
     place = Path(".weir/bench-model")  # git ignores it; peers keep their converted copies beside it
@@ -96,9 +96,6 @@ def _parse() -> argparse.Namespace:
     of_router.add_argument("--soak", type=int, default=0, metavar="REQUESTS", help="memory over so many, and no more")
     of_speculation = benches.add_parser("speculation", help="the demo model with and without guesses ahead")
     of_speculation.set_defaults(measure=_speculation)
-    of_prefix = benches.add_parser("prefix", help="a shared prefix by where it is: nowhere, in a pool, in the kvstore")
-    of_prefix.set_defaults(measure=_prefix)
-    of_prefix.add_argument("--model-dir", type=Path, default=place, help="as above")
     return parser.parse_args()
 
 

@@ -1,5 +1,6 @@
-"""`make bench-prefix`: 32 requests that share 1,024 tokens, by where the prefix is when they come.
+"""32 requests that share 1,024 tokens, by where the prefix is when they come.
 
+The row `prefix` of `make bench-engine`; `make bench-prefix` is that row alone.
 A kvstore with memory and a disk, and two executors, as `weir up` runs them, each a process of its own; all requests at
 once on one stream. What is compared is the time to the first token, the median of 32, and the time to the last token of
 all. Wherever the prefix came from, the tokens must be those without a cache: a row that is not right is no row.
@@ -114,7 +115,7 @@ async def _stack(model_dir: Path, scratch: Path) -> AsyncIterator[Stack]:
         for planned in plan(placement, free_port)
         if planned.service in told
     ]
-    (scratch / "logs").mkdir()
+    (scratch / "logs").mkdir(parents=True)
     async with started(plans, scratch / "logs", silent) as stack:
         yield stack
 
