@@ -28,8 +28,8 @@ from weir_chassis.errors import DeadlineExceeded, LeaseExpired, NotFound, Overlo
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.testing import VirtualClock
 from weir_kvstore.bandwidth import Bandwidth
+from weir_kvstore.block import Block
 from weir_kvstore.checksum import checksum
-from weir_kvstore.index import Block
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.mover import Lane
 from weir_kvstore.policies.admission import Admission, AdmitAll, SecondUse

@@ -105,6 +105,25 @@ async def check_room_is_bounded_and_comes_back(make: Make) -> None:
         assert slots.used_bytes == 0
 
 
+async def check_it_grows_or_says_that_it_does_not(make: Make) -> None:
+    async with make(capacity_bytes=1024 * 1024) as room:
+        slots = room.slots
+        await store(slots, 1)
+        slots.resize(4 * 1024 * 1024)
+        claimed = 1
+        while slots.claim(claimed + 1, 50_000):
+            claimed += 1
+        assert 50_000 * (claimed - 1) <= slots.used_bytes <= slots.capacity_bytes <= 4 * 1024 * 1024
+        assert slots.used_bytes > 0.8 * slots.capacity_bytes, "what it says is there to be had"
+        slots.resize(512 * 1024)
+        assert await _read(slots, 1) == payload_of(1), "what is claimed stays"
+        for number in range(2, claimed + 1):
+            slots.free(number)
+        assert await _read(slots, 1) == payload_of(1)
+        await store(slots, 1000)
+        assert await _read(slots, 1000) == payload_of(1000)
+
+
 async def check_what_never_fits_is_not_claimed(make: Make) -> None:
     async with make(capacity_bytes=1024 * 1024) as room:
         assert not room.slots.claim(1, room.slots.capacity_bytes + 1)

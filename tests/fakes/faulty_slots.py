@@ -29,6 +29,9 @@ class FaultySlots:
         """One bit of this block's payload is wrong from now on."""
         self._spoilt.add(self._ids[address])
 
+    def resize(self, capacity_bytes: int) -> None:
+        self.slots.resize(capacity_bytes)
+
     async def recover(self) -> Sequence[Recovered]:
         self._check()
         return await self.slots.recover()

@@ -9,8 +9,8 @@ from weir.kvstore.v1.block_hash import join_hashes, split_hashes
 from weir_chassis.errors import InvalidArgument
 from weir_kvstore import mapping
 from weir_kvstore.arena_put import Header, Reserved
+from weir_kvstore.block import Block
 from weir_kvstore.bounds import HASH_BYTES, MAX_PAYLOAD_BYTES, MAX_PUT_BLOCKS
-from weir_kvstore.index import Block
 from weir_kvstore.staging import NoPlace, PutResult
 from weir_kvstore.tiers.arena import ArenaSlots
 from weir_kvstore.tiers.memory import SharedFile

@@ -15,8 +15,8 @@ from functools import partial
 
 from weir_chassis.errors import NotFound
 from weir_chassis.leases import Lease
+from weir_kvstore.block import Block
 from weir_kvstore.checksum import checksum
-from weir_kvstore.index import Block
 from weir_kvstore.put import Puts
 from weir_kvstore.staging import NoPlace, PutBegin, PutResult, Staging
 from weir_kvstore.store import BlockStore

@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Final
 
 from weir_chassis.errors import InvalidArgument
+from weir_kvstore.block import Block, State
 from weir_kvstore.bounds import MAX_CHUNK_BYTES
-from weir_kvstore.index import Block, State
 from weir_kvstore.leases import Leased
 from weir_kvstore.reads import AHEAD_BLOCKS, Found, Piece, find_leased, keep, read_ahead, verified
 from weir_kvstore.store import BlockStore

@@ -71,12 +71,11 @@ class Assembly:
 
     def apply(self, config: TiersConfig) -> tuple[TiersConfig, Sequence[str]]:
         """The rules hold from now on where they can: what is in force then, and what takes a restart."""
-        changes = diff(self.config, config)
-        if changes.config == self.config:
-            return self.config, changes.refused
-        self.config = changes.config
-        self._tell_all(self.config)
-        return self.config, [*changes.refused, *self._too_large(self.config)]
+        changes = diff(self.config, config, ram_bytes=self.store.ram.slots.capacity_bytes)
+        if changes.config != self.config:
+            self.config = changes.config
+            self._tell_all(self.config)
+        return self.config, [str(refused) for refused in changes.refused]
 
     def _tell_all(self, config: TiersConfig) -> None:
         self.store.bounds = self._bounds(config)
@@ -86,15 +85,6 @@ class Assembly:
         for lane, tier_config in zip(self.store.mover.lanes, config.tier[1:], strict=True):
             lane.admission = self._admission(tier_config)
             lane.bandwidth.bytes_per_second = tier_config.bandwidth_bytes_per_second
-
-    def _too_large(self, config: TiersConfig) -> list[str]:
-        return [
-            f"tier[{position}].max_bytes: {tier.slots.capacity_bytes} bytes are there; more take a restart"
-            for position, (tier, tier_config) in enumerate(zip(self.store.tiers, config.tier, strict=True))
-            if isinstance(tier, LocalTier)
-            and isinstance(tier_config, RamTier | DiskTier)
-            and tier_config.max_bytes > tier.slots.capacity_bytes
-        ]
 
     def _make(self, tier: TierConfig, config: TiersConfig) -> Tier:
         chassis = self._chassis

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from weir_chassis.clock import Clock
-from weir_kvstore.index import Block, Index
+from weir_kvstore.block import Block
+from weir_kvstore.index import Index
 from weir_kvstore.record import Address, Record
 
 # A line that nothing is being put into is held for so long: between two batches, or two copies, of one chain.

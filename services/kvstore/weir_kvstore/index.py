@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
 from itertools import count
-from typing import Final, TypeAlias
+from typing import Final
 
+from weir_kvstore.block import Block, State, parents_first
+from weir_kvstore.notes import Notes, Tell
 from weir_kvstore.policies.lru import Lru
 from weir_kvstore.policies.policy import EvictionPolicy
 from weir_kvstore.record import Address, Record
@@ -30,52 +30,9 @@ from weir_kvstore.tenants import Take
 _MAX_NOTED: Final = 131_072
 
 
-_Tell: TypeAlias = "Callable[[Iterable[Block]], None]"
 # Walked back for each block that is published, at most: a long chain that comes block by block is walked back once in a
 # while, and not for each of them.
 _STEPS_PER_BLOCK: Final = 16
-
-
-class State(Enum):
-    RESERVED = "reserved"
-    VISIBLE = "visible"
-    REMOVED = "removed"
-    QUARANTINED = "quarantined"
-
-
-@dataclass(slots=True, eq=False)
-class Block:
-    """One payload's place. Two blocks are the same only by identity: an address may be reserved twice."""
-
-    block_id: int
-    record: Record
-    tier: str  # where the bytes are
-    state: State = State.RESERVED
-    references: int = 0  # as far as they have been told
-    stored_at: float = 0.0  # when it became visible, by the tier's monotonic clock
-    # The mover's, one bit for each slower tier: that it is let in there, and that it has come there.
-    admitted: int = 0
-    copied: int = 0
-    size_bytes: int = field(init=False)  # the record's, for it is read for every block that is leased
-
-    def __post_init__(self) -> None:
-        self.size_bytes = self.record.size_bytes
-
-    @property
-    def address(self) -> Address:
-        return self.record.address
-
-    @property
-    def parent_block_hash(self) -> bytes:
-        return self.record.parent_block_hash
-
-    @property
-    def checksum(self) -> int:
-        return self.record.checksum
-
-    @property
-    def tenant(self) -> str:
-        return self.record.tenant
 
 
 class Index:
@@ -90,9 +47,7 @@ class Index:
         self._tenant_bytes: dict[str, int] = {}
         self._ages: OrderedDict[int, Block] = OrderedDict()  # the visible ones, the oldest first
         self._reserved_bytes = 0
-        # By identity: whom one caller has named at once. In the order in which it was noted.
-        self._noted: dict[int, tuple[_Tell, Sequence[Block]]] = {}
-        self._num_noted = 0
+        self._notes = Notes()
         self._grown: list[list[Block]] = []  # published, their ancestors not told of yet
         self._num_grown = self._last_walk = 0
 
@@ -118,7 +73,7 @@ class Index:
     @property
     def num_noted(self) -> int:
         """Blocks of which something is to be told."""
-        return self._num_noted
+        return len(self._notes)
 
     def blocks(self) -> list[Block]:
         """All of them, in any state, with what is noted of them told."""
@@ -230,7 +185,7 @@ class Index:
 
         The very object that was given to `refer` not long ago has only been used: nobody was told that it stays.
         """
-        if self._forget_reference(blocks):
+        if self._notes.take_back(self._refer, blocks):
             self.touch(blocks[::-1])
             return []
         self.settle()
@@ -266,9 +221,7 @@ class Index:
 
     def settle(self) -> None:
         """Tells the blocks and the policies what was noted."""
-        noted, self._noted, self._num_noted = self._noted, {}, 0
-        for tell, blocks in noted.values():
-            tell(blocks)
+        self._notes.tell()
 
     def use_policy(self, new_policy: Callable[[], EvictionPolicy]) -> None:
         """From now on this kind decides. It learns of all blocks in the order in which they would have gone."""
@@ -321,22 +274,12 @@ class Index:
         if not self._tenant_bytes[block.tenant]:  # no block is empty
             del self._tenant_bytes[block.tenant], self._policies[block.tenant]
 
-    def _note(self, tell: _Tell, blocks: Sequence[Block]) -> None:
-        if id(blocks) in self._noted:
+    def _note(self, tell: Tell, blocks: Sequence[Block]) -> None:
+        if self._notes.has(blocks):
             self.settle()
-        self._noted[id(blocks)] = (tell, blocks)
-        self._num_noted += 1 + len(blocks)
-        if self._num_noted > _MAX_NOTED:
+        self._notes.add(tell, blocks)
+        if len(self._notes) > _MAX_NOTED:
             self.settle()
-
-    def _forget_reference(self, blocks: Sequence[Block]) -> bool:
-        """Whether it was noted, and is not any more."""
-        noted = self._noted.get(id(blocks))
-        if noted is None or noted[0] != self._refer:
-            return False
-        del self._noted[id(blocks)]
-        self._num_noted -= 1 + len(blocks)
-        return True
 
     def _touch(self, blocks: Iterable[Block]) -> None:
         for block in blocks:
@@ -356,7 +299,7 @@ class Index:
 
     def _publish(self, blocks: Sequence[Block]) -> list[Block]:
         self.settle()
-        published = [block for block in _parents_first(blocks) if self._publish_one(block)]
+        published = [block for block in parents_first(blocks) if self._publish_one(block)]
         for block in reversed(published):
             self._may_go(block)
         return published
@@ -396,20 +339,3 @@ class Index:
         lines = [self.line(Address(block.address.namespace, block.parent_block_hash), seen) for block in blocks]
         # A later line ends where an earlier one passed by, so the earlier one's blocks are the parents.
         return [block for line in reversed(lines) for block in line]
-
-
-def _parents_first(blocks: Sequence[Block]) -> list[Block]:
-    """The same blocks, each after its parent where both are here; otherwise in the order given."""
-    waiting = {block.address.block_hash: block for block in reversed(blocks)}
-    ordered: list[Block] = []
-    for block in blocks:
-        line: list[Block] = []
-        here: Block | None = block
-        while here is not None and waiting.get(here.address.block_hash) is here:
-            del waiting[here.address.block_hash]
-            line.append(here)
-            here = waiting.get(here.parent_block_hash)
-        ordered.extend(reversed(line))
-    # A second copy of an address waits under no name of its own; it comes last and finds the address held.
-    placed = {block.block_id for block in ordered}
-    return ordered + [block for block in blocks if block.block_id not in placed]

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 from weir_chassis.errors import LeaseExpired, NotFound, Overloaded
 from weir_chassis.leases import Lease, LeaseLedger
 from weir_chassis.telemetry import get_logger
-from weir_kvstore.index import Block
+from weir_kvstore.block import Block
 from weir_kvstore.record import Address
 
 KIND: Final = "read"

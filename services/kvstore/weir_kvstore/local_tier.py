@@ -13,20 +13,19 @@ from typing import Final, Protocol
 from weir_chassis.breaker import Breaker
 from weir_chassis.leases import Lease, LeaseLedger
 from weir_chassis.telemetry import get_logger
+from weir_kvstore.block import Block, State
 from weir_kvstore.checksum import matches
 from weir_kvstore.growing import Growing
 from weir_kvstore.health import Health, TimedIo
-from weir_kvstore.index import Block, Index, State
+from weir_kvstore.index import Index
 from weir_kvstore.record import Address, Bytes, Record
+from weir_kvstore.room import Room
 from weir_kvstore.rules import Rules
-from weir_kvstore.tenants import Books, Need, make_room
 from weir_kvstore.tier import Counters, Recovered, Slots, TierReport
 
 PIN: Final = "pin"
 # Hidden in one turn of the event loop, some 2 µs each, so that the others wait a few milliseconds at most.
 _HIDDEN_AT_ONCE: Final = 2048
-# Slots of several sizes may have room, and none of the right size: so often victims are looked for again.
-_CLAIM_TRIES: Final = 8
 _OPEN_SECONDS: Final = 300.0  # to read the index of a full disk, or to rebuild it
 
 
@@ -59,7 +58,7 @@ class LocalTier:
         self._growing = Growing(self.index, ledger.clock, give_back=self.release)
         self._name = name
         self._clock = ledger.clock
-        self._rules = rules
+        self._room = Room(self.index, slots, self._growing, ledger, rules, evict=self._evict)
         self._counters = Counters()
         self._evicted_by_policy: dict[str, int] = {}
         self._reading = Health("reading", Breaker(self._clock, random))
@@ -80,12 +79,11 @@ class LocalTier:
 
     @property
     def capacity_bytes(self) -> int:
-        limit = self._rules.max_bytes
-        return self.slots.capacity_bytes if limit is None else min(limit, self.slots.capacity_bytes)
+        return self._room.capacity_bytes
 
     @property
     def rules(self) -> Rules:
-        return self._rules
+        return self._room.rules
 
     @property
     def readable(self) -> bool:
@@ -97,10 +95,12 @@ class LocalTier:
 
     def apply(self, rules: Rules) -> None:
         """These rules hold from now on. What does not fit them goes, as far as nobody refers to it."""
-        if rules.new_policy is not self._rules.new_policy:
+        if rules.new_policy is not self.rules.new_policy:
             self.index.use_policy(rules.new_policy)
-        self._rules = rules
-        self._shrink()
+        if rules.max_bytes is not None:
+            self.slots.resize(rules.max_bytes)
+        self._room.rules = rules
+        self._room.shrink()
 
     def report(self) -> TierReport:
         faults = (self._opening.fault, self._reading.fault, self._writing.fault)
@@ -110,8 +110,8 @@ class LocalTier:
             self.slots.used_bytes,
             self.capacity_bytes,
             self._counters,
-            policy=self._rules.policy,
-            ttl_seconds=self._rules.ttl_seconds,
+            policy=self.rules.policy,
+            ttl_seconds=self.rules.ttl_seconds,
             fault="; ".join(dict.fromkeys(fault for fault in faults if fault)),
             tenant_bytes=dict(self.index.tenant_bytes),
             evicted_by_policy=dict(self._evicted_by_policy),
@@ -136,20 +136,11 @@ class LocalTier:
 
         Those that it continues are not evicted for it.
         """
-        if not self._opened or not self._may_stage(record.size_bytes) or not self._make_room(record):
-            return None
-        block = self.index.reserve(record, self._name)
-        if self._claim(block):
-            self._growing.reserved(block)
-            return block
-        self.index.discard(block)
-        return None
+        return self._room.reserve(record, self._name) if self._opened else None
 
     def discard(self, block: Block) -> None:
         """Ends a reservation."""
-        self._growing.discarded(block)
-        self.index.discard(block)
-        self.slots.free(block.block_id)
+        self._room.discard(block)
 
     def publish(self, blocks: Sequence[Block]) -> int:
         """Makes verified reservations visible at once and counts them. One whose address is held is discarded."""
@@ -203,7 +194,7 @@ class LocalTier:
         self._growing.sweep()
         self._expire()
         if self.slots.used_bytes > self.capacity_bytes:
-            self._shrink()
+            self._room.shrink()
 
     # --- as a tier
 
@@ -235,7 +226,7 @@ class LocalTier:
             self._counters.misses += 1
             return None
         copying = self._copy(block, self.pin(block, self._name))
-        payload = await self._io.run(self._reading, copying, seconds=self._rules.io_seconds)
+        payload = await self._io.run(self._reading, copying, seconds=self.rules.io_seconds)
         if payload is None:
             self._counters.misses += 1
             return None
@@ -251,7 +242,7 @@ class LocalTier:
         if block is None:
             self._counters.refused += 1
             return False
-        return bool(await self._io.run(self._writing, self._write(block, payload), seconds=self._rules.io_seconds))
+        return bool(await self._io.run(self._writing, self._write(block, payload), seconds=self.rules.io_seconds))
 
     async def remove(self, addresses: Iterable[Address]) -> int:
         found = (self.index.find(address) for address in set(addresses))
@@ -287,65 +278,7 @@ class LocalTier:
         self.publish([block])
         return True
 
-    # --- room and time
-
-    def _may_stage(self, size_bytes: int) -> bool:
-        limit = self._rules.max_staged_bytes
-        return limit is None or size_bytes <= limit - self.index.reserved_bytes
-
-    def _make_room(self, record: Record) -> bool:
-        victims = self._victims(record)
-        if victims is None:
-            # Leases that lapsed since the last sweep hold blocks back for nobody, and other chains may grow no more.
-            self.ledger.expire()
-            self._growing.keep_only(record)
-            victims = self._victims(record)
-        if victims is None:
-            return False
-        self._evict(victims)
-        return True
-
-    def _claim(self, block: Block) -> bool:
-        """Takes the room, which may have to be made in the right place."""
-        for _ in range(_CLAIM_TRIES):
-            if self.slots.claim(block.block_id, block.size_bytes):
-                return True
-            need = Need(block.tenant, 0, block.size_bytes, 1)
-            self._growing.hold(block.record)
-            victims = self._give_way(need)
-            if victims is None:
-                self._growing.keep_only(block.record)
-                victims = self._give_way(need)
-            if victims is None:
-                return False
-            self._evict(victims)
-        return False
-
-    def _victims(self, record: Record) -> list[Block] | None:
-        """Whoever has to go for it; the tenant's quota is charged with it before a byte is claimed."""
-        lacking_bytes = self.slots.used_bytes + record.size_bytes - self.capacity_bytes
-        lacking_blocks = len(self.index) + 1 - self._rules.max_blocks
-        has_quota = self._rules.quotas.of(record.tenant).max_bytes is not None
-        if lacking_bytes <= 0 and lacking_blocks <= 0 and not has_quota:
-            return []
-        self._growing.hold(record)
-        return self._give_way(Need(record.tenant, record.size_bytes, lacking_bytes, lacking_blocks))
-
-    def _give_way(self, need: Need) -> list[Block] | None:
-        books = Books(self.capacity_bytes, self.index.tenant_bytes, self.index.evictable_bytes())
-        takes = make_room(self._rules.quotas, books, need)
-        return None if takes is None else self.index.victims(takes)
-
-    def _shrink(self) -> None:
-        """What does not fit the rules goes, as far as nobody refers to it; the rest with a later sweep."""
-        self._growing.let_go()
-        evictable = self.index.evictable_bytes()
-        over = self._rules.quotas.over(self.index.tenant_bytes)
-        reach = (take._replace(size_bytes=min(take.size_bytes, evictable.get(take.tenant, 0))) for take in over)
-        self._evict(self.index.victims([take for take in reach if take.size_bytes > 0]) or [])
-        lacking = min(self.slots.used_bytes - self.capacity_bytes, sum(self.index.evictable_bytes().values()))
-        if lacking > 0:
-            self._evict(self._give_way(Need("", 0, lacking)) or [])
+    # --- going
 
     def _evict(self, victims: Sequence[Block]) -> None:
         if not victims:
@@ -354,23 +287,23 @@ class LocalTier:
             watcher.evicting(self._name, victims)
         self.hide(victims, State.REMOVED)
         self._counters.evicted += len(victims)
-        policy = self._rules.policy
+        policy = self.rules.policy
         self._evicted_by_policy[policy] = self._evicted_by_policy.get(policy, 0) + len(victims)
         for block in victims:
-            self._rules.admission.evicted(block.record)
+            self.rules.admission.evicted(block.record)
 
     def _expire(self) -> bool:
         """Hides what is over its time, a bounded number of blocks. False when there are more."""
-        if self._rules.ttl_seconds is None:
+        if self.rules.ttl_seconds is None:
             return True
-        over = self.index.stored_before(self._clock.monotonic() - self._rules.ttl_seconds, _HIDDEN_AT_ONCE)
+        over = self.index.stored_before(self._clock.monotonic() - self.rules.ttl_seconds, _HIDDEN_AT_ONCE)
         if over:
             self.hide(over, State.REMOVED)
             self._counters.expired += len(over)
         return len(over) < _HIDDEN_AT_ONCE
 
     def _is_over(self, block: Block) -> bool:
-        ttl_seconds = self._rules.ttl_seconds
+        ttl_seconds = self.rules.ttl_seconds
         return ttl_seconds is not None and block.stored_at + ttl_seconds <= self._clock.monotonic()
 
     async def _remove(self, blocks: Sequence[Block]) -> int:
@@ -383,7 +316,7 @@ class LocalTier:
             self.hide(visible, State.REMOVED)
             removed += len(visible)
         if removed:
-            await self._io.run(self._writing, self.slots.settle(), seconds=self._rules.io_seconds)
+            await self._io.run(self._writing, self.slots.settle(), seconds=self.rules.io_seconds)
         return removed
 
     # --- what an earlier process left

@@ -11,6 +11,7 @@ from weir.kvstore.v1 import kvstore_pb2 as pb
 from weir.kvstore.v1.block_chunk import BlockChunk
 from weir.kvstore.v1.block_hash import split_hashes
 from weir_chassis.errors import InvalidArgument
+from weir_kvstore.block import Block
 from weir_kvstore.bounds import (
     HASH_BYTES,
     MAX_CHAIN_BLOCKS,
@@ -19,7 +20,6 @@ from weir_kvstore.bounds import (
     MAX_PAYLOAD_BYTES,
     MAX_TENANT_BYTES,
 )
-from weir_kvstore.index import Block
 from weir_kvstore.inventory import SourceReport
 from weir_kvstore.leases import Leased
 from weir_kvstore.put import PutPiece

@@ -17,8 +17,8 @@ from typing import Final
 
 from weir_chassis.leases import Lease
 from weir_kvstore.bandwidth import Bandwidth
+from weir_kvstore.block import Block, State
 from weir_kvstore.checksum import matches
-from weir_kvstore.index import Block, State
 from weir_kvstore.leases import Leased
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.policies.admission import Admission

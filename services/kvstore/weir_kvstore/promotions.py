@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from weir_kvstore.block import Block, State
 from weir_kvstore.checksum import matches
-from weir_kvstore.index import Block, State
 from weir_kvstore.leases import Leased
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.record import Address, Bytes, Record

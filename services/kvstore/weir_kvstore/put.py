@@ -18,8 +18,8 @@ from typing import Final
 from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import DeadlineExceeded, InvalidArgument, Overloaded
 from weir_chassis.leases import Lease
+from weir_kvstore.block import Block
 from weir_kvstore.checksum import RunningChecksum
-from weir_kvstore.index import Block
 from weir_kvstore.record import Bytes
 from weir_kvstore.staging import NoPlace, PutBegin, PutResult, Staging
 from weir_kvstore.store import BlockStore

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from weir_kvstore.block import Block, State
 from weir_kvstore.bounds import MAX_CHUNK_BYTES
 from weir_kvstore.checksum import matches
-from weir_kvstore.index import Block, State
 from weir_kvstore.leases import Leased
 from weir_kvstore.promotions import Fetching
 from weir_kvstore.record import Address, Bytes, Record

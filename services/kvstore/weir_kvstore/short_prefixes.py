@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from weir_kvstore.index import Block
+from weir_kvstore.block import Block
 from weir_kvstore.record import Address
 
 

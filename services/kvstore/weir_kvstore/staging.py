@@ -7,8 +7,8 @@ from enum import Enum
 from math import ceil
 
 from weir_chassis.errors import InvalidArgument
+from weir_kvstore.block import Block
 from weir_kvstore.bounds import MAX_PUT_BLOCKS
-from weir_kvstore.index import Block
 from weir_kvstore.record import Address, Record
 from weir_kvstore.short_prefixes import too_short
 from weir_kvstore.store import BlockStore

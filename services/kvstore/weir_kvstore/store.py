@@ -18,8 +18,8 @@ from operator import attrgetter
 from random import Random
 from typing import Final
 
+from weir_kvstore.block import Block
 from weir_kvstore.chains import Chain, Range, look_up
-from weir_kvstore.index import Block
 from weir_kvstore.leases import Elsewhere, Leased, ReadLeases
 from weir_kvstore.local_tier import LocalTier, Watcher
 from weir_kvstore.mover import Lane, Mover

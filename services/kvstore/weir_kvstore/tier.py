@@ -122,6 +122,13 @@ class Slots(Protocol):
         """Claimed and not freed, whether written or not. Never above `capacity_bytes`."""
         ...
 
+    def resize(self, capacity_bytes: int) -> None:
+        """Room for so much from now on, as far as the place can grow: `capacity_bytes` says how much there is then.
+
+        Never waits. What is claimed stays until it is freed.
+        """
+        ...
+
     async def recover(self) -> Sequence[Recovered]:
         """Once, before all else: what was committed by an earlier process, the oldest first. Their ids are claimed.
 

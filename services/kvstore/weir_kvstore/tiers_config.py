@@ -235,21 +235,40 @@ class Changes:
     """What becomes of a new configuration in a running store."""
 
     config: TiersConfig  # what is in force from now on: the new one where it can be, the old where not
-    refused: Sequence[str]  # why it is not all of the new one; one line each
+    refused: Sequence[TakesRestart]  # why it is not all of the new one
 
 
-def diff(old: TiersConfig, new: TiersConfig) -> Changes:
-    """Rules change while the store runs; which tiers there are, in which order and where, changes with a restart."""
+@dataclass(frozen=True, slots=True)
+class TakesRestart:
+    """What a running store cannot change. As text it is one line, without anybody's password."""
+
+    key: str  # as in the file: `tier[0].max_bytes`
+    in_force: str
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.in_force} stays in force; {self.wanted} takes a restart"
+
+
+def diff(old: TiersConfig, new: TiersConfig, *, ram_bytes: int) -> Changes:
+    """Rules change while the store runs; which tiers there are, in which order and where, changes with a restart.
+
+    RAM has the memory that it began with, `ram_bytes`, and grows up to that; a disk grows as it likes.
+    """
     if [tier.kind for tier in old.tier] != [tier.kind for tier in new.tier]:
         were, are = (", ".join(tier.kind for tier in config.tier) for config in (old, new))
-        return Changes(new.model_copy(update={"tier": old.tier}), [f"tier: {were} are in force; {are} take a restart"])
-    refused: list[str] = []
+        return Changes(new.model_copy(update={"tier": old.tier}), [TakesRestart("tier", were, are)])
+    refused: list[TakesRestart] = []
     tiers = [_kept_in_place(number, *pair, refused) for number, pair in enumerate(zip(old.tier, new.tier, strict=True))]
+    ram = tiers[0]
+    if isinstance(ram, RamTier) and ram.max_bytes > ram_bytes:
+        refused.append(TakesRestart("tier[0].max_bytes", size_text(ram_bytes), size_text(ram.max_bytes)))
+        tiers[0] = ram.model_copy(update={"max_bytes": ram_bytes})
     return Changes(new.model_copy(update={"tier": tuple(tiers)}), refused)
 
 
-def _kept_in_place(number: int, old: TierConfig, new: TierConfig, refused: list[str]) -> TierConfig:
+def _kept_in_place(number: int, old: TierConfig, new: TierConfig, refused: list[TakesRestart]) -> TierConfig:
     """The new rules for the old place."""
     moved = [key for key in old.fixed if getattr(old, key) != getattr(new, key)]
-    refused += [f"tier[{number}].{key}: the old one stays in force; another takes a restart" for key in moved]
+    refused += [TakesRestart(f"tier[{number}].{key}", "the old one", "another") for key in moved]
     return new.model_copy(update={key: getattr(old, key) for key in moved})

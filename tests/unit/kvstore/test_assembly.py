@@ -90,7 +90,8 @@ async def test_a_new_file_holds_while_the_store_runs(tmp_path: Path) -> None:
         write(tmp_path, ram="16MiB", policy="lru")
         found = await _until(stub, clock, lambda found: found.tiers[0].policy == "lru")
         assert found.tiers[0].capacity_bytes == 8 * MIB
-        assert "more take a restart" in found.config_error
+        assert found.config_error == "tier[0].max_bytes: 8MiB stays in force; 16MiB takes a restart"
+        assert 'max_bytes = "8MiB"' in found.config, "what it says is what holds"
         file.write_text("tier = 7")
         found = await _until(stub, clock, lambda found: "restart" not in found.config_error)
         assert "tier" in found.config_error

@@ -15,9 +15,10 @@ from unit.kvstore.test_put import put
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.testing import VirtualClock, assert_no_leases, settle
 from weir_kvstore.arena_put import ArenaPuts, Header
+from weir_kvstore.block import Block
 from weir_kvstore.checksum import checksum
 from weir_kvstore.growing import IDLE_SECONDS
-from weir_kvstore.index import Block, Index
+from weir_kvstore.index import Index
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.policies.make import POLICIES, PolicyName
 from weir_kvstore.put import Puts

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.kvstore.making import NAMESPACE, address, name, record
-from weir_kvstore.index import Block, Index, State
+from weir_kvstore.block import Block, State
+from weir_kvstore.index import Index
 from weir_kvstore.policies.make import POLICIES, PolicyName
 from weir_kvstore.record import Address
 from weir_kvstore.tenants import Take

@@ -10,7 +10,7 @@ from weir_chassis.errors import LeaseExpired, NotFound, Overloaded
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.testing import VirtualClock, assert_no_leases
 from weir_kvstore import leases as module
-from weir_kvstore.index import Block
+from weir_kvstore.block import Block
 from weir_kvstore.leases import Leased, ReadLeases
 
 BLOCKS = [Block(number, record(number), "ram") for number in range(3)]

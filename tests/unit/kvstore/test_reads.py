@@ -11,7 +11,7 @@ from unit.kvstore.test_put import put
 from weir_chassis.errors import LeaseExpired, NotFound
 from weir_chassis.testing import VirtualClock, assert_no_leases, settle
 from weir_kvstore import checksum, reads
-from weir_kvstore.index import State
+from weir_kvstore.block import State
 from weir_kvstore.reads import read_lease
 from weir_kvstore.store import BlockStore
 

@@ -233,7 +233,7 @@ async def test_the_file_of_tiers_holds_as_it_changes(tmp_path: Path) -> None:
         await eventually(lambda: _is_refused(stub, "tier[0].policy='mru'"))
         assert (await stats(stub)).tiers[0].policy == "s3fifo"
         path.write_text(f'[[tier]]\nkind = "ram"\n[[tier]]\nkind = "disk"\npath = "{tmp_path}"')
-        await eventually(lambda: _is_refused(stub, "ram are in force; ram, disk take a restart"))
+        await eventually(lambda: _is_refused(stub, "tier: ram stays in force; ram, disk takes a restart"))
         path.write_text('[[tier]]\nkind = "ram"\nmax_bytes = "16MiB"\npolicy = "lfu"')
         await eventually(lambda: _is_refused(stub, "tier[0].max_bytes"))
         assert [(tier.policy, tier.capacity_bytes) for tier in (await stats(stub)).tiers] == [("lfu", 8 * MIB)]

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.kvstore.making import address, record
-from weir_kvstore.index import Block
+from weir_kvstore.block import Block
 from weir_kvstore.record import Address
 from weir_kvstore.short_prefixes import too_short
 

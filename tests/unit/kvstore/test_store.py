@@ -23,8 +23,8 @@ from unit.kvstore.making import NAMESPACE, address, check_integrity, in_pieces, 
 from unit.kvstore.test_put import put
 from weir_chassis.errors import DeadlineExceeded, LeaseExpired, NotFound, Overloaded
 from weir_chassis.testing import VirtualClock, assert_no_leases, settle
+from weir_kvstore.block import State
 from weir_kvstore.checksum import checksum
-from weir_kvstore.index import State
 from weir_kvstore.put import Put, PutPiece, Puts
 from weir_kvstore.reads import read_lease
 from weir_kvstore.staging import PutBegin, PutResult

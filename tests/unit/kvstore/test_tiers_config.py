@@ -15,6 +15,7 @@ from weir_kvstore.tiers_config import (
     PeerTier,
     RamTier,
     RedisTier,
+    TakesRestart,
     TiersConfig,
     diff,
     parse,
@@ -22,6 +23,7 @@ from weir_kvstore.tiers_config import (
 )
 
 GIB = 1 << 30
+RAM_BYTES = 3 * GIB // 2
 WHOLE = """
 min_prefix_tokens = 64
 [[tier]]
@@ -167,28 +169,52 @@ def test_durations_are_read_as_they_are_written(seconds: int | None) -> None:
 
 def test_rules_change_while_it_runs() -> None:
     old, new = parse(WHOLE), parse(WHOLE.replace("1h30m", "10s").replace("s3fifo", "lru").replace("64", "32"))
-    changes = diff(old, new)
+    changes = diff(old, new, ram_bytes=RAM_BYTES)
     assert changes.config == new != old
     assert not changes.refused
 
 
 def test_places_stay_where_they_are() -> None:
     old, new = parse(WHOLE), parse(WHOLE.replace("/var/lib/weir", "/elsewhere").replace("never", "9h"))
-    changes = diff(old, new)
-    assert list(changes.refused) == ["tier[1].path: the old one stays in force; another takes a restart"]
+    changes = diff(old, new, ram_bytes=RAM_BYTES)
+    assert changes.refused == [TakesRestart("tier[1].path", "the old one", "another")]
+    assert str(changes.refused[0]) == "tier[1].path: the old one stays in force; another takes a restart"
     disk = changes.config.tier[1]
     assert isinstance(disk, DiskTier)
     assert (disk.path, disk.ttl) == (Path("/var/lib/weir"), 9 * 3600)
-    synced = diff(old, parse(WHOLE.replace("commit-batch", "none")))
-    assert [line.partition(":")[0] for line in synced.refused] == ["tier[1].fsync"]
-    moved = diff(old, parse(WHOLE.replace("secret", "changed").replace("store-2", "store-3"))).refused
-    assert [line.partition(":")[0] for line in moved] == ["tier[2].url", "tier[3].address"]
-    assert "changed" not in "".join(moved)
+    synced = diff(old, parse(WHOLE.replace("commit-batch", "none")), ram_bytes=RAM_BYTES)
+    assert [refused.key for refused in synced.refused] == ["tier[1].fsync"]
+    new = parse(WHOLE.replace("secret", "changed").replace("store-2", "store-3"))
+    moved = diff(old, new, ram_bytes=RAM_BYTES).refused
+    assert [refused.key for refused in moved] == ["tier[2].url", "tier[3].address"]
+    assert "changed" not in "".join(map(str, moved))
 
 
 def test_another_order_of_tiers_takes_a_restart() -> None:
     old, new = parse(WHOLE), parse('min_prefix_tokens = 5\n[[tier]]\nkind = "ram"\n')
-    changes = diff(old, new)
+    changes = diff(old, new, ram_bytes=RAM_BYTES)
     assert changes.config.tier == old.tier
     assert changes.config.min_prefix_tokens == 5
-    assert list(changes.refused) == ["tier: ram, disk, redis, peer are in force; ram take a restart"]
+    assert changes.refused == [TakesRestart("tier", "ram, disk, redis, peer", "ram")]
+
+
+@pytest.mark.parametrize(("began", "wanted", "holds"), [(8, 8, 8), (8, 1, 1), (8, 9, 8), (1, 8, 1)])
+def test_memory_grows_no_further_than_what_it_began_with(began: int, wanted: int, holds: int) -> None:
+    """`began`, `wanted` and `holds` in MiB; it was shrunk to 1 MiB since."""
+    file = '[[tier]]\nkind = "ram"\nmax_bytes = "{}MiB"\npolicy = "{}"'
+    new = parse(file.format(wanted, "fifo"))
+    changes = diff(parse(file.format(1, "lru")), new, ram_bytes=began << 20)
+    (ram,) = changes.config.tier
+    assert isinstance(ram, RamTier)
+    assert (ram.max_bytes, ram.policy) == (holds << 20, "fifo"), "all else of it holds"
+    refused = [TakesRestart("tier[0].max_bytes", f"{began}MiB", f"{wanted}MiB")] if wanted > began else []
+    assert changes.refused == refused
+
+
+def test_a_disk_grows_and_shrinks() -> None:
+    old = parse(WHOLE)
+    for size in ("1TiB", "1MiB"):
+        new = parse(WHOLE.replace('path = "/var/lib/weir"', f'path = "/var/lib/weir"\nmax_bytes = "{size}"'))
+        assert new != old
+        changes = diff(old, new, ram_bytes=RAM_BYTES)
+        assert (changes.config, changes.refused) == (new, [])

@@ -5,30 +5,20 @@ from __future__ import annotations
 from itertools import count
 
 from weir_kvstore.policies.policy import MAX_REMEMBERED_BLOCKS
-from weir_kvstore.policies.ranked import Ranked
+from weir_kvstore.policies.ranked import RankedPolicy
 from weir_kvstore.policies.remembered import Remembered
 
 
-class Fifo:
+class Fifo(RankedPolicy[int]):
     """The oldest goes first, used or not: a tier that is written in order and wears by writing wants no other.
 
     A block that was leased comes back to its place. A chain that grows is as young as its youngest block.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._arrivals = count()
-        self._order: Ranked[int] = Ranked()
         self._leased: Remembered[int, int] = Remembered(MAX_REMEMBERED_BLOCKS)  # block id → arrival
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __contains__(self, block_id: int) -> bool:
-        return block_id in self._order
-
-    @property
-    def size_bytes(self) -> int:
-        return self._order.size_bytes
 
     def add(self, block_id: int, address: bytes, size_bytes: int) -> None:  # noqa: ARG002  # it remembers nobody who left
         arrival = self._leased.recall(block_id)
@@ -45,9 +35,3 @@ class Fifo:
             self._order.move(block_id, next(self._arrivals))
         elif self._leased.peek(block_id) is not None:
             self._leased.keep(block_id, next(self._arrivals))
-
-    def victims(self, *, size_bytes: int, blocks: int) -> list[int] | None:
-        return self._order.victims(size_bytes=size_bytes, blocks=blocks)
-
-    def check_integrity(self) -> None:
-        self._order.check_integrity()

@@ -12,31 +12,21 @@ import math
 from typing import Final
 
 from weir_kvstore.policies.policy import MAX_REMEMBERED_BLOCKS
-from weir_kvstore.policies.ranked import Ranked
+from weir_kvstore.policies.ranked import RankedPolicy
 from weir_kvstore.policies.remembered import Remembered
 
 # Uses of the average block: a favourite of 64 uses that nobody wants any more counts like one use after 48.
 HALF_LIFE_USES: Final = 8
 
 
-class Lfu:
+class Lfu(RankedPolicy[float]):
     """The least used goes first; what was learned of a block outlives its leases and, for a while, its eviction."""
 
     def __init__(self) -> None:
-        self._order: Ranked[float] = Ranked()
+        super().__init__()
         self._addresses: dict[int, bytes] = {}
         self._scores: Remembered[bytes, float] = Remembered(MAX_REMEMBERED_BLOCKS)  # of those that are not here
         self._now = 0.0  # in half-lives
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __contains__(self, block_id: int) -> bool:
-        return block_id in self._order
-
-    @property
-    def size_bytes(self) -> int:
-        return self._order.size_bytes
 
     def add(self, block_id: int, address: bytes, size_bytes: int) -> None:
         self._addresses[block_id] = address
@@ -53,11 +43,8 @@ class Lfu:
         if block_id in self._order:
             self.touch(block_id)
 
-    def victims(self, *, size_bytes: int, blocks: int) -> list[int] | None:
-        return self._order.victims(size_bytes=size_bytes, blocks=blocks)
-
     def check_integrity(self) -> None:
-        self._order.check_integrity()
+        super().check_integrity()
         assert len(self._addresses) == len(self._order)
 
     def _use(self, score: float | None) -> float:

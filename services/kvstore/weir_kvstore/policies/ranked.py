@@ -86,3 +86,26 @@ class Ranked(Generic[R]):
         if len(self._heap) > 64 + 2 * len(self._entries):
             self._heap = list(self._entries.values())
             heapq.heapify(self._heap)
+
+
+class RankedPolicy(Generic[R]):
+    """What a policy that ranks its blocks, and lets the lowest go first, has by its order alone."""
+
+    def __init__(self) -> None:
+        self._order: Ranked[R] = Ranked()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __contains__(self, block_id: int) -> bool:
+        return block_id in self._order
+
+    @property
+    def size_bytes(self) -> int:
+        return self._order.size_bytes
+
+    def victims(self, *, size_bytes: int, blocks: int) -> list[int] | None:
+        return self._order.victims(size_bytes=size_bytes, blocks=blocks)
+
+    def check_integrity(self) -> None:
+        self._order.check_integrity()

@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from weir_kvstore.index import Block, Index, State
+from weir_kvstore.block import Block, State
+from weir_kvstore.index import Index
 from weir_kvstore.policies.make import POLICIES, PolicyName
 from weir_kvstore.record import Address, Record
 from weir_kvstore.replay.trace import Lookup

@@ -64,6 +64,9 @@ class ArenaSlots:
         """Where neighbours find the arena; None: it is nobody else's."""
         return self._memory.file
 
+    def resize(self, capacity_bytes: int) -> None:
+        """It stays as it is: neighbours have mapped it, and must meet neither its end nor a hole."""
+
     async def recover(self) -> Sequence[Recovered]:
         return ()
 

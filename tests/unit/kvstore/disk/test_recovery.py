@@ -8,6 +8,7 @@ from fakes.failing_files import FailingFiles
 from unit.kvstore.disk.making import held, opened, payload_of, put, record_of
 from weir_chassis.clock import SystemClock
 from weir_kvstore.tiers.disk import SegmentSlots
+from weir_kvstore.tiers.disk.files import Files
 from weir_kvstore.tiers.disk.geometry import GROUP_SLOTS, charged_bytes, end_offset
 from weir_kvstore.tiers.disk.header import SlotHeader, encode
 from weir_kvstore.tiers.disk.segment import Segment
@@ -59,9 +60,7 @@ async def test_a_header_that_the_index_does_not_name_is_cleared(tmp_path: Path) 
         for number in range(3):
             await put(slots, number, number)
         slots.free(1)
-    segment = Segment(FailingFiles(lambda *_: False), tmp_path / "segment-8192", 8192)
-    segment.write_header(1, encode(SlotHeader(99, record_of(50, payload_of(50)), 0.0), 8192, 1))
-    segment.close()
+    _write_header(tmp_path, 1, encode(SlotHeader(99, record_of(50, payload_of(50)), 0.0), 8192, 1))
     async with opened(tmp_path) as (slots, recovered):
         assert await held(slots, recovered) == [0, 2]
     (tmp_path / "index.log").unlink()
@@ -84,6 +83,27 @@ async def test_generations_go_on_from_the_greatest_there_is(tmp_path: Path) -> N
         await put(slots, 200, 9)
     async with opened(tmp_path) as (slots, recovered):
         assert await held(slots, recovered) == [0, 1, 2, 9]
+
+
+async def test_a_generation_that_the_index_lost_is_no_later_commits(tmp_path: Path) -> None:
+    """Its header was cleared, and a power loss may undo that: then the index must not name it by another's commit."""
+    async with opened(tmp_path) as (slots, _):
+        await put(slots, 1, 1)
+    lost = encode(SlotHeader(3, record_of(50, payload_of(50)), 0.0), 8192, 1)
+    _write_header(tmp_path, 1, lost)
+    async with opened(tmp_path) as (slots, recovered):
+        assert await held(slots, recovered) == [1]
+        await put(slots, 2, 2)
+        await put(slots, 3, 3)
+    _write_header(tmp_path, 1, lost)
+    async with opened(tmp_path) as (slots, recovered):
+        assert await held(slots, recovered) == [1, 3]
+
+
+def _write_header(path: Path, slot: int, raw: bytes) -> None:
+    segment = Segment(Files(), path / "segment-8192", 8192)
+    segment.write_header(slot, raw)
+    segment.close()
 
 
 async def test_a_table_that_cannot_be_read_costs_its_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -299,3 +299,33 @@ async def test_our_own_mistakes_are_asserted(tmp_path: Path) -> None:
             await slots.write(2, 5, b"123456")
         with pytest.raises(KeyError):
             slots.free(3)
+
+
+async def test_what_is_too_much_after_shrinking_goes_back_to_the_file_system_also_when_nobody_writes(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path, 8 * MIB) as (slots, _):
+        for number in range(1, 61):
+            await put(slots, number, number, 65_536)
+        full = _disk_bytes(tmp_path)
+        slots.resize(MIB)
+        for number in range(11, 61):
+            slots.free(number)
+        await eventually(lambda: _disk_bytes(tmp_path) < full / 3)
+        assert slots.used_bytes <= slots.capacity_bytes == MIB
+        slots.resize(16 * MIB)
+        for number in range(61, 181):
+            await put(slots, number, number, 65_536)
+        assert slots.used_bytes > 8 * MIB
+    async with opened(tmp_path, 16 * MIB) as (slots, recovered):
+        assert await held(slots, recovered) == [*range(1, 11), *range(61, 181)]
+
+
+def _disk_bytes(path: Path) -> int:
+    return sum(512 * segment.stat().st_blocks for segment in path.glob("segment-*"))
+
+
+async def eventually(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.01)

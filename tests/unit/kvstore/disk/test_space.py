@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weir_kvstore.tiers.disk.geometry import charged_bytes, slot_bytes_for
-from weir_kvstore.tiers.disk.space import MAX_SIZES, Allocate, Claim, Punch, Retire, Space
+from weir_kvstore.tiers.disk.space import MAX_SIZES, Allocate, Change, Claim, Punch, Retire, Space
 
 ROOM = charged_bytes(4096)
 
@@ -18,8 +19,8 @@ class Files:
     def __init__(self) -> None:
         self.rooms: set[tuple[int, int]] = set()
 
-    def apply(self, claim: Claim) -> None:
-        for change in claim.changes:
+    def apply(self, changes: Iterable[Change]) -> None:
+        for change in changes:
             match change:
                 case Allocate(slot_bytes, first, stop):
                     self.rooms |= {(slot_bytes, slot) for slot in range(first, stop)}
@@ -43,7 +44,7 @@ def test_no_slot_is_given_twice_and_the_files_never_exceed_the_capacity(seed: in
         payload_bytes = random_.randint(1, num_sizes * 4096)
         claim = space.claim(payload_bytes) if random_.random() < 0.6 else None
         if claim is not None:
-            files.apply(claim)
+            files.apply(claim.changes)
             place = (claim.slot_bytes, claim.slot)
             assert place not in held
             assert place in files.rooms
@@ -52,10 +53,13 @@ def test_no_slot_is_given_twice_and_the_files_never_exceed_the_capacity(seed: in
         elif held and random_.random() < 0.7:
             place = random_.choice(sorted(held))
             del held[place]
-            space.free(*place, has_room=True)
+            files.apply(space.free(*place, has_room=True))
+        elif random_.random() < 0.2:
+            capacity_bytes = random_.randint(1, 60) * ROOM
+            files.apply(space.resize(capacity_bytes))
         space.check_integrity()
         assert space.held_bytes == sum(map(charged_bytes, held.values()))
-        assert files.bytes <= capacity_bytes == space.capacity_bytes
+        assert files.bytes <= max(capacity_bytes, space.held_bytes) == space.capacity_bytes
 
 
 @given(st.integers(1, 5000), st.integers(1, 60))

@@ -54,10 +54,11 @@ def recover(files: Files, directory: Directory, segments: Segments, capacity_byt
     """Raises OSError."""
     sizes = directory.segment_sizes()
     log = _read_log(files, directory, rebuild=bool(sizes))
-    found = [block for slot_bytes in sizes for block in _blocks(segments[slot_bytes], log)]
+    told = [block for slot_bytes in sizes for block in _told(segments[slot_bytes])]
+    found = [block for block in told if _counts(block, log)]
     found.sort(key=lambda block: block.header.generation)
     kept, dropped = _chosen(found, capacity_bytes)
-    for block in dropped:
+    for block in (*dropped, *(block for block in told if not _counts(block, log))):
         _clear(segments[block.slot_bytes], block.slot)
     live = LiveSlots()
     for block in kept:
@@ -69,7 +70,8 @@ def recover(files: Files, directory: Directory, segments: Segments, capacity_byt
         lost=len(log.live) - len(found) if log else 0,  # the log named them, and their headers did not
         dropped=len(dropped),  # older than another of the same address, or more than the capacity
     )
-    next_generation = max(log.next_generation if log else 1, found[-1].header.generation + 1 if found else 1)
+    # Also above those that do not count: a power loss may bring their headers back, and no later commit is theirs.
+    next_generation = max([log.next_generation if log else 1, *(block.header.generation + 1 for block in told)])
     _shorten(segments, sizes, kept)
     return Left(kept, live, log.epoch if log else 0, next_generation)
 
@@ -83,14 +85,18 @@ def _read_log(files: Files, directory: Directory, *, rebuild: bool) -> Replayed 
         return None
 
 
-def _blocks(segment: Segment, log: Replayed | None) -> Iterator[Found]:
-    """Those that count."""
+def _told(segment: Segment) -> Iterator[Found]:
+    """What its headers say. One that says nothing is cleared."""
     for slot, raw in segment.headers():
         header = decode(raw, segment.slot_bytes, slot)
-        if header is None or (log and log.live.generation(segment.slot_bytes, slot) != header.generation):
+        if header is None:
             _clear(segment, slot)
         else:
             yield Found(segment.slot_bytes, slot, header)
+
+
+def _counts(block: Found, log: Replayed | None) -> bool:
+    return log is None or log.live.generation(block.slot_bytes, block.slot) == block.header.generation
 
 
 def _chosen(found: Sequence[Found], capacity_bytes: int) -> tuple[list[Found], list[Found]]:

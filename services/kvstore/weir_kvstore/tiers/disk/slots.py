@@ -72,8 +72,9 @@ class SegmentSlots:
         self._files = files or Files()
         self._space = Space(capacity_bytes)
         self._full_until = 0.0
-        self._changes: deque[Change] = deque()  # what Space wants done; at most one for each slot
+        self._changes: deque[Change] = deque()  # what Space wants done, before anybody writes
         self._changing = asyncio.Lock()
+        self._giving_back: asyncio.Task[None] | None = None
         self._under_way: set[asyncio.Future[None]] = set()
         self._blocks: dict[int, _Block] = {}
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="disk")
@@ -95,6 +96,10 @@ class SegmentSlots:
 
     async def recover(self) -> Sequence[Recovered]:
         return await self._run(self._open)
+
+    def resize(self, capacity_bytes: int) -> None:
+        self._full_until = 0.0
+        self._punch_soon(self._space.resize(capacity_bytes))
 
     def claim(self, block_id: int, size_bytes: int) -> bool:
         assert block_id not in self._blocks, block_id
@@ -175,6 +180,9 @@ class SegmentSlots:
         assert len(places) == len(self._blocks), "two blocks in one slot"
 
     async def _finish(self) -> None:
+        if self._giving_back is not None:
+            self._giving_back.cancel()
+            await asyncio.wait([self._giving_back])
         if self._under_way:
             await asyncio.wait(self._under_way)
         try:
@@ -236,9 +244,22 @@ class SegmentSlots:
         block.hidden = True
 
     def _give_back(self, block: _Block) -> None:
-        self._space.free(block.slot_bytes, block.slot, has_room=block.has_room)
+        self._punch_soon(self._space.free(block.slot_bytes, block.slot, has_room=block.has_room))
         if not block.has_room:
             self._stop_growing()
+
+    def _punch_soon(self, punches: Sequence[Punch]) -> None:
+        """Room that is too much goes back also when nobody writes any more."""
+        self._changes += punches
+        if punches and self._directory is not None and (self._giving_back is None or self._giving_back.done()):
+            self._giving_back = asyncio.get_running_loop().create_task(self._give_back_room(), name="disk_give_back")
+
+    async def _give_back_room(self) -> None:
+        while self._changes:
+            try:
+                await self._change_files()
+            except OSError:
+                return  # the journal takes nothing now: whoever writes next tries again, and hears of it
 
     async def _change_files(self) -> None:
         """What Space wanted until now is done, and no free slot counts for what it held. Raises OSError."""

@@ -167,12 +167,23 @@ class Space:
         self._held_bytes += charge
         return Claim(size.slot_bytes, slot, tuple(changes))
 
-    def free(self, slot_bytes: int, slot: int, *, has_room: bool) -> None:
-        """The slot is not held any more. Without room: the file system had none to give when it was written."""
+    def free(self, slot_bytes: int, slot: int, *, has_room: bool) -> list[Punch]:
+        """The slot is not held any more. Without room: the file system had none to give when it was written.
+
+        Its room goes back where the capacity has become smaller meanwhile.
+        """
         charge = charged_bytes(slot_bytes)
-        self._sizes[slot_bytes].give_back(slot, has_room=has_room)
+        size = self._sizes[slot_bytes]
+        size.give_back(slot, has_room=has_room)
         self._held_bytes -= charge
         self._free_bytes += charge if has_room else 0
+        return self._make_holes(size, 0)
+
+    def resize(self, capacity_bytes: int) -> list[Punch]:
+        """Bounded by this from now on. What is held stays until it is freed; free slots give back what is too much."""
+        assert capacity_bytes > 0, capacity_bytes
+        self._capacity_bytes = self._limit_bytes = capacity_bytes
+        return [punch for size in self._sizes.values() for punch in self._make_holes(size, 0)]
 
     def not_allocated(self, change: Allocate) -> None:
         """The file system had no room for these: those of them that are free are holes."""
