@@ -48,13 +48,16 @@ def decode_seconds(config: dict[str, Any], limits: Limits) -> float:
 
 
 def prefill_seconds(config: dict[str, Any], tokens: int, limits: Limits) -> float:
-    """The least that a prompt can take: every layer's products, causal attention, the logits of one token."""
-    heads = config["num_attention_heads"] * _head_dim(config)
-    layers = config["num_hidden_layers"] * _layer_weights(config)
-    attended = tokens * (tokens + 1) // 2  # pairs of a token and one that it sees
-    attention = config["num_hidden_layers"] * attended * 2 * heads  # scores, and the weighted sum
-    logits = config["vocab_size"] * config["hidden_size"]
-    operations = 2 * int(tokens * layers + attention + logits)
+    """The least that a prompt can take: every layer's products, causal attention, the logits of one token.
+
+    Of the last layer only keys and values are needed, but for that one token.
+    """
+    hidden, head, layers = config["hidden_size"], _head_dim(config), config["num_hidden_layers"]
+    products = tokens * (layers - 1) * _layer_weights(config) + _layer_weights(config)
+    keys_and_values = (tokens - 1) * 2 * hidden * head * config["num_key_value_heads"]
+    attended = (layers - 1) * tokens * (tokens + 1) // 2 + tokens  # pairs of a token and one that it sees
+    attention = attended * 2 * head * config["num_attention_heads"]  # scores, and the weighted sum
+    operations = 2 * int(products + keys_and_values + attention + config["vocab_size"] * hidden)
     return operations / limits.operations_per_second
 
 

@@ -224,6 +224,21 @@ def test_some_logits_and_hidden_states() -> None:
     assert (nothing.logits, nothing.best, nothing.hidden, nothing.sound) == (None, None, None, [True])
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bit_by_bit_the_same_whatever_else_of_the_prompt_is_read(dtype: str, isa: str) -> None:
+    """The last layer leaves out what nobody reads, but its keys and values."""
+    blocks = blocks_of(25 * 16, 16)
+    rows = [Row(0, 300, blocks[:19]), Row(0, 1, blocks[19:20]), Row(0, 70, blocks[20:])]
+    all_read, some_read = (native(shaped(**_SHAPES[0]), dtype, isa, threads=2) for _ in range(2))
+    places = [17, 299, 300, 370]
+    everything = logits_of(all_read, batch(rows))[0]
+    something = logits_of(some_read, batch(rows, wanted=places))[0]
+    assert torch.equal(something, everything[places])
+    for mine, other in zip(some_read.read_blocks(blocks), all_read.read_blocks(blocks), strict=True):
+        assert bytes(mine) == bytes(other)
+
+
 def _decode_in_torch(model_dir: Path, flat: FlatBatch) -> Decoded:
     with torch.inference_mode():
         return in_torch(model_dir, "float32").decode(flat)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 namespace weir {
 
@@ -111,6 +112,25 @@ static int add_decodes(Decoder &d, const Step &step, int row) {
   return g.rows;
 }
 
+// A row's last token, for it tells whether the row is sound, and what the caller wants.
+static void note_read(Decoder &d, const Step &step) {
+  d.read_index.assign(step.tokens, -1);
+  for (int row = 0; row < step.rows; row++) d.read_index[step.row_starts[row + 1] - 1] = 0;
+  for (int i = 0; i < step.wanted; i++) d.read_index[step.wanted_places[i]] = 0;
+  for (int i = 0; i < step.pooled; i++) d.read_index[step.pooled_places[i]] = 0;
+  d.read.clear();
+  for (int token = 0; token < step.tokens; token++) {
+    if (d.read_index[token] < 0) continue;
+    d.read_index[token] = (int)d.read.size();
+    d.read.push_back(token);
+  }
+  d.read_groups.clear();
+  std::copy_if(d.groups.begin(), d.groups.end(), std::back_inserter(d.read_groups), [&d](const Group &g) {
+    const int *first = d.read_index.data() + g.first_token;
+    return std::any_of(first, first + g.tokens, [](int index) { return index >= 0; });
+  });
+}
+
 void plan(Decoder &d, const Step &step) {
   grow(d, step);
   d.groups.clear();
@@ -129,6 +149,7 @@ void plan(Decoder &d, const Step &step) {
     row++;
   }
   std::stable_sort(d.groups.begin(), d.groups.end(), [](const Group &a, const Group &b) { return a.cost > b.cost; });
+  note_read(d, step);
 }
 
 // ── payloads ───────────────────────────────────────────────────────────────────────────────────────────────────────────

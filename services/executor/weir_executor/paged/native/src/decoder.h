@@ -112,6 +112,11 @@ struct Decoder {
 
   std::vector<Group> groups;  // of the step at hand, the costly first
 
+  // After the last layer's keys and values nobody reads what comes of a prompt's inner tokens: the tokens that are read,
+  // ascending; which of them each token is, or -1; and the groups that have any.
+  std::vector<int> read, read_index;
+  std::vector<Group> read_groups;
+
   // Of a group, about so many query rows: enough to be worth a chunk's keys, few enough to share the work out evenly.
   int group_tokens(int query_rows) const { return group_heads() < query_rows ? query_rows / group_heads() : 1; }
   int group_heads() const { return shape.heads / shape.kv_heads; }

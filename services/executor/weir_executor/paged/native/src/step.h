@@ -19,7 +19,7 @@ class StepWork {
 
  public:
   StepWork(Decoder &decoder, const Step &step, Member &member)
-      : d(decoder), step(step), member(member), room(decoder.room), tokens(step.tokens) {}
+      : d(decoder), step(step), member(member), room(decoder.room), tokens(step.tokens), carried(step.tokens) {}
 
   void run() {
     embed();
@@ -37,6 +37,14 @@ class StepWork {
   Member &member;
   Room &room;
   const int tokens;
+  // Tokens that go on: all of them, and at last those that are read. They lie side by side in all rooms but the residual
+  // stream's, the queries' and that of what adapters add.
+  int carried;
+  bool all_go_on = true;
+
+  void narrow() { all_go_on = false, carried = (int)d.read.size(); }
+  int token_at(int row) const { return all_go_on ? row : d.read[row]; }
+  int row_of(int token) const { return all_go_on ? token : d.read_index[token]; }
 
   Adapted adapted(int layer, Site site) const { return {step, room, layer, site}; }
   float *outputs() const { return room.outputs[member.index].as<float>(); }
@@ -53,9 +61,11 @@ class StepWork {
   template <class Take>
   void product(const Matrix &matrix, const Memory &rows, int stride, int count, const Adapted &adapted, Take take) {
     if (!adapted.any()) return plain_product(matrix, rows, stride, count, take);
-    member.each_of(count, [&](int row) { adapted.lower<E>(row, rows.as<Raw>() + (size_t)row * stride, matrix.inputs); });
+    member.each_of(count, [&](int row) {
+      adapted.lower<E>(token_at(row), rows.as<Raw>() + (size_t)row * stride, matrix.inputs);
+    });
     plain_product(matrix, rows, stride, count, [&](int row, int panel, float *values) {
-      adapted.add(row, panel, values);
+      adapted.add(token_at(row), panel, values);
       take(row, panel, values);
     });
   }
@@ -96,7 +106,7 @@ class StepWork {
   }
 
   void norm_rows(const std::vector<float> &weight) {
-    member.each_of(tokens, [&](int token) { norm_row(token, weight.data(), normed(token)); });
+    member.each_of(carried, [&](int row) { norm_row(token_at(row), weight.data(), normed(row)); });
   }
 
   void norm_row(int token, const float *weight, Raw *to) const {
@@ -104,8 +114,8 @@ class StepWork {
   }
 
   void add_product(const Matrix &matrix, const Memory &rows, int stride, const Adapted &adapted) {
-    product(matrix, rows, stride, tokens, adapted, [this](int row, int panel, float *values) {
-      float *to = residual(row) + panel * PANEL;
+    product(matrix, rows, stride, carried, adapted, [this](int row, int panel, float *values) {
+      float *to = residual(token_at(row)) + panel * PANEL;
       for (int i = 0; i < PANEL; i += LANES) store(to + i, floats(to + i) + floats(values + i));
     });
   }
@@ -114,11 +124,12 @@ class StepWork {
 
   void attention(int index, const Layer &layer) {
     norm_rows(layer.attention_norm);
-    product(layer.qkv, room.normed, d.hidden_stride, tokens, adapted(index, QKV),
+    product(layer.qkv, room.normed, d.hidden_stride, carried, adapted(index, QKV),
             [this](int row, int panel, float *values) {
                   memcpy(qkv(row) + panel * PANEL, values, PANEL * sizeof(float));
                 });
     rotate_and_keep(index, layer);
+    if (index + 1 == d.shape.layers) narrow();
     attend_all(index, layer);
     add_product(layer.output, room.attended, d.attended_stride, adapted(index, OUTPUT));
   }
@@ -195,10 +206,11 @@ class StepWork {
 
   // Shared out by (group, KV head), the costly groups first.
   void attend_all(int index, const Layer &layer) {
-    const int heads = d.shape.kv_heads, groups = (int)d.groups.size();
-    const auto group = [&](int item) -> const Group & { return d.groups[item / heads]; };
+    const int heads = d.shape.kv_heads;
+    const std::vector<Group> &groups = all_go_on ? d.groups : d.read_groups;
+    const auto group = [&](int item) -> const Group & { return groups[item / heads]; };
     member.each(
-        groups * heads, [&](int item) { attend(index, layer, group(item), item % heads); },
+        (int)groups.size() * heads, [&](int item) { attend(index, layer, group(item), item % heads); },
         [&](int item) { give(group(item), item % heads); });
   }
 
@@ -241,9 +253,11 @@ class StepWork {
     const int heads = d.group_heads(), dim = d.shape.head_dim;
     alignas(64) Raw head[MOST_DIMS];
     for (int q = 0; q < group.tokens * heads; q++) {
+      const int row = row_of(group.first_token + q / heads);
+      if (row < 0) continue;
       const Floats factor = all(1.f / r.total[q]);
       for (int i = 0; i < d.dims; i += LANES) E::put(head + i, floats(r.found + q * d.dims + i) * factor);
-      memcpy(attended(group.first_token + q / heads) + (kv_head * heads + q % heads) * dim, head, dim * sizeof(Raw));
+      memcpy(attended(row) + (kv_head * heads + q % heads) * dim, head, dim * sizeof(Raw));
     }
   }
 
@@ -251,7 +265,7 @@ class StepWork {
 
   void mlp(int index, const Layer &layer) {
     norm_rows(layer.mlp_norm);
-    product(layer.gate_up, room.normed, d.hidden_stride, tokens, adapted(index, GATE_UP),
+    product(layer.gate_up, room.normed, d.hidden_stride, carried, adapted(index, GATE_UP),
             [this](int row, int panel, float *values) {
                   Raw *to = gated(row) + panel * (PANEL / 2);
                   for (int i = 0; i < PANEL / 2; i += LANES)
