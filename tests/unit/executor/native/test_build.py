@@ -102,6 +102,15 @@ def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert cache_dir() == Path.home() / ".cache" / "weir" / "native"
 
 
+def test_what_was_compiled_ahead_needs_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    monkeypatch.setenv("WEIR_NATIVE_LIBRARY", str(tmp_path / "kernels.so"))
+    with pytest.raises(NativeUnavailableError, match=r"WEIR_NATIVE_LIBRARY: .*kernels\.so is no file"):
+        library_path()
+    (tmp_path / "kernels.so").write_text("made")
+    assert library_path() == tmp_path / "kernels.so"
+
+
 def test_the_real_compiler_makes_what_loads() -> None:
     find_compiler()
     assert ctypes.CDLL(str(library_path())).weir_isa

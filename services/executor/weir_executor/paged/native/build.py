@@ -48,13 +48,24 @@ class NativeUnavailableError(Exception):
 
 
 def library_path() -> Path:
-    """The compiled library; compiles it when the cache does not have it. Raises `NativeUnavailableError`."""
+    """The compiled library; compiles it when the cache does not have it. Raises `NativeUnavailableError`.
+
+    `WEIR_NATIVE_LIBRARY` names one that was compiled ahead of these very sources, as an image without compiler has it.
+    """
+    if given := os.environ.get("WEIR_NATIVE_LIBRARY"):
+        return _compiled_ahead(Path(given))
     compiler = find_compiler()
     path = cache_dir() / f"kernels-{_fingerprint(compiler)}.so"
     if not path.exists():
         with _alone(path):
             if not path.exists():  # another process may have made it meanwhile
                 _compile(compiler, path)
+    return path
+
+
+def _compiled_ahead(path: Path) -> Path:
+    if not path.is_file():
+        raise NativeUnavailableError(f"WEIR_NATIVE_LIBRARY: {path} is no file")
     return path
 
 
