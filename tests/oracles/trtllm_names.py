@@ -37,13 +37,19 @@ _KNOWN: Mapping[str, frozenset[str]] = {
 }
 
 
+# Whoever derives from these is called by the engine: with the parameters that its methods have.
+_HOOKED = frozenset({"KvCacheConnectorScheduler", "KvCacheConnectorWorker"})
+
+
 @dataclass
 class Uses:
-    """`imports`: full names. `keywords`: by the name of what is called. `words`: all attributes and strings."""
+    """`imports`: full names. `keywords`: by the name of what is called. `words`: all attributes and strings. `hooks`:
+    parameters of methods that the engine calls, by the method's name."""
 
     imports: set[str] = field(default_factory=set)
     keywords: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     words: set[str] = field(default_factory=set)
+    hooks: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,11 @@ def compare(uses: Uses, ours: Surface) -> Report:
         if called in _KNOWN
         for keyword in sorted(keywords - _KNOWN[called] - _optional(called, ours))
     ]
+    disagreements += [
+        f"{hook}({parameter}=…): they are called with it, and the surface does not know it"
+        for hook, known in _hooks(ours).items()
+        for parameter in sorted(uses.hooks.get(hook, set()) - known)
+    ]
     confirmed, unconfirmed = list[str](), list[str]()
     for name, is_used in _names(uses, ours):
         (confirmed if is_used else unconfirmed).append(name)
@@ -82,14 +93,15 @@ def _names(uses: Uses, ours: Surface) -> Iterator[tuple[str, bool]]:
     imported = {name.rpartition(".")[2] for name in uses.imports}
     for name in (*ours.callables, *ours.fields):
         leaf = name.rpartition(".")[2]
-        yield name, leaf in imported or leaf in uses.words
+        yield name, leaf in imported or leaf in uses.words or leaf in uses.hooks
     for module, names in ours.attributes.items():
         for each in names.all:
             yield f"{module}.{each}", f"{module}.{each}" in uses.imports
     for name, names in (*ours.callables.items(), *ours.fields.items()):
         leaf = name.rpartition(".")[2]
         for each in names.all:
-            yield f"{name}({each}=)", each in uses.keywords.get(leaf, ()) or each in uses.words
+            taken = uses.keywords.get(leaf, set()) | uses.hooks.get(leaf, set())
+            yield f"{name}({each}=)", each in taken or each in uses.words
     for kind, attributes in ours.objects.items():
         for each in attributes:
             yield f"{kind}.{each}", each in uses.words
@@ -105,6 +117,14 @@ def _optional(called: str, ours: Surface) -> frozenset[str]:
     return frozenset().union(*found)
 
 
+def _hooks(ours: Surface) -> Mapping[str, frozenset[str]]:
+    return {
+        name.rpartition(".")[2]: names.all
+        for name, names in ours.callables.items()
+        if name.split(".")[-2] in _HOOKED
+    }
+
+
 def _read_source(text: str, uses: Uses) -> None:
     for node in ast.walk(ast.parse(text)):
         match node:
@@ -113,6 +133,10 @@ def _read_source(text: str, uses: Uses) -> None:
             case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called), keywords=keywords):
                 uses.keywords[called] |= {keyword.arg for keyword in keywords if keyword.arg is not None}
                 uses.words.add(called)
+            case ast.ClassDef(bases=bases, body=body) if any(getattr(base, "id", "") in _HOOKED for base in bases):
+                for each in body:
+                    if isinstance(each, ast.FunctionDef):
+                        uses.hooks[each.name] |= {argument.arg for argument in each.args.args[1:]}
             case ast.Attribute(attr=attribute):
                 uses.words.add(attribute)
             case ast.Constant(value=str(value)):

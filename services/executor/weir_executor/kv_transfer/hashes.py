@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Protocol
 
 from weir.kvstore.v1.block_hash import namespace_fingerprint
-from weir_executor.engine import EngineInfo
 
 # A hash and its place in a dictionary take about 150 bytes, so this memory stays below 40 MB. At 16 tokens a block it
 # spans 4 million tokens, more than the prompts that wait and run at any time.
@@ -41,13 +41,39 @@ class RecentHashes:
             self._hashes.pop(block_hash, None)
 
 
+class BlockFormat(Protocol):
+    """As much of `EngineInfo` as says what a block's bytes are."""
+
+    @property
+    def block_bytes(self) -> int: ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def kv_dtype(self) -> str: ...
+
+    @property
+    def kv_layout(self) -> str: ...
+
+
+def shard_namespace(namespace: bytes, shard: str) -> bytes:
+    """Of a part of every block, such as one rank's; empty: of whole blocks."""
+    if not shard:
+        return namespace
+    return namespace_fingerprint(namespace, kv_dtype="", kv_layout="", block_size=0, shard=shard)
+
+
 class Namespaces:
     """The store's namespace for a scope, as this engine's bytes mean it."""
 
-    def __init__(self, info: EngineInfo) -> None:
+    def __init__(self, info: BlockFormat, shard: str = "") -> None:
+        """`shard`: as `shard_namespace`'s."""
+
         def fingerprint(scope: bytes) -> bytes:
-            return namespace_fingerprint(
+            whole = namespace_fingerprint(
                 scope, kv_dtype=info.kv_dtype, kv_layout=info.kv_layout, block_size=info.block_size
             )
+            return shard_namespace(whole, shard)
 
         self.of = lru_cache(maxsize=_MAX_NAMESPACES)(fingerprint)

@@ -42,8 +42,9 @@ class KvTransfer:
         )
         self._writer = BlockWriter(
             transport,
-            engine,
+            info,
             limits.put,
+            block_seconds=self._block_seconds,
             namespaces=self._namespaces,
             known=known,
             metrics=metrics,
@@ -80,6 +81,10 @@ class KvTransfer:
     async def close(self) -> None:
         await self._loader.close()
         await self._transport.close()
+
+    def _block_seconds(self) -> float:
+        learned = self._engine.load().prefill_token_seconds
+        return learned.mean * self._engine.info.block_size if learned else 0.0
 
     @property
     def held_bytes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from threading import Lock
@@ -14,8 +14,8 @@ import grpc
 from weir_chassis.breaker import Breaker
 from weir_chassis.clock import Clock
 from weir_chassis.telemetry import get_logger
-from weir_executor.engine import Engine, FullBlock
-from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
+from weir_executor.engine import FullBlock
+from weir_executor.kv_transfer.hashes import BlockFormat, Namespaces, RecentHashes
 from weir_executor.kv_transfer.transport import BlockTransport, Put, PutResult
 from weir_executor.metrics import ExecutorMetrics
 
@@ -38,18 +38,20 @@ class BlockWriter:
     def __init__(
         self,
         transport: BlockTransport,
-        engine: Engine,
+        blocks: BlockFormat,
         limits: WriterLimits,
         *,
+        block_seconds: Callable[[], float],
         namespaces: Namespaces,
         known: RecentHashes,
         metrics: ExecutorMetrics,
         clock: Clock,
         random: Random,
     ) -> None:
-        """Needs a running event loop."""
-        self._transport, self._engine, self._limits, self._clock = transport, engine, limits, clock
-        self._info = engine.info
+        """Needs a running event loop. `block_seconds`: what it takes to compute a block: a store that is short of room
+        keeps what is dear; 0: not known."""
+        self._transport, self._format, self._limits, self._clock = transport, blocks, limits, clock
+        self._block_seconds = block_seconds
         self._namespaces, self._known, self._metrics = namespaces, known, metrics
         self._breaker = Breaker(clock, random)
         self._loop = asyncio.get_running_loop()
@@ -64,7 +66,7 @@ class BlockWriter:
             outcome = "known"
         elif self._breaker.rests:
             outcome = "breaker"
-        elif self._queued_bytes + self._info.block_bytes > self._limits.queue_bytes:
+        elif self._queued_bytes + self._format.block_bytes > self._limits.queue_bytes:
             outcome = "queue_full"
         else:
             return True
@@ -137,7 +139,7 @@ class BlockWriter:
             self._namespaces.of(blocks[0].cache_scope),
             blocks,
             tenant=blocks[0].tenant,
-            block_size=self._info.block_size,
+            block_size=self._format.block_size,
             prefill_seconds_per_block=self._block_seconds(),
         )
         size = put.size_bytes
@@ -145,11 +147,6 @@ class BlockWriter:
         result = await self._transport.put(put, timeout=timeout)
         self._metrics.offer_bytes.inc(size)
         return result
-
-    def _block_seconds(self) -> float:
-        """What it takes to compute one: a store that is short of room keeps what is dear."""
-        learned = self._engine.load().prefill_token_seconds
-        return learned.mean * self._info.block_size if learned else 0.0
 
     def _note(self, result: PutResult, blocks: Sequence[FullBlock]) -> None:
         for outcome, count in (

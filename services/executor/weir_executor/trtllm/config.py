@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from weir_chassis.errors import Unsupported
+from weir_executor.trtllm.connector.check import check_arguments
+from weir_executor.trtllm.connector.told import MODULE, SCHEDULER, WORKER
 from weir_executor.trtllm.library import Library
 from weir_executor.trtllm.probe import Capabilities
 
@@ -41,8 +43,19 @@ class Transceiver:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectorConfig:
+    """To our kvstore, instead of the engine's own tiers."""
+
+    kvstore_address: str
+    staging_dir: Path  # in memory, which the service shares with the engine's processes
+    staging_bytes: int
+    queue_bytes: int  # of each rank's blocks on their way to the store
+    bytes_per_second: float  # the slowest wire worth waiting for
+
+
+@dataclass(frozen=True, slots=True)
 class TrtConfig:
-    """`kv_tier`: where the engine's own blocks go when they are pushed out, or who else may keep them; never two."""
+    """Blocks go to the engine's own further tiers, or to our kvstore by a connector; never to both."""
 
     model_dir: Path
     max_num_seqs: int = 64
@@ -58,7 +71,7 @@ class TrtConfig:
     host_cache_bytes: int = 0  # the engine's own second tier, per rank
     disk_cache_bytes: int = 0
     disk_cache_dir: Path | None = None
-    connector: bool = False  # to our kvstore
+    connector: ConnectorConfig | None = None
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     expert_parallel: int | None = None
@@ -78,8 +91,6 @@ class TrtConfig:
         own_tiers = bool(self.host_cache_bytes or self.disk_cache_bytes)
         if self.connector and own_tiers:
             raise Unsupported("the engine's own host and disk tiers and a connector to the kvstore exclude one another")
-        if self.connector and self.pipeline_parallel > 1:
-            raise Unsupported("a connector to the kvstore with pipeline_parallel above 1: the engine has no such thing")
         if self.disk_cache_bytes and self.disk_cache_dir is None:
             raise Unsupported("disk_cache_bytes without a disk_cache_dir")
 
@@ -134,9 +145,16 @@ def llm_arguments(config: TrtConfig, library: Library, can: Capabilities, max_mo
         arguments["cache_transceiver_config"] = library.CacheTransceiverConfig(**fields)
         # Prompts alone are not computed in overlapped steps: the documentation asks for it of context servers.
         arguments["disable_overlap_scheduler"] = config.transceiver.hands_off
+    if config.connector is not None:
+        arguments["kv_connector_config"] = library.KvCacheConnectorConfig(
+            connector_module=MODULE, connector_scheduler_class=SCHEDULER, connector_worker_class=WORKER
+        )
     if both := ", ".join(sorted(set(config.extra) & set(arguments))):
         raise Unsupported(f"trtllm_extra: {both} have settings of their own")
-    return {**arguments, **config.extra}
+    arguments |= config.extra
+    if config.connector is not None:
+        check_arguments(arguments, config.block_size)
+    return arguments
 
 
 def _transceiver(how: Transceiver, can: Capabilities, max_model_len: int) -> dict[str, Any]:
@@ -168,6 +186,8 @@ def _kv_cache(config: TrtConfig, can: Capabilities) -> dict[str, Any]:
         if not can.disk_cache:
             raise Unsupported("disk_cache_bytes: this version of TensorRT-LLM has no disk tier")
         fields |= {"disk_cache_size": config.disk_cache_bytes, "disk_cache_path": str(config.disk_cache_dir)}
+    if config.connector is not None and can.manager_v2:
+        fields["use_kv_cache_manager_v2"] = False
     return fields
 
 

@@ -5,11 +5,17 @@ What a version may lack is None here, and found out by looking, never by the ver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from weir_executor.trtllm.surface import find_name
+
+# The newer first.
+CONNECTOR_MODULES: Final = (
+    "tensorrt_llm._torch.pyexecutor.connectors.kv_cache_connector",
+    "tensorrt_llm._torch.pyexecutor.kv_cache_connector",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,17 @@ class Library:
     find: Callable[[str], Any] = find_name
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectorLibrary:
+    """What a connector needs, in a process of the engine's."""
+
+    Scheduler: Any
+    Worker: Any
+    rank: Callable[[], int]
+    # A salt's number, for versions that tell a connector nothing else of it.
+    salt_id: Callable[[str], int] | None
+
+
 def load_library() -> Library:
     """Takes many seconds, and a CUDA device. Raises ImportError where it is not installed."""
     llmapi = "tensorrt_llm.llmapi"
@@ -58,6 +75,27 @@ def load_library() -> Library:
         EngineDeadError=getattr(find_name("tensorrt_llm.executor.utils"), "EngineDeadError", None),
         make_bias=_bias,
     )
+
+
+def load_connector_library() -> ConnectorLibrary:
+    """Raises ImportError, AttributeError."""
+    module = _first(CONNECTOR_MODULES)
+    return ConnectorLibrary(
+        Scheduler=module.KvCacheConnectorScheduler,
+        Worker=module.KvCacheConnectorWorker,
+        rank=find_name("tensorrt_llm.mpi_rank"),
+        salt_id=getattr(find_name("tensorrt_llm.inputs.utils"), "get_cache_salt_id", None),
+    )
+
+
+def _first(names: Sequence[str]) -> Any:
+    """The first that is there."""
+    for name in names[:-1]:
+        try:
+            return find_name(name)
+        except (ImportError, AttributeError):
+            continue
+    return find_name(names[-1])
 
 
 def _bias(vocab_size: int, logit_bias: Mapping[int, float]) -> Any:

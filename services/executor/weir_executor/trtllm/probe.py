@@ -29,6 +29,7 @@ class Capabilities:
     engine_dead_error: bool  # without it a dead rank leaves waiting iterators hanging
     health_check: bool
     disk_cache: bool
+    manager_v2: bool  # another keeper of blocks, whose requests may begin anew
     prompt_ignore_length: bool  # else penalties count the prompt's tokens too
     transfer_timeout: bool  # for blocks that nobody fetches; else they wait for ever
     transceiver_runtime: bool
@@ -54,6 +55,7 @@ def probe(library: Library, *, allow_unknown: bool) -> Capabilities:
         trace_headers="trace_headers" in submits,
         engine_dead_error=library.EngineDeadError is not None,
         health_check=hasattr(library.LLM, "_check_health"),
+        manager_v2="use_kv_cache_manager_v2" in field_defaults(library.KvCacheConfig),
         disk_cache="disk_cache_size" in field_defaults(library.KvCacheConfig),
         prompt_ignore_length="prompt_ignore_length" in field_defaults(library.SamplingParams),
         transfer_timeout="kv_transfer_timeout_ms" in transceiver,

@@ -22,6 +22,7 @@ class Names:
     optional: frozenset[str]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     takes_kwargs: bool = False
+    also: str = ""  # another name for it, of other versions
 
     @property
     def all(self) -> frozenset[str]:
@@ -94,12 +95,12 @@ def field_defaults(kind: type) -> Mapping[str, Any]:
 def _differences(find: Callable[[str], Any]) -> Iterator[str]:
     known = surface()
     for name, names in known.callables.items():
-        if (found := _found(find, name)) is None:
+        if (found := _found(find, name, names.also)) is None:
             yield f"{name} is missing"
         elif not names.takes_kwargs:
             yield from _missing(name, names.needed, parameters(found))
     for name, names in known.fields.items():
-        if (found := _found(find, name)) is None:
+        if (found := _found(find, name, names.also)) is None:
             yield f"{name} is missing"
             continue
         defaults = field_defaults(found)
@@ -114,11 +115,11 @@ def _differences(find: Callable[[str], Any]) -> Iterator[str]:
             yield from _missing(name, names.needed, {each for each in names.needed if hasattr(found, each)})
 
 
-def _found(find: Callable[[str], Any], name: str) -> Any:
+def _found(find: Callable[[str], Any], name: str, also: str = "") -> Any:
     try:
         return find(name)
     except (ImportError, AttributeError):
-        return None
+        return _found(find, also) if also else None
 
 
 def _missing(name: str, needed: frozenset[str], there: Any) -> Iterator[str]:
@@ -128,4 +129,4 @@ def _missing(name: str, needed: frozenset[str], there: Any) -> Iterator[str]:
 
 def _names(table: Mapping[str, Any]) -> Names:
     needed, optional = frozenset(table["needed"]), frozenset(table.get("optional", ()))
-    return Names(needed, optional, table.get("defaults", {}), bool(table.get("takes_kwargs")))
+    return Names(needed, optional, table.get("defaults", {}), bool(table.get("takes_kwargs")), table.get("also", ""))

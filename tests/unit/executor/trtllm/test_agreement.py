@@ -24,6 +24,19 @@ CORE = {
     "tensorrt_llm.executor.utils.RequestError",
     "tensorrt_llm.llmapi.KvCacheConfig(event_buffer_max_size=)",
     "tensorrt_llm.llmapi.SchedulerConfig(capacity_scheduler_policy=)",
+    *(
+        f"tensorrt_llm._torch.pyexecutor.connectors.kv_cache_connector.KvCacheConnector{each}"
+        for each in (
+            "Scheduler.get_num_new_matched_tokens(num_computed_tokens=)",
+            "Scheduler.update_state_after_alloc(block_ids=)",
+            "Scheduler.build_connector_meta(scheduler_output=)",
+            "Scheduler.request_finished(cache_block_ids=)",
+            "Worker.register_kv_caches(kv_cache_tensor=)",
+            "Worker.start_load_kv(stream=)",
+            "Worker.wait_for_save(stream=)",
+            "Worker.get_finished(started_loading_req_ids=)",
+        )
+    ),
     "RequestOutput.cached_tokens",
     "CompletionOutput.token_ids",
     "CompletionOutput.finish_reason",
@@ -55,6 +68,16 @@ def test_a_keyword_that_we_have_never_heard_of_is_a_disagreement(tmp_path: Path)
     report = compare(read(wheel(tmp_path, source)), surface())
     assert [line.partition(":")[0] for line in report.disagreements] == ["KvCacheConfig(page_size=…)"]
     assert "tensorrt_llm.llmapi.KvCacheConfig(tokens_per_block=)" in report.confirmed
+
+
+def test_a_hook_with_a_parameter_that_we_have_never_heard_of_is_a_disagreement(tmp_path: Path) -> None:
+    source = """
+class Theirs(KvCacheConnectorScheduler):
+    def request_finished(self, request, cache_block_ids, reason): ...
+    def helper(self, anything): ...
+"""
+    report = compare(read(wheel(tmp_path, source)), surface())
+    assert [line.partition(":")[0] for line in report.disagreements] == ["request_finished(reason=…)"]
 
 
 def test_what_is_not_about_it_and_their_tests_are_not_read(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fakes.trtllm import fabric, llm, params, results
+from fakes.trtllm import connector, fabric, llm, params, results
 from weir_executor.trtllm.library import load_library
 from weir_executor.trtllm.probe import UnknownVersionError, probe
 from weir_executor.trtllm.surface import differences, field_defaults, parameters, surface
@@ -37,6 +37,17 @@ FAKES: dict[str, Any] = {
 }
 
 
+CONNECTORS = "tensorrt_llm._torch.pyexecutor.connectors.kv_cache_connector"
+for kind in (connector.KvCacheConnectorScheduler, connector.KvCacheConnectorWorker):
+    FAKES |= {f"{CONNECTORS}.{kind.__name__}.{name}": getattr(kind, name) for name in dir(kind) if name[0] != "_"}
+FAKES |= {
+    f"{CONNECTORS}.RequestData": connector.RequestData,
+    f"{CONNECTORS}.SchedulerOutput": connector.SchedulerOutput,
+    "tensorrt_llm.mpi_rank": lambda: 0,
+    "tensorrt_llm.inputs.utils": connector,
+}
+
+
 def find(name: str) -> Any:
     if name not in FAKES:
         raise AttributeError(name)
@@ -57,6 +68,11 @@ def test_the_fake_has_nothing_that_was_not_read() -> None:
     for name in known.objects["RequestOutput"] - {"abort"}:
         assert name in result, name
     assert known.objects["CompletionOutput"] <= field_defaults(results.CompletionOutput).keys()
+    newer = known.fields[f"{CONNECTORS}.RequestData"]
+    assert newer.needed == field_defaults(connector.RequestData).keys()
+    assert newer.optional <= field_defaults(connector.NewerRequestData).keys()
+    request = connector.LlmRequest(1, [2], "salt", tells_salt=True)
+    assert all(hasattr(request, name) for name in known.objects["LlmRequest"])
     assert known.objects["Logprob"] <= field_defaults(results.Logprob).keys()
 
 
@@ -76,6 +92,15 @@ def test_what_differs_is_told(name: str, found: Any, words: str) -> None:
         return found if asked == name else find(asked)
 
     assert any(words in line for line in differences(other))
+
+
+def test_what_older_versions_have_elsewhere_is_found_there() -> None:
+    def older(asked: str) -> Any:
+        if CONNECTORS in asked:
+            raise ModuleNotFoundError(asked)
+        return find(asked.replace("pyexecutor.kv_cache_connector", "pyexecutor.connectors.kv_cache_connector"))
+
+    assert differences(older) == []
 
 
 def test_another_default_is_told() -> None:
