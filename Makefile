@@ -177,6 +177,10 @@ chaos: $(SETUP) ## random submits, cancels, preemptions and failures, the books 
 chaos-kvstore: $(SETUP) ## a million operations on three tiers that flip, tear, reorder, fill up, fail, stall and lie (two minutes)
 	PYTHONPATH=tests $(BIN)/python -m chaos.kvstore_run
 
+.PHONY: chaos-connector
+chaos-connector: $(SETUP) ## a million hooks of TensorRT-LLM's connector on one to three ranks, everything around it failing (two minutes)
+	PYTHONPATH=tests $(BIN)/python -m chaos.connector_run
+
 .PHONY: churn
 churn: $(SETUP) ## workers that join and die every second under steady load: what clients see of it, and what is left (two minutes)
 	PYTHONPATH=tests $(BIN)/python -m chaos.churn

@@ -39,9 +39,11 @@ from weir_chassis.leases import LeaseLedger
 from weir_chassis.metrics import Metrics
 from weir_chassis.testing import VirtualClock
 from weir_executor.engine import EngineLoad
+from weir_executor.foreign.salts import private_salt, shared_salt
 from weir_executor.kv_transfer import HeldPrefix, LoaderLimits, LoadPlan, WriterLimits
 from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
 from weir_executor.kv_transfer.loader import PrefixLoader
+from weir_executor.kv_transfer.shards import ShardedTransport, shard_names
 from weir_executor.kv_transfer.writer import BlockWriter
 from weir_executor.metrics import ExecutorMetrics
 from weir_executor.trtllm.connector.area import Area
@@ -49,10 +51,8 @@ from weir_executor.trtllm.connector.entry import Rank, scheduler_class, worker_c
 from weir_executor.trtllm.connector.layout import ShardLayout
 from weir_executor.trtllm.connector.leader import Leader
 from weir_executor.trtllm.connector.names import StagedName
-from weir_executor.trtllm.connector.shards import ShardedTransport, shard_names
 from weir_executor.trtllm.connector.store_link import RankFormat
 from weir_executor.trtllm.connector.worker import LoadFailedError, RankWorker
-from weir_executor.trtllm.kv_events import private_salt, shared_salt
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.policies.make import POLICIES
 from weir_kvstore.put import Puts
@@ -287,9 +287,7 @@ class Run:
         self.metrics, self.num_ranks = ExecutorMetrics(Metrics("chaos")), self.dice.choice((1, 2, 3))
         self.store = self._make_store()
         puts = Puts(self.store, max_open=4, idle_seconds=5)
-        self.transport = InProcessStore(
-            self.store, puts, self.faults["store"], self.clock, Random(self.dice.random())
-        )
+        self.transport = InProcessStore(self.store, puts, self.faults["store"], self.clock, Random(self.dice.random()))
 
     async def go(self, operations: int) -> Counter[str]:
         """Raises AssertionError where anybody is parked for ever."""

@@ -1,7 +1,7 @@
-"""A `BlockTransport` to a kvstore in the same process, which is away, slow, full of lies, or forgets its leases, by a seed.
+"""A `BlockTransport` to a kvstore in the same process that is away, slow, lies, or forgets its leases, by a seed.
 
-    away    every call fails             lying   bytes that do not match, blocks that were not asked for, more than it has
-    slow    no answer in time            expired a lease is gone when it is used
+away   every call fails          lying     other bytes, blocks that were not asked for, more than it has
+slow   no answer in time         expired   a lease is gone when it is used
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from weir.kvstore.v1.block_chunk import BlockChunk
 from weir_chassis.clock import Clock
 from weir_chassis.errors import LeaseExpired, NotFound, Overloaded
 from weir_executor.kv_transfer.assembler import BlockAssembler
-from weir_executor.kv_transfer.transport import Match, Payload, Put, PutResult, TierRange
+from weir_executor.kv_transfer.plan import TierRange
+from weir_executor.kv_transfer.transport import Match, Payload, Put, PutResult
 from weir_kvstore.put import PutPiece, Puts
 from weir_kvstore.reads import read_lease
 from weir_kvstore.staging import PutBegin

@@ -119,9 +119,7 @@ def _optional(called: str, ours: Surface) -> frozenset[str]:
 
 def _hooks(ours: Surface) -> Mapping[str, frozenset[str]]:
     return {
-        name.rpartition(".")[2]: names.all
-        for name, names in ours.callables.items()
-        if name.split(".")[-2] in _HOOKED
+        name.rpartition(".")[2]: names.all for name, names in ours.callables.items() if name.split(".")[-2] in _HOOKED
     }
 
 

@@ -254,6 +254,10 @@ class EngineInfo:
     kv_dtype: str
     kv_layout: str  # names the order of axes inside a block's payload; part of the store's namespace
     transfers_blocks: bool  # takes `stored_prefix` and emits `full_blocks`
+    takes_prefixes: bool = False  # takes `stored_prefix`, and puts its full blocks into the store by itself
+    # Names of the parts of which each is stored by itself, in the order in which they make up a block's payload; see
+    # `shard_namespace`. Empty: blocks are whole.
+    shards: tuple[str, ...] = ()
     embedding_size: int = 0  # values of a pooled vector; 0: the engine does not pool
     takes_guides: bool = False
     takes_watermarks: bool = False

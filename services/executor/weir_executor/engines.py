@@ -19,7 +19,7 @@ from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.settings import ExecutorSettings
 
 if TYPE_CHECKING:
-    from weir_executor.trtllm.config import Transceiver
+    from weir_executor.trtllm.config import ConnectorConfig, Transceiver
 
 
 def load_engine(settings: ExecutorSettings, files: ModelFiles) -> Engine:
@@ -92,6 +92,7 @@ def _load_trtllm(settings: ExecutorSettings) -> Engine:
         host_cache_bytes=settings.trtllm_host_cache_bytes,
         disk_cache_bytes=settings.trtllm_disk_cache_bytes,
         disk_cache_dir=settings.trtllm_disk_cache_dir,
+        connector=_connector(settings),
         tensor_parallel=settings.tensor_parallel,
         pipeline_parallel=settings.pipeline_parallel,
         expert_parallel=settings.trtllm_expert_parallel,
@@ -151,6 +152,20 @@ def _bytes_per_token(settings: ExecutorSettings) -> int:
 
 def _drawn_machine_id() -> int:
     return zlib.crc32(f"{socket.gethostname()}/{os.getpid()}".encode()) % 1021
+
+
+def _connector(settings: ExecutorSettings) -> ConnectorConfig | None:
+    from weir_executor.trtllm.config import ConnectorConfig  # noqa: PLC0415  # what else needs it
+
+    if settings.trtllm_kv_tier == "engine":
+        return None
+    return ConnectorConfig(
+        kvstore_address=settings.kvstore_address,
+        staging_dir=settings.trtllm_staging_dir,
+        staging_bytes=settings.kvstore_load_bytes,
+        queue_bytes=settings.kvstore_queue_bytes,
+        bytes_per_second=settings.kvstore_bytes_per_second,
+    )
 
 
 def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:

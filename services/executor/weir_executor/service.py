@@ -39,6 +39,8 @@ from weir_executor.handoff.take_over import TakeOverLimits, TakeOvers
 from weir_executor.kv_events import recorder
 from weir_executor.kv_transfer import ArenaTransport, KvTransfer, LoaderLimits, TransferLimits, WriterLimits
 from weir_executor.kv_transfer.hashes import Namespaces
+from weir_executor.kv_transfer.shards import ShardedTransport
+from weir_executor.kv_transfer.transport import BlockTransport
 from weir_executor.live_requests import LiveRequests
 from weir_executor.mapping import Served
 from weir_executor.metrics import ExecutorMetrics
@@ -235,7 +237,8 @@ def _take_overs(
 async def _connect_store(
     stack: AsyncExitStack, engine: Engine, settings: ExecutorSettings, chassis: Chassis, metrics: ExecutorMetrics
 ) -> KvTransfer | None:
-    if not settings.kvstore_address or not engine.info.transfers_blocks:
+    info = engine.info
+    if not settings.kvstore_address or not (info.transfers_blocks or info.takes_prefixes):
         return None
     channel = chassis.connect(settings.kvstore_address)
     stack.push_async_callback(channel.close, None)
@@ -249,7 +252,9 @@ async def _connect_store(
         ),
         WriterLimits(settings.kvstore_queue_bytes, _PUT_SECONDS, settings.kvstore_bytes_per_second),
     )
-    transport = ArenaTransport(channel, chassis.clock)
+    transport: BlockTransport = ArenaTransport(channel, chassis.clock)
+    if len(info.shards) > 1:
+        transport = ShardedTransport(transport, info.shards)
     transfer = KvTransfer(transport, engine, limits, metrics=metrics, clock=chassis.clock, random=chassis.random)
     stack.push_async_callback(transfer.close)
     return transfer

@@ -148,6 +148,14 @@ class ExecutorSettings(ServiceSettings):
         default=0.9, gt=0.0, lt=1.0, description="of the memory that weights and a trial step leave, for KV blocks"
     )
     trtllm_kv_dtype: str = Field(default="auto", min_length=1, description="of KV blocks: auto, fp8, nvfp4")
+    trtllm_kv_tier: Literal["engine", "kvstore"] = Field(
+        default="engine",
+        description="what is behind the engine's own blocks: further tiers of its own, or the kvstore by a connector",
+    )
+    trtllm_staging_dir: Path = Field(
+        default=Path("/dev/shm"),  # noqa: S108  # shared memory, which is what is meant
+        description="in memory: where prefixes from the kvstore are put for the engine's processes",
+    )
     trtllm_host_cache_bytes: int = Field(default=0, ge=0, description="of the engine's own second tier, per rank")
     trtllm_disk_cache_bytes: int = Field(default=0, ge=0, description="and of its third, where it has one")
     trtllm_disk_cache_dir: Path | None = None
@@ -283,6 +291,8 @@ class ExecutorSettings(ServiceSettings):
             )
         if len(self.adapters) > self.max_adapters:
             raise ValueError(f"adapters: {len(self.adapters)}, and max_adapters is {self.max_adapters}")
+        if self.engine == "trtllm" and self.trtllm_kv_tier == "kvstore" and not self.kvstore_address:
+            raise ValueError("trtllm_kv_tier kvstore needs a kvstore_address")
         if self.speculation == "draft_model" and self.draft_model_dir is None:
             raise ValueError("speculation draft_model needs a draft_model_dir")
         return self

@@ -15,7 +15,14 @@ from weir_executor.trtllm.connector.copies import CopiedOut, Copies
 from weir_executor.trtllm.connector.names import StagedName
 
 _LONGEST_TURNS = 6
-RANK_FAULTS = ("copy in fails", "load hangs", "copy out fails", "copy out hangs", "folder fails", "lease cannot be read")
+RANK_FAULTS = (
+    "copy in fails",
+    "load hangs",
+    "copy out fails",
+    "copy out hangs",
+    "folder fails",
+    "lease cannot be read",
+)
 
 
 class SlowThreads:

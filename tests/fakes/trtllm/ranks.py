@@ -1,6 +1,6 @@
-"""One engine's side of a connector without a GPU: a leader, some ranks with pools of their own, the hooks in their order.
+"""One engine's side of a connector without a GPU: a leader, ranks with pools of their own, the hooks in their order.
 
-admission: asked, allocated, told → output built → plan, to every rank → loads → layers → saves → ends → who is finished
+asked, allocated, told → output built → plan, to every rank → loads → layers → saves → ends → who is finished
 
 What a token's keys and values are follows from its salt, all tokens before it, and the rank: so whatever a request
 finds in its blocks is right or wrong. Blocks hold garbage when they are given to somebody.
@@ -127,8 +127,16 @@ class Ranks:
     """`counts`: `operations` are calls of hooks, `wrong hits` blocks that do not hold what they should."""
 
     def __init__(
-        self, scheduler: Any, workers: Sequence[Any], *, num_blocks: int, block_size: int, newer: bool = False,
-        chunk_tokens: int = 1 << 20, max_running: int = 1 << 20, draw: Callable[[Live], int] | None = None,
+        self,
+        scheduler: Any,
+        workers: Sequence[Any],
+        *,
+        num_blocks: int,
+        block_size: int,
+        newer: bool = False,
+        chunk_tokens: int = 1 << 20,
+        max_running: int = 1 << 20,
+        draw: Callable[[Live], int] | None = None,
     ) -> None:
         self._scheduler, self.workers, self._newer = scheduler, workers, newer
         self._chunk_tokens, self._max_running, self._draw = chunk_tokens, max_running, draw or _draw

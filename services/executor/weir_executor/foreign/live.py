@@ -33,7 +33,7 @@ class Left:
 
     blocks: int | None = None
     state: bytes = b""
-    fetched_tokens: int = 0  # of its prompt, from another engine
+    loaded_tokens: int = 0  # of its prompt, from another engine or the store
 
 
 NOTHING_LEFT = Left()
@@ -87,6 +87,8 @@ class LiveRequest:
     handed: Mapping[int, Any] = field(default_factory=dict)
     fetched: bool = False  # its prompt's blocks have come from there
     withdrawn: bool = False  # nobody wants any more of it
+    # Of the prompt, begin and end of what was staged for the engine to load.
+    staged_tokens: tuple[int, int] = (0, 0)
 
     @property
     def key(self) -> int:
@@ -111,6 +113,16 @@ class LiveRequest:
         """Over all outputs, resumed ones not counted."""
         resumed = sum(len(token_ids) for token_ids in self.request.resumed.values())
         return sum(output.num_tokens for output in self.outputs) - resumed
+
+    @property
+    def staged_hit_tokens(self) -> int:
+        """Of the prompt, from the store: what the engine found beyond its own blocks. It tells both as one."""
+        begin, end = self.staged_tokens
+        return max(0, min(self._cached_tokens, end) - begin)
+
+    @property
+    def _cached_tokens(self) -> int:
+        return min(self.cached_tokens or 0, len(self.request.token_ids))
 
     @property
     def prefill_left(self) -> int:
@@ -144,8 +156,8 @@ class LiveRequest:
             key=self.key,
             prompt_tokens=len(self.request.token_ids),
             # Of what was fetched, an engine may say that it had it all the time.
-            cached_prompt_tokens=0 if self.fetched else min(self.cached_tokens or 0, len(self.request.token_ids)),
-            loaded_prompt_tokens=left.fetched_tokens,
+            cached_prompt_tokens=0 if self.fetched else self._cached_tokens - left.loaded_tokens,
+            loaded_prompt_tokens=left.loaded_tokens,
             completion_tokens=self.completion_tokens,
             queue_seconds=begun - self.submitted_at,
             prefill_seconds=max(0.0, first - begun),

@@ -40,6 +40,7 @@ from weir_executor.foreign.outlet import Outlet
 from weir_executor.request_checks import check_request
 from weir_executor.trtllm.asking import Asker
 from weir_executor.trtllm.config import TrtConfig
+from weir_executor.trtllm.connector.staging import Staging
 from weir_executor.trtllm.cursor import Cursor
 from weir_executor.trtllm.guides import check_guide
 from weir_executor.trtllm.handover import unpack
@@ -60,7 +61,17 @@ _MAX_ADAPTER_BYTES: Final = 8 << 30
 class TrtEngine:
     """See `Engine`. `llm` is an `LLM` that is ready, with `info` as it was told."""
 
-    def __init__(self, llm: Any, library: Library, can: Capabilities, config: TrtConfig, info: EngineInfo) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        library: Library,
+        can: Capabilities,
+        config: TrtConfig,
+        info: EngineInfo,
+        *,
+        staging: Staging | None = None,
+    ) -> None:
+        """`staging`: of a connector's prefixes; the engine closes it."""
         self._llm, self._library, self._can, self._config, self._info = llm, library, can, config, info
         self._lives = Lives(config.max_waiting)
         self._observer = Observer(llm, info.block_size, info.num_blocks, has_events=config.prefix_cache)
@@ -77,7 +88,9 @@ class TrtEngine:
             outlet=self._outlet,
             count_cached=self.cached_prefix_blocks,
             die=self.die,
+            staging=staging,
         )
+        self._staging = staging
         self._load = self._make_load()
         self._adapter_ids = count(1)
         self._loop = LoopThread("trtllm-engine")
@@ -92,6 +105,8 @@ class TrtEngine:
         self._outlet.deliver = deliver
         self._supervisor.start()
         self._loop.run(self._observer.run(self._outlet.soon, self._outlet.events))
+        if self._staging is not None:
+            self._loop.run(self._staging.run())
 
     def submit(self, request: GenerationRequest) -> None:
         check_request(request, self._info)
@@ -164,6 +179,8 @@ class TrtEngine:
         self._shut_down()
         if not self._loop.close(_LOOP_SECONDS):
             _log.error("the engine's loop does not end; it is left behind")
+        if self._staging is not None:
+            self._staging.close()
 
     def _handed(self, request: GenerationRequest) -> Mapping[int, Mapping[str, Any]]:
         """What another engine has said of its prompt, if this one can go on by it."""

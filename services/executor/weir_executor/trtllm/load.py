@@ -6,13 +6,21 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from weir_executor.engine import EngineInfo
 from weir_executor.foreign.load_report import Iteration
 from weir_executor.foreign.loop_thread import LoopThread
+from weir_executor.kv_transfer.shards import shard_names
 from weir_executor.trtllm import stats
 from weir_executor.trtllm.config import TrtConfig, llm_arguments
+from weir_executor.trtllm.connector.area import Area
+from weir_executor.trtllm.connector.check import check_model
+from weir_executor.trtllm.connector.layout import ShardLayout
+from weir_executor.trtllm.connector.staging import Staging
+from weir_executor.trtllm.connector.told import Told, telling
 from weir_executor.trtllm.engine import TrtEngine
 from weir_executor.trtllm.handover import format_of
 from weir_executor.trtllm.library import Library, load_library
@@ -31,16 +39,58 @@ def load_engine(config: TrtConfig, library: Library | None = None) -> TrtEngine:
     can = probe(library, allow_unknown=config.allow_unknown_version)
     model = _read_json(config, "config.json")
     max_model_len = config.max_model_len or int(model["max_position_embeddings"])
-    _log.info("TensorRT-LLM %s is loading %s", library.version, config.model_dir)
-    llm = library.LLM(**llm_arguments(config, library, can, max_model_len))
-    try:
+    arguments = llm_arguments(config, library, can, max_model_len)
+    if config.connector is not None:
+        check_model(model)
+    with ExitStack() as undo:
+        area = _open_area(config, undo)
+        _log.info("TensorRT-LLM %s is loading %s", library.version, config.model_dir)
+        llm = _construct(library, arguments, config, area)
+        undo.callback(llm.shutdown)
         iteration = _warm_up(llm, library, _eos(config, model), config)
-    except BaseException:
-        llm.shutdown()
-        raise
-    info = _info(config, model, max_model_len, iteration.total_blocks or _capacity(llm), library.version)
+        info = _info(config, model, max_model_len, iteration.total_blocks or _capacity(llm), library.version)
+        if area is not None:
+            info = _with_shards(info, area.layout(config.tensor_parallel), config.tensor_parallel)
+        undo.pop_all()
     _log.info("the engine is ready: %d blocks of %d tokens", info.num_blocks, info.block_size)
-    return TrtEngine(llm, library, can, config, info)
+    return TrtEngine(llm, library, can, config, info, staging=None if area is None else Staging(area))
+
+
+def _open_area(config: TrtConfig, undo: ExitStack) -> Area | None:
+    """Raises OSError."""
+    if config.connector is None:
+        return None
+    area = Area(config.connector.staging_dir, config.connector.staging_bytes)
+    undo.callback(area.close)
+    return area
+
+
+def _construct(library: Library, arguments: Mapping[str, Any], config: TrtConfig, area: Area | None) -> Any:
+    """Its processes are started meanwhile, and told what their connectors need."""
+    if config.connector is None or area is None:
+        return library.LLM(**arguments)
+    told = Told(
+        kvstore_address=config.connector.kvstore_address,
+        area=area.path,
+        block_size=config.block_size,
+        kv_dtype=config.kv_dtype,
+        queue_bytes=config.connector.queue_bytes,
+        bytes_per_second=config.connector.bytes_per_second,
+    )
+    with telling(told):
+        return library.LLM(**arguments)
+
+
+def _with_shards(info: EngineInfo, layout: ShardLayout, ranks: int) -> EngineInfo:
+    """What a block's bytes are is known once the engine has its pools."""
+    return replace(
+        info,
+        block_bytes=layout.block_bytes * ranks,
+        kv_dtype=layout.kv_dtype,
+        kv_layout=layout.kv_layout,
+        takes_prefixes=True,
+        shards=tuple(shard_names(ranks)),
+    )
 
 
 def _info(config: TrtConfig, model: Mapping[str, Any], max_model_len: int, num_blocks: int, version: str) -> EngineInfo:

@@ -2,6 +2,8 @@
 
     Line ─▶ Asker, once for each output ─▶ a task for each: results ─▶ Cursor ─▶ Line
 
+A request with a stored prefix comes into the line once that is where the engine's processes see it.
+
 Of a prompt that is handed off each output ends after its first token, and its blocks stay (`HeldPrompts`). Of one that
 is taken over the engine fetches the blocks; when they do not come in time, the prompt is computed here all the same.
 """
@@ -16,13 +18,15 @@ from dataclasses import replace
 from typing import Any
 
 from weir_chassis.errors import Internal, WeirError
-from weir_executor.engine import EngineInfo, FinishReason
+from weir_executor.engine import EngineInfo, FinishReason, StoredPrefix
 from weir_executor.foreign.line import Line
 from weir_executor.foreign.live import NOTHING_LEFT, Left, LiveOutput, LiveRequest, News
 from weir_executor.foreign.lives import Lives
 from weir_executor.foreign.outlet import Outlet
+from weir_executor.foreign.salts import shares_blocks
 from weir_executor.trtllm.asking import Asked, Asker, Part
 from weir_executor.trtllm.config import TrtConfig
+from weir_executor.trtllm.connector.staging import Staging
 from weir_executor.trtllm.cursor import Cursor
 from weir_executor.trtllm.guides import check_guide
 from weir_executor.trtllm.handover import pack
@@ -50,6 +54,7 @@ class Work(Line):
         outlet: Outlet,
         count_cached: Callable[[Sequence[bytes]], int],
         die: Callable[[Exception], None],
+        staging: Staging | None = None,
     ) -> None:
         super().__init__(
             lives,
@@ -59,7 +64,7 @@ class Work(Line):
             count_cached=count_cached,
         )
         self._asker, self._library, self._can, self._config, self._info = asker, library, can, config, info
-        self._die = die
+        self._die, self._staging = die, staging
         self.held, self._strays = HeldPrompts(info.num_blocks), Strays()
 
     def release_held(self, key: int) -> None:
@@ -72,6 +77,14 @@ class Work(Line):
         super().end_all(error)
 
     # ── to the engine ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def enter(self, live: LiveRequest) -> None:
+        if self._staging is not None and shares_blocks(live.request, self._info.block_size):
+            self._staging.note_scope(live.request.cache_scope)
+        if self._staging is None or live.request.stored_prefix is None:
+            super().enter(live)
+        else:
+            self._follow_by(self._stage(live, live.request.stored_prefix, self._staging), live)
 
     def _begin_output(self, live: LiveRequest, output: LiveOutput) -> None:
         self._ask(live, output, self._part(live, output))
@@ -124,6 +137,17 @@ class Work(Line):
     def _later(self, seconds: float, call: Callable[..., None], *args: Any) -> None:
         asyncio.get_running_loop().call_later(seconds, call, *args)
 
+    async def _stage(self, live: LiveRequest, prefix: StoredPrefix, staging: Staging) -> None:
+        """Whether it is staged or not, it goes on; unless it was aborted meanwhile."""
+        if await staging.stage(live.request):
+            size = self._info.block_size
+            live.staged_tokens = prefix.first_block * size, (prefix.first_block + len(prefix.blocks)) * size
+        live.request = replace(live.request, stored_prefix=None)  # what is large is in one place
+        if self._lives.find(live.key) is live:
+            super().enter(live)
+        else:
+            staging.drop(live.key)
+
     # ── from the engine ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _follow(self, live: LiveRequest, output: LiveOutput, result: Any) -> None:
@@ -172,6 +196,8 @@ class Work(Line):
             output.over, output.left = True, newest
         else:
             self._take(live, output, news)
+        if live.first_token_at is not None:
+            self._drop_staged(live)
 
     def _fail(self, live: LiveRequest, output: LiveOutput, error: Exception) -> None:
         """The engine has failed one of its requests. One whose blocks did not come has a second chance."""
@@ -212,9 +238,11 @@ class Work(Line):
             self._withdraw(live, output)
 
     def _leave(self, live: LiveRequest) -> Left:
+        self._drop_staged(live)
         full_blocks = len(live.request.token_ids) // self._info.block_size
         if not live.request.hand_off:
-            return Left(fetched_tokens=full_blocks * self._info.block_size) if live.fetched else NOTHING_LEFT
+            fetched = full_blocks * self._info.block_size if live.fetched else 0
+            return Left(loaded_tokens=fetched or live.staged_hit_tokens)
         state = self._pack(live)
         results = [o.left for o in live.outputs if o.left is not None and o.asked.part is Part.CONTEXT]
         if state:
@@ -236,6 +264,11 @@ class Work(Line):
         with suppress(TypeError, ValueError):  # of a version that says it in a way that nobody has seen
             return pack(told)
         return b""
+
+    def _drop_staged(self, live: LiveRequest) -> None:
+        """The engine has taken it, or will not."""
+        if self._staging is not None:
+            self._staging.drop(live.key)
 
 
 def _goes_on(live: LiveRequest, output: LiveOutput, news: News) -> bool:

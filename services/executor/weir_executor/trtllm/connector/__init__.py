@@ -3,7 +3,7 @@
     the service's process                                  the engine's processes, one for each rank
     ─────────────────────                                  ─────────────────────────────────────────
     kv_transfer: asks, leases, fetches  ─▶ StoredPrefix    leader.py   on rank 0: finds what is staged, leases, offers
-    shards.py    every rank's part of a block or none                  it; says which blocks to load and to save
+    … shards.py  every rank's part of a block or none                  it; says which blocks to load and to save
     area.py      the prefix as one file in memory  ──────▶ worker.py   on every rank: file ─▶ blocks, blocks ─▶ store
                                                            copies.py   the device's side, store_link.py the store's
 

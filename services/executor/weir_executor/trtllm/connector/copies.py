@@ -38,7 +38,7 @@ class Copies:
             raise ValueError(f"a pool of strides {tuple(pool.stride())}: its blocks are not one after another")
         self._torch, self._device = torch, pool.device
         self._rows = pool.reshape(pool.shape[0], -1).view(torch.uint8)
-        self._stream = torch.cuda.Stream(pool.device) if pool.is_cuda else None
+        self._stream: Any = torch.cuda.Stream(pool.device) if pool.is_cuda else None  # type: ignore[no-untyped-call]
 
     @property
     def block_bytes(self) -> int:
@@ -72,7 +72,7 @@ class Copies:
             self.copy_in(blocks, block_ids, None)
             return
         self._torch.cuda.set_device(self._device)
-        stream = self._torch.cuda.Stream(self._device)
+        stream = self._torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_event(after)
         self.copy_in(blocks, block_ids, stream)
         stream.synchronize()

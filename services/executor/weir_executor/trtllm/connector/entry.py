@@ -15,12 +15,12 @@ from random import SystemRandom
 from typing import Any, Final
 
 from weir_chassis.clock import SystemClock
+from weir_executor.kv_transfer.shards import shard_names
 from weir_executor.trtllm.connector.area_view import AreaView
 from weir_executor.trtllm.connector.check import check_arguments
 from weir_executor.trtllm.connector.layout import ShardLayout
 from weir_executor.trtllm.connector.leader import Leader
 from weir_executor.trtllm.connector.plan import StepPlan
-from weir_executor.trtllm.connector.shards import shard_names
 from weir_executor.trtllm.connector.store_link import StoreLink, store_link
 from weir_executor.trtllm.connector.told import MODULE, SCHEDULER, WORKER, Told, read_told
 from weir_executor.trtllm.connector.worker import RankWorker

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, Final
 
-from weir.kvstore.v1.block_hash import DIGEST_BYTES
+from weir_executor.foreign.salts import scope_of
 from weir_executor.trtllm.connector.area_view import AreaView
 from weir_executor.trtllm.connector.plan import Load, Save, StepPlan
 from weir_executor.trtllm.connector.requests import Chain, Offer, Tracked
@@ -22,7 +22,6 @@ _log = logging.getLogger(__name__)
 _MAX_OFFERS: Final = 4096
 # What is scheduled and not over. More are not followed: neither loaded nor saved.
 _MAX_REQUESTS: Final = 65_536
-_SALT_CHARS: Final = 2 * DIGEST_BYTES
 
 
 class Leader:
@@ -128,8 +127,8 @@ class Leader:
     def _root_of(self, request: Any) -> bytes | None:
         """Of the scope that its salt names. None: it shares nothing."""
         salt = getattr(request, "cache_salt", None)
-        if isinstance(salt, str):
-            return _root(salt)
+        if salt is not None:
+            return scope_of(salt)
         number = getattr(request, "cache_salt_id", None)
         return None if number is None else self._view.root_of(number)
 
@@ -193,15 +192,6 @@ class Leader:
         has_saves = before is not None and before.has_saves
         tracked = self._requests[request_id] = Tracked(chain, has_saves=has_saves)
         return tracked
-
-
-def _root(salt: str) -> bytes | None:
-    if len(salt) != _SALT_CHARS:
-        return None
-    try:
-        return bytes.fromhex(salt)
-    except ValueError:
-        return None
 
 
 def _new_block_ids(data: Any) -> Sequence[int]:

@@ -16,6 +16,7 @@ from weir_chassis.channel import open_channel
 from weir_chassis.clock import Clock
 from weir_chassis.metrics import Metrics
 from weir_executor.engine import FullBlock
+from weir_executor.foreign.loop_thread import LoopThread
 from weir_executor.kv_transfer import ArenaTransport, WriterLimits
 from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
 from weir_executor.kv_transfer.transport import BlockTransport
@@ -23,7 +24,6 @@ from weir_executor.kv_transfer.writer import BlockWriter
 from weir_executor.metrics import ExecutorMetrics
 from weir_executor.trtllm.connector.layout import ShardLayout
 from weir_executor.trtllm.connector.told import Told
-from weir_executor.trtllm.loop_thread import LoopThread
 
 _log = logging.getLogger(__name__)
 _START_SECONDS, _CLOSE_SECONDS = 10.0, 5.0
