@@ -20,7 +20,8 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingCondition
 from weir.router.v1.router_pb2 import GenerateRequest
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir_chassis.channel import open_channel
-from weir_chassis.errors import Fault, WeirError, from_rpc_error, reason_name
+from weir_chassis.errors import WeirError, from_rpc_error, reason_name
+from weir_chassis.fault_table import Fault
 from weir_client.client import Client, collect, user
 
 _GREEDY = SamplingParameters(temperature=0)

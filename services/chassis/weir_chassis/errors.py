@@ -1,19 +1,17 @@
-"""Errors that know their status, and the one table that translates them.
+"""Errors that know their status; `fault_table.py` is the one table that translates them.
 
     WeirError                       reason ─ TABLE ─ status code, retryable, whose fault
     ├── InvalidArgument             names the field and the limit
     │   ├── PromptTooLong
     │   └── TemplateFailed
-    ├── Unsupported   ModelNotFound   NotFound   AlreadyExists   Unauthenticated   PermissionDenied
-    ├── RevisionMismatch
+    ├── Unsupported   ModelNotFound   NotFound   AlreadyExists   Unauthenticated   PermissionDenied   RevisionMismatch
     ├── Overloaded   QuotaExceeded   SlowConsumer
     ├── Cancelled   DeadlineExceeded
-    ├── NoWorker   WorkerLost   Draining
-    ├── LeaseExpired   DataCorrupt
+    ├── NoWorker   WorkerLost   Draining   LeaseExpired   DataCorrupt
     └── Internal                    a bug of ours; what an unknown exception becomes at the seam
 
 A service raises these; the interceptor turns them into a status with `google.rpc` details (`to_status`), and a client
-turns a status back (`from_status`, `from_rpc_error`). The table is written out in weir/inference/v1/error.proto.
+turns a status back (`from_status`, `from_rpc_error`).
 """
 
 # ruff: noqa: N818  # an error is named for what is wrong; the suffix would say "error" twenty times
@@ -21,9 +19,7 @@ turns a status back (`from_status`, `from_rpc_error`). The table is written out 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
-from enum import Enum
 from typing import ClassVar, TypeVar
 
 import grpc
@@ -35,51 +31,11 @@ from grpc import StatusCode
 from grpc_status import rpc_status
 
 from weir.inference.v1.error_pb2 import ErrorReason, Failure
+from weir_chassis.fault_table import TABLE, Row
 from weir_chassis.limits import MAX_ERROR_MESSAGE_BYTES, MAX_STATUS_BYTES
 
 DOMAIN = "weir"
 _PREFIX = "ERROR_REASON_"
-
-
-class Fault(Enum):
-    """Whose fault an error is. Only `SERVER` may count against a worker."""
-
-    CLIENT = "client"
-    SERVER = "server"
-    NONE = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    code: StatusCode
-    retryable: bool
-    fault: Fault
-
-
-_C, _S, _N = Fault.CLIENT, Fault.SERVER, Fault.NONE
-TABLE: Mapping[ErrorReason.ValueType, Row] = {
-    ErrorReason.ERROR_REASON_INVALID_ARGUMENT: Row(StatusCode.INVALID_ARGUMENT, False, _C),
-    ErrorReason.ERROR_REASON_PROMPT_TOO_LONG: Row(StatusCode.INVALID_ARGUMENT, False, _C),
-    ErrorReason.ERROR_REASON_TEMPLATE_FAILED: Row(StatusCode.INVALID_ARGUMENT, False, _C),
-    ErrorReason.ERROR_REASON_UNSUPPORTED: Row(StatusCode.UNIMPLEMENTED, False, _C),
-    ErrorReason.ERROR_REASON_MODEL_NOT_FOUND: Row(StatusCode.NOT_FOUND, False, _C),
-    ErrorReason.ERROR_REASON_NOT_FOUND: Row(StatusCode.NOT_FOUND, False, _C),
-    ErrorReason.ERROR_REASON_ALREADY_EXISTS: Row(StatusCode.ALREADY_EXISTS, False, _C),
-    ErrorReason.ERROR_REASON_UNAUTHENTICATED: Row(StatusCode.UNAUTHENTICATED, False, _C),
-    ErrorReason.ERROR_REASON_PERMISSION_DENIED: Row(StatusCode.PERMISSION_DENIED, False, _C),
-    ErrorReason.ERROR_REASON_REVISION_MISMATCH: Row(StatusCode.FAILED_PRECONDITION, False, _S),
-    ErrorReason.ERROR_REASON_OVERLOADED: Row(StatusCode.RESOURCE_EXHAUSTED, True, _N),
-    ErrorReason.ERROR_REASON_QUOTA_EXCEEDED: Row(StatusCode.RESOURCE_EXHAUSTED, True, _C),
-    ErrorReason.ERROR_REASON_SLOW_CONSUMER: Row(StatusCode.RESOURCE_EXHAUSTED, False, _C),
-    ErrorReason.ERROR_REASON_CANCELLED: Row(StatusCode.CANCELLED, False, _C),
-    ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED: Row(StatusCode.DEADLINE_EXCEEDED, False, _N),
-    ErrorReason.ERROR_REASON_NO_WORKER: Row(StatusCode.UNAVAILABLE, True, _S),
-    ErrorReason.ERROR_REASON_WORKER_LOST: Row(StatusCode.UNAVAILABLE, True, _S),
-    ErrorReason.ERROR_REASON_DRAINING: Row(StatusCode.UNAVAILABLE, True, _N),
-    ErrorReason.ERROR_REASON_LEASE_EXPIRED: Row(StatusCode.ABORTED, True, _N),
-    ErrorReason.ERROR_REASON_DATA_CORRUPT: Row(StatusCode.DATA_LOSS, True, _S),
-    ErrorReason.ERROR_REASON_INTERNAL: Row(StatusCode.INTERNAL, True, _S),
-}
 
 
 class WeirError(Exception):

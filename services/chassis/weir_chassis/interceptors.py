@@ -26,7 +26,8 @@ from weir_chassis import errors
 from weir_chassis.calls import Calls, is_infrastructure
 from weir_chassis.clock import Clock
 from weir_chassis.deadline import time_left
-from weir_chassis.errors import DeadlineExceeded, Fault, Internal, Unsupported, WeirError
+from weir_chassis.errors import DeadlineExceeded, Internal, Unsupported, WeirError
+from weir_chassis.fault_table import Fault
 from weir_chassis.metrics import Metrics
 from weir_chassis.telemetry import bound_request, get_logger, request_from
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from weir.inference.v1 import error_pb2
 from weir.inference.v1.error_pb2 import ErrorReason
 from weir_chassis import errors
+from weir_chassis.fault_table import TABLE
 from weir_chassis.limits import MAX_ERROR_MESSAGE_BYTES, MAX_STATUS_BYTES
 
 REASONS = [reason for reason in ErrorReason.values() if reason != ErrorReason.ERROR_REASON_UNSPECIFIED]
@@ -46,12 +47,12 @@ EXAMPLES: list[errors.WeirError] = [
 
 @pytest.mark.parametrize("reason", REASONS, ids=ErrorReason.Name)
 def test_every_reason_has_a_row_and_a_class(reason: ErrorReason.ValueType) -> None:
-    assert reason in errors.TABLE
+    assert reason in TABLE
     assert errors.CLASSES[reason].reason == reason
 
 
 def test_the_table_has_nothing_else() -> None:
-    assert set(errors.TABLE) == set(REASONS) == set(errors.CLASSES)
+    assert set(TABLE) == set(REASONS) == set(errors.CLASSES)
     assert {error.reason for error in EXAMPLES} == set(REASONS), "an example of each"
 
 
@@ -59,8 +60,7 @@ def test_the_protos_comment_is_the_table() -> None:
     proto = Path(error_pb2.__file__).with_name("error.proto").read_text(encoding="utf-8")
     written = {name: (code, retryable == "yes", fault) for name, code, retryable, fault in ROW.findall(proto)}
     ours = {
-        errors.reason_name(reason): (row.code.name, row.retryable, row.fault.value)
-        for reason, row in errors.TABLE.items()
+        errors.reason_name(reason): (row.code.name, row.retryable, row.fault.value) for reason, row in TABLE.items()
     }
     assert written == ours
 

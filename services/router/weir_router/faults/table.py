@@ -5,8 +5,8 @@
                                charged?     against the retry budget, when it is tried elsewhere
                                billed?      the tokens that the client was given
 
-Whose fault a reason is stands in `weir_chassis.errors.TABLE`. Only the server's faults count against a worker, so no
-client, no deadline, no overload and no drain can eject one.
+Whose fault a reason is stands in `weir_chassis.fault_table.TABLE`. Only the server's faults count against a worker, so
+no client, no deadline, no overload and no drain can eject one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from weir.inference.v1.error_pb2 import ErrorReason
-from weir_chassis.errors import TABLE as REASONS
-from weir_chassis.errors import Fault, WeirError
+from weir_chassis.errors import WeirError
+from weir_chassis.fault_table import TABLE as REASONS
+from weir_chassis.fault_table import Fault
 
 
 class Where(Enum):

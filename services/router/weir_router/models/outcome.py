@@ -6,7 +6,8 @@ from asyncio import CancelledError
 from dataclasses import dataclass
 from enum import Enum
 
-from weir_chassis.errors import Cancelled, DeadlineExceeded, Fault, SlowConsumer, WeirError
+from weir_chassis.errors import Cancelled, DeadlineExceeded, SlowConsumer, WeirError
+from weir_chassis.fault_table import Fault
 
 
 class End(Enum):

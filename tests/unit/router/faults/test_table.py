@@ -6,8 +6,9 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from weir.inference.v1.error_pb2 import ErrorReason
-from weir_chassis.errors import TABLE as REASONS
-from weir_chassis.errors import Fault, WeirError, from_status, reason_name
+from weir_chassis.errors import WeirError, from_status, reason_name
+from weir_chassis.fault_table import TABLE as REASONS
+from weir_chassis.fault_table import Fault
 from weir_router.faults.table import TABLE, Where, before_or_after, verdict
 
 BEFORE, AFTER = Where.BEFORE_FIRST_TOKEN, Where.AFTER_FIRST_TOKEN
