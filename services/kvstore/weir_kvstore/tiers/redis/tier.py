@@ -19,8 +19,10 @@ from weir_kvstore.checksum import matches
 from weir_kvstore.record import Address, Bytes, Record
 from weir_kvstore.tier import Counters, TierReport
 from weir_kvstore.tiers.redis.books import MAX_MEMBERS, Books, Rules
-from weir_kvstore.tiers.redis.fetch import Reply, fetch
+from weir_kvstore.tiers.redis.connection import connect_directly
+from weir_kvstore.tiers.redis.fetch import fetch
 from weir_kvstore.tiers.redis.layout import MAX_VALUE_BYTES, Keys, decode, encode, member
+from weir_kvstore.tiers.redis.replies import Reply
 from weir_kvstore.tiers.redis.upkeep import Upkeep
 from weir_kvstore.tiers.removals import Removals
 from weir_kvstore.tiers.together import Together
@@ -51,6 +53,7 @@ class RedisTier:
         self._counters = Counters()
         self._keys = Keys(place.name)
         self._redis = open_client(place.url, connections=place.connections)
+        connect_directly(self._redis)
         self._link = StoreLink(self.name, (RedisError,), clock=clock, random=random)
         self._books = Books(self._redis, self._keys, rules, self._counters)
         self._values = Together(self._fetch)
