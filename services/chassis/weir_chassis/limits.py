@@ -20,6 +20,11 @@ MIN_PING_INTERVAL_MS: Final = 10_000
 MIN_RECONNECT_MS: Final = 100
 MAX_RECONNECT_MS: Final = 2_000
 
+# How long a connection may take to come about: a round trip for TCP and one for HTTP/2's settings, to another region or
+# to a process that waits for a core; a lost SYN is sent again after a second. One that is refused is tried again as soon
+# as above says. https://github.com/grpc/grpc/blob/master/doc/connection-backoff.md, MIN_CONNECT_TIMEOUT.
+CONNECT_TIMEOUT_MS: Final = 2_000
+
 # Below the 8 KiB of headers that gRPC accepts by default. Base64 and percent encoding swell the status by up to three
 # times, so it is kept this small: an error that does not fit would arrive as a different error.
 MAX_STATUS_BYTES: Final = 2_048
@@ -44,7 +49,7 @@ def client_options() -> ChannelOptions:
         # Retrying is a policy of ours, with a budget; gRPC's transparent retries would multiply it unseen.
         ("grpc.enable_retries", 0),
         ("grpc.initial_reconnect_backoff_ms", MIN_RECONNECT_MS),
-        ("grpc.min_reconnect_backoff_ms", MIN_RECONNECT_MS),
+        ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_MS),
         # Otherwise channels with equal arguments share one connection, and with it one flow-control window.
         ("grpc.use_local_subchannel_pool", 1),

@@ -56,6 +56,27 @@ async def test_a_restarted_worker_is_found_again() -> None:
     await server.stop(None)
 
 
+async def test_a_connection_may_take_a_while() -> None:
+    """A process that has no core for the moment, or is far away, is not one that is lost."""
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(3 * limits.MIN_RECONNECT_MS / 1000)
+        to_server = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(_pass_on(reader, to_server[1]), _pass_on(to_server[0], writer))
+
+    server, port = await serve_at(0)
+    between = await asyncio.start_server(late, "127.0.0.1", 0)
+    async with between, open_channel(f"127.0.0.1:{between.sockets[0].getsockname()[1]}") as channel:
+        assert await ScriptStub(channel).unary(b"abc", timeout=LIMIT_SECONDS) == b"3"
+    await server.stop(None)
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+    writer.close()
+
+
 async def test_a_taken_port_is_not_shared() -> None:
     server, port = await serve_at(0)
     with pytest.raises(RuntimeError):
