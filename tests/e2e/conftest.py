@@ -107,7 +107,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 async def load_of(address: str) -> GetLoadResponse:
     async with open_channel(address) as channel:
-        return await ExecutorServiceStub(channel).GetLoad(GetLoadRequest(), timeout=5)
+        return await ExecutorServiceStub(channel).GetLoad(GetLoadRequest(), timeout=20)
 
 
 async def until_idle(addresses: list[str], seconds: float = 10.0) -> None:

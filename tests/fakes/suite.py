@@ -92,7 +92,7 @@ class Suite:
     def postprocess(self) -> FakePostprocess:
         return self.fakes.postprocessors[0]
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
         """Waits until this is so; fails when it does not become so."""
         async with asyncio.timeout(seconds):
             while not condition():  # what is waited for is not always an event

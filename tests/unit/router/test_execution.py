@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from itertools import compress
 from random import Random
 from typing import Any
 
@@ -92,7 +93,8 @@ def two_of_each(**settings: Any) -> AbstractAsyncContextManager[Suite]:
 
 
 # What is found by a timer takes longer, and a drain is a death with another reason: with fewer streams.
-_FEW = {*_QUICK, "stalls", "drains", "text drains"}
+_BY_TIMERS = {*_QUICK, "stalls"}
+_FEW = {*_BY_TIMERS, "drains", "text drains"}
 _CELLS = [(name, kind) for name in FAULTS for kind in (("several", "stop") if name in _FEW else STREAMS)]
 
 
@@ -101,9 +103,14 @@ async def test_a_worker_that_fails_at_any_token_changes_nothing_of_the_answer(na
     message, fault = STREAMS[kind], FAULTS[name]
     async with two_of_each(**_QUICK.get(name, _PATIENT if name == "stalls" else {})) as running:
         wanted = await collect(running.router.Generate(message))
+        answers = []
         for position in range(max(map(len, wanted.token_ids.values()))):
-            answer = await struck(running, message, fault, position)
-            check_equal(answer, wanted, message.sampling.n)
+            answers.append(await struck(running, message, fault, position))
+            check_equal(answers[-1], wanted, message.sampling.n)
+        # On a busy machine a timer finds workers, too, that nothing has befallen: then there is one more attempt.
+        as_struck = [not (name in _BY_TIMERS and answer.receipt.attempts > 2) for answer in answers]
+        assert any(as_struck)
+        for position, answer in compress(enumerate(answers), as_struck):
             check_told(answer, fault, position)
 
 
@@ -119,7 +126,7 @@ async def struck(running: Suite, message: pb.GenerateRequest, fault: Fault, posi
     task = asyncio.create_task(collect(running.router.Generate(message, timeout=20), answer))
     await running.until(lambda: _all_at(executors, position) and answer.texts.get(0, "").startswith(seen))
     fakes: list[Any] = [*(running.fakes.postprocessors if fault.of_text else executors)]
-    await running.until(lambda: any(fake.live for fake in fakes))
+    await running.until(lambda: sum(bool(fake.live) for fake in fakes) == 1)
     (worker,) = [fake for fake in fakes if fake.live]
     fault.strike(worker)
     for executor in executors:
@@ -166,7 +173,11 @@ async def test_workers_that_fail_at_random_while_streams_run_change_nothing(seed
         wanted = {kind: await collect(running.router.Generate(STREAMS[kind])) for kind in set(kinds)}
         for executor in running.fakes.executors:
             executor.step_seconds = 0.005
-        tasks = [asyncio.create_task(collect(running.router.Generate(STREAMS[kind], timeout=30))) for kind in kinds]
+        answers = [Answer() for _ in kinds]
+        tasks = [
+            asyncio.create_task(collect(running.router.Generate(STREAMS[kind], timeout=60), answer))
+            for kind, answer in zip(kinds, answers, strict=True)
+        ]
         while not all(task.done() for task in tasks):
             await asyncio.sleep(rng.uniform(0, 0.03))
             fakes: list[Any] = [*running.fakes.executors, *running.fakes.postprocessors]
@@ -175,6 +186,10 @@ async def test_workers_that_fail_at_random_while_streams_run_change_nothing(seed
             await asyncio.sleep(rng.uniform(0, 0.03))
             fake.crash.revive()
             await running.until_serving()
+            # Two that fail it before its first token end a request.
+            await running.until(
+                lambda: all(t.done() or "delta" in answer.kinds for t, answer in zip(tasks, answers, strict=True))
+            )
         for task, kind in zip(tasks, kinds, strict=True):
             check_equal(await task, wanted[kind], STREAMS[kind].sampling.n)
 
