@@ -21,8 +21,8 @@ MIN_RECONNECT_MS: Final = 100
 MAX_RECONNECT_MS: Final = 2_000
 
 # How long a connection may take to come about: a round trip for TCP and one for HTTP/2's settings, to another region or
-# to a process that waits for a core; a lost SYN is sent again after a second. One that is refused is tried again as soon
-# as above says. https://github.com/grpc/grpc/blob/master/doc/connection-backoff.md, MIN_CONNECT_TIMEOUT.
+# to a process that waits for a core; a lost SYN is sent again after a second. One that is refused is tried again as
+# soon as above says. https://github.com/grpc/grpc/blob/master/doc/connection-backoff.md, MIN_CONNECT_TIMEOUT.
 CONNECT_TIMEOUT_MS: Final = 2_000
 
 # Below the 8 KiB of headers that gRPC accepts by default. Base64 and percent encoding swell the status by up to three
