@@ -12,3 +12,10 @@ fleet         what a process says of itself
 event_log     what something holds, as a log that can be followed    kv_events
 testing       the doubles
 """
+
+import os
+
+# Before gRPC is imported, which looks then. After a fork it would start its threads anew in the child, before that has
+# become another program, and one child in some forty then ends by SIGSEGV. uvloop starts programs by a fork (Python's
+# own loop by a vfork, which gRPC does not hear of). No child of ours uses its parent's gRPC.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
