@@ -1,6 +1,7 @@
 """Two machines, each a kvstore and an executor with the demo model: what one computes, the other loads.
 
-They share a Redis, or one store is the other's peer. The tokens are the same as if nothing had been shared.
+They share a Redis, or one store is the other's peer, or one hands a prompt over to the other. The tokens are the same
+as if nothing had been shared.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from contract import kvstore_contract as kv
-from contract.executor_contract import GREEDY, Caller, connect, prompt_of
+from contract.executor_contract import GREEDY, Caller, calling, connect, handed_off, prompt_of, until_all_free
 from servers import redis_server
 from weir.executor.v1 import executor_pb2 as pb
+from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir.kvstore.v1.kvstore_pb2 import TierStats
 from weir_chassis.channel import open_channel
 from weir_local.placement import Placement, PlannedService, plan
@@ -27,17 +30,25 @@ _SHARED_WITHIN_SECONDS = 30.0
 
 
 @asynccontextmanager
-async def machine(logs: Path, settings: Mapping[str, str]) -> AsyncIterator[tuple[str, str]]:
+async def machine(
+    logs: Path, settings: Mapping[str, str], *, host: str = "127.0.0.1", role: str = "both"
+) -> AsyncIterator[tuple[str, str]]:
     """The addresses of its kvstore, with these settings, and of its executor."""
     logs.mkdir()
     planned = {p.service: p for p in plan(Placement(kv_store_mib=64, kv_cache_mib=64), free_port)}
-    store, executor = planned["kvstore"], planned["executor"]
+    store, executor = (_moved(planned[name], host) for name in ("kvstore", "executor"))
+    executor = replace(executor, settings={**executor.settings, "kvstore_address": store.address, "role": role})
     told = {**store.settings, **settings}
     if "tiers_file" in settings:  # which says itself what RAM holds
         del told["capacity_bytes"]
     events = Events(ready=lambda *_: None, lost=lambda *_: None, changed=lambda _: None)
     async with started([PlannedService("kvstore", store.address, told), executor], logs, events):
         yield store.address, executor.address
+
+
+def _moved(planned: PlannedService, host: str) -> PlannedService:
+    address = f"{host}:{planned.settings['port']}"
+    return replace(planned, address=address, settings={**planned.settings, "host": host})
 
 
 async def ask(executor: str, salt: int) -> tuple[list[int], pb.RequestEnd]:
@@ -101,3 +112,33 @@ async def test_a_store_has_what_its_peer_has(tmp_path: Path) -> None:
                     await asyncio.sleep(0.2)
         tokens, _ = await ask(one[1], 1000)
         assert tokens, "it does without"
+
+
+async def test_a_prompt_is_handed_over_by_an_address_alone(tmp_path: Path) -> None:
+    """No memory, no store and no bus in common: its blocks come by TCP, and both sides are free afterwards."""
+    prompt, sampling = prompt_of(16 * _BLOCKS + 5, 7), SamplingParameters(temperature=1, seed=7, n=2)
+    alone = {"arena_dir": ""}
+    async with (
+        machine(tmp_path / "one", alone, host="127.0.0.2", role="prefill") as (_, one),
+        machine(tmp_path / "two", alone, host="127.0.0.3", role="decode") as (_, two),
+        open_channel(one) as there,
+        open_channel(two) as here,
+    ):
+        prefill, decode = connect(there), connect(here)
+        async with calling(prefill) as first, calling(decode) as second:
+            await second.submit(1, prompt, sampling=sampling, max_tokens=16)
+            await second.until_told(1)
+            handoff = await handed_off(first, 2, prompt, sampling=sampling, max_tokens=16)
+            handoff.address = one
+            begun = {index: first.tokens[2, index] for index in range(2)}
+            resumed = [pb.ResumedOutput(output_index=index, token_ids=tokens) for index, tokens in begun.items()]
+            await second.submit(
+                3, prompt, share=True, sampling=sampling, max_tokens=16, resumed_outputs=resumed, take_over=handoff
+            )
+            await second.until_told(3)
+            assert not second.failed, second.failed
+            for index, tokens in begun.items():
+                assert [*tokens, *second.tokens[3, index]] == second.tokens[1, index]
+            assert second.ended[3].store_cached_tokens == 16 * _BLOCKS
+            await until_all_free(prefill)
+        await until_all_free(decode)

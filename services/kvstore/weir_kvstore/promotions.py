@@ -20,7 +20,7 @@ class Fetched:
     """A verified block: its bytes, and its place in RAM if there was room for it."""
 
     record: Record
-    payload: bytes
+    payload: Bytes  # nobody writes there any more
     block: Block | None
 
 
@@ -62,7 +62,7 @@ class Promotions:
             got = await self._get(tier, leased)
             if got is None:
                 continue
-            record, payload = got[0], bytes(got[1])
+            record, payload = got
             if not isinstance(tier, LocalTier) and not await _is_it(leased.address, record, payload):
                 tier.counters.corrupt += 1
                 continue
@@ -77,7 +77,7 @@ class Promotions:
             return await tier.load(leased)  # also when it has been removed since: the lease still holds
         return await tier.get(leased.address)
 
-    async def _place(self, leased: Leased, record: Record, payload: bytes) -> Block | None:
+    async def _place(self, leased: Leased, record: Record, payload: Bytes) -> Block | None:
         if isinstance(leased, Block) and leased.state is State.REMOVED:
             return None  # nobody is to find it again
         if self._ram.find(record.address) is None and await self._ram.put(record, payload):
@@ -85,7 +85,7 @@ class Promotions:
         return self._ram.find(record.address)
 
 
-async def _is_it(address: Address, record: Record, payload: bytes) -> bool:
+async def _is_it(address: Address, record: Record, payload: Bytes) -> bool:
     """Whether what another host gave is what was asked for, whatever it has verified itself."""
     right = record.address == address and len(payload) == record.size_bytes
     return right and await matches(payload, record.checksum)

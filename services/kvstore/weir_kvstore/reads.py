@@ -40,7 +40,7 @@ class Found:
 
     record: Record
     block: Block | None = None
-    payload: bytes = b""
+    payload: Bytes = b""
 
 
 async def read_lease(
