@@ -11,38 +11,34 @@ client is told that its stream goes on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from itertools import count
 from typing import TypeVar
 
 from weir.executor.v1.executor_pb2 import Submit
-from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.inference.v1.stream_pb2 import Continued
-from weir.postprocess.v1.postprocess_pb2 import Open
 from weir_chassis.background import first_of
 from weir_chassis.errors import NoWorker, Overloaded, WeirError, WorkerLost, reason_name
 from weir_chassis.telemetry import get_logger
 from weir_router.attempt import Attempt
 from weir_router.continuation import Mode, may_go_on, mode_of, told
 from weir_router.demand import demand_of
+from weir_router.dispatch import Dispatch
 from weir_router.encoder import hash_blocks
-from weir_router.faults.retries import Extra, Retries
+from weir_router.faults.retries import Extra
 from weir_router.faults.table import Where
 from weir_router.fleet.snapshot import ExecutorModel, ExecutorView
 from weir_router.hedge import Cause, Second
-from weir_router.journey import Journey, duration
+from weir_router.journey import Journey
 from weir_router.keeping import Begun, Drawing
 from weir_router.legs import Leg, Setback
-from weir_router.metrics import RouterMetrics
 from weir_router.policies.choose import Choice, choose_postprocessor, prefill_workers
 from weir_router.policies.policy import Demand
-from weir_router.prefill_queue import PrefillQueue
 from weir_router.providers.external import ExternalRequest
 from weir_router.request import EncodedPrompt
-from weir_router.routing import Routing
+from weir_router.worker_messages import opening_of, submit_of
 
 T = TypeVar("T")
 # Between two looks for somebody with room; an executor's own hint counts in between.
@@ -50,31 +46,6 @@ _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.25, 2.0
 
 # Of second executors beside others: a request that kills whoever is given it must not kill the fleet.
 _MAX_SECONDS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutionLimits:
-    """`disaggregate_tokens`: from so many on, a prompt is computed by an executor that is there for that.
-
-    `max_continuations`: after the first token. `wait_seconds`: for a worker to go on with, when none is there.
-    """
-
-    disaggregate_tokens: int
-    max_continuations: int
-    wait_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """What all executions share."""
-
-    routing: Routing
-    prefill_queue: PrefillQueue | None
-    retries: Retries
-    limits: ExecutionLimits
-    metrics: RouterMetrics
-    # Of attempts, so that no stream is ever given a handle twice.
-    handles: Iterator[int] = field(default_factory=partial(count, 1))
 
 
 class Execution:
@@ -104,7 +75,8 @@ class Execution:
             return
         assigned = await self._assigned_prefill()
         choice = self._choose_first()
-        choice = self._routing.choose_prefill(choice, self._demand(), self._prefill_workers(choice), assigned)
+        if able := self._prefill_workers(choice):
+            choice = self._routing.choose_prefill(choice, self._demand(), able, assigned)
         await self._execute(choice)
         if (seconds := self._hedge_seconds()) is not None:
             self._attempt.hedge_after(seconds)
@@ -222,7 +194,7 @@ class Execution:
         reservation = self._routing.reserve(executor, tokens, choice.uncached_tokens, hashes)
         second = Second(attempt, stream, Leg(stream, reservation, executor.traits.price), partial(self._taken, choice))
         attempt.hedge(second)
-        second.submit(self._submit(await self._block_hashes(choice.model), hand_off=False))
+        second.submit(await self._submit(choice.model, hand_off=False))
 
     def _choose_second(self, cause: Cause) -> Choice:
         """Who of two answers must not decide what the answer is, unless the first may never answer.
@@ -258,8 +230,10 @@ class Execution:
 
     def _prefill_workers(self, choice: Choice) -> Sequence[ExecutorView]:
         """Those after whom `choice` could go on. Who does is chosen when the prompt is done: the fleet may change."""
-        snapshot, least = self._fleet.snapshot().within(self._journey.residency), self._limits.disaggregate_tokens
-        return prefill_workers(snapshot, self._demand(), choice, least)
+        least = self._limits.disaggregate_tokens
+        if self._prompt.num_tokens < least:
+            return ()
+        return prefill_workers(self._fleet.snapshot().within(self._journey.residency), self._demand(), choice, least)
 
     def _choose(self, numerics: str | None = None) -> Choice:
         choice = self._routing.choose(self._demand(numerics), self._journey.residency)
@@ -321,7 +295,7 @@ class Execution:
 
     def _open(self, postprocessor: str) -> None:
         lane = self._fleet.postprocessor(postprocessor, self._journey.residency).stream
-        self._attempt.postprocess(lane, self._opening())
+        self._attempt.postprocess(lane, opening_of(self._request, self._prompt.version.model, self._attempt.handle))
 
     async def _execute(self, choice: Choice) -> None:
         """Counts the request against its executor at once, before anybody else chooses."""
@@ -335,7 +309,7 @@ class Execution:
         tokens = choice.reserved_tokens if choice.prefill is None else len(prompt.token_ids) + self._request.n
         reservation = self._routing.reserve(executor, tokens, choice.uncached_tokens, prompt.block_hashes)
         self._attempt.enter(Leg(executor.stream, reservation, executor.traits.price))
-        submit = self._submit(await self._block_hashes(choice.model), hand_off=choice.prefill is not None)
+        submit = await self._submit(choice.model, hand_off=choice.prefill is not None)
         handoff = self._attempt.handoff
         if handoff is not None and choice.model.block_size == prompt.block_size:
             submit.take_over.CopyFrom(handoff)
@@ -361,41 +335,8 @@ class Execution:
             return prompt.block_hashes
         return await hash_blocks(prompt.version, prompt.token_ids, model.block_size, prompt.adapter, prompt.tenant_salt)
 
-    def _submit(self, block_hashes: bytes, *, hand_off: bool) -> Submit:
-        request, prompt, left = self._request, self._prompt, self._journey.left_seconds()
-        return Submit(
-            handle=self._attempt.handle,
-            request_id=request.request_id,
-            model_version=prompt.version.message(),
-            token_ids=prompt.token_ids,
-            block_hashes=block_hashes,
-            adapter=prompt.adapter,
-            tenant_salt=prompt.tenant_salt,
-            sampling=request.sampling,
-            stopping=_without_strings(request.stopping),
-            priority=request.priority,
-            tenant=request.tenant,
-            time_left=None if left is None else duration(left),
-            resumed_outputs=self._attempt.journal.resumed(),
-            hand_off=hand_off,
-        )
-
-    def _opening(self) -> Open:
-        request = self._request
-        return Open(
-            handle=self._attempt.handle,
-            model=self._prompt.version.model,
-            n=request.n,
-            stop=request.stopping.stop,
-            include_stop_in_output=request.stopping.include_stop_in_output,
-            skip_special_tokens=request.skip_special_tokens,
-        )
-
-
-def _without_strings(stopping: StoppingConditions) -> StoppingConditions:
-    """Stop strings are postprocess's business; an executor refuses them."""
-    tokens_only = StoppingConditions()
-    tokens_only.CopyFrom(stopping)
-    tokens_only.ClearField("stop")
-    tokens_only.ClearField("include_stop_in_output")
-    return tokens_only
+    async def _submit(self, model: ExecutorModel, *, hand_off: bool) -> Submit:
+        attempt = self._attempt
+        hashes = await self._block_hashes(model)
+        resumed = attempt.journal.resumed()
+        return submit_of(self._journey, self._prompt, hashes, handle=attempt.handle, resumed=resumed, hand_off=hand_off)

@@ -16,10 +16,10 @@ from weir_chassis.nats import connect_nats
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
 from weir_router.admission import Admission, AdmissionQueue
 from weir_router.detector import Detector
+from weir_router.dispatch import Dispatch, ExecutionLimits
 from weir_router.embedder import Embedder
 from weir_router.encoder import Encoder
 from weir_router.ensembles.ensembles import Ensembles
-from weir_router.execution import Dispatch, ExecutionLimits
 from weir_router.explanation import Explainer
 from weir_router.faults.budget import RetryBudget
 from weir_router.faults.retries import Retries
