@@ -100,6 +100,18 @@ async def _weir(scratch: Path) -> AsyncIterator[Ready]:
                 yield Ready(door, family(process.pid))
 
 
+@asynccontextmanager
+async def _proxy(scratch: Path) -> AsyncIterator[Ready]:
+    async with _mock_workers(scratch) as addresses:
+        port = free_port()
+        command = [sys.executable, "-m", "bench.router.proxy", addresses["executors"][0], str(port)]
+        with started(command, scratch / "proxy.log", with_bench()) as process:
+            address = f"127.0.0.1:{port}"
+            await _until_serving(address)
+            async with weir_door(address) as door:
+                yield Ready(door, family(process.pid))
+
+
 async def _until_serving(address: str) -> None:
     began = time.monotonic()
     while True:
@@ -186,6 +198,8 @@ def _ask(url: str) -> None:
 
 DIRECT_GRPC, DIRECT_HTTP = Contender("direct-grpc", _direct_grpc), Contender("direct-http", _direct_http)
 WEIR = Contender("weir", _weir, floor=DIRECT_GRPC.name)
+# What grpc.aio takes for as little as a router can do.
+PROXY = Contender("bare-proxy", _proxy, floor=DIRECT_GRPC.name)
 PEERS = {
     "smg": Contender("smg", _smg, floor=DIRECT_HTTP.name),
     "dynamo": Contender("dynamo", _dynamo, floor=DIRECT_HTTP.name),

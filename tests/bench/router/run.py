@@ -15,7 +15,7 @@ import uvloop
 
 from bench.environment import MissingPeerError
 from bench.report import Figures, print_table
-from bench.router.contenders import DIRECT_GRPC, DIRECT_HTTP, PEERS, WEIR, Contender, Ready
+from bench.router.contenders import DIRECT_GRPC, DIRECT_HTTP, PEERS, PROXY, WEIR, Contender, Ready
 from bench.router.load import clients
 from bench.router.pace import write_pace
 from bench.router.processes import cpu_seconds, resident_mib
@@ -74,7 +74,7 @@ class Samples:
 
 def measure(scratch: Path, peers: Sequence[str], rounds: int) -> Figures:
     """Prints the tables."""
-    contenders = [DIRECT_GRPC, WEIR, DIRECT_HTTP, *(PEERS[name] for name in peers)]
+    contenders = [DIRECT_GRPC, WEIR, PROXY, DIRECT_HTTP, *(PEERS[name] for name in peers)]
     samples = uvloop.run(_sample_all(scratch, contenders, rounds))
     return _report(samples, [contender for contender in contenders if contender.floor])
 
