@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -79,10 +78,11 @@ class Journey:
             accepted_draft_tokens=end.usage.accepted_draft_tokens,
         )
 
-    def receipt(self, prompt: EncodedPrompt) -> Receipt:
+    def receipt(self, prompt: EncodedPrompt, usage: Usage) -> Receipt:
+        """`usage`: as its client is told."""
         progress = self.progress
         end = _joined(progress.first_end, progress.end or RequestEnd())
-        cost, currency = bill(progress, self.usage(prompt))
+        cost, currency = bill(progress, usage)
         receipt = Receipt(
             request_id=self.request.request_id,
             model_version=progress.version or prompt.version.message(),
@@ -158,6 +158,6 @@ def _joined(first: RequestEnd | None, last: RequestEnd) -> RequestEnd:
 
 
 def duration(seconds: float) -> Duration:
-    message = Duration()
-    message.FromTimedelta(timedelta(seconds=seconds))
-    return message
+    """To the nanosecond. Not `FromTimedelta`, which takes ten times as long."""
+    whole = int(seconds)
+    return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))

@@ -51,7 +51,7 @@ class Residency:
     @property
     def at_home(self) -> Residency:
         """Without the fallback."""
-        return Residency(self.regions)
+        return Residency(self.regions) if self.fallback else self
 
     def find(self, decide: Callable[[Residency], T]) -> T:
         """What is decided at home, or with the fallback when nobody is there who could.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -33,7 +32,10 @@ class PostprocessLink(StreamLink[PostprocessStream]):
 
     def recounted(self, view: PostprocessorView) -> PostprocessorView:
         live = self._stream.num_live if self._stream else 0
-        return view if live == view.live_requests else replace(view, live_requests=live)
+        if live == view.live_requests:
+            return view
+        # Field by field, for `dataclasses.replace` takes three times as long.
+        return PostprocessorView(view.address, view.state, live, view.traits, view.ejected)
 
     async def probe(self) -> None:
         """It has nothing to tell about itself but that it serves. One that drains would refuse the stream."""

@@ -97,7 +97,11 @@ class PostprocessStream:
         self._uses.begin(request.handle)
         self._changes.of_counts += 1
         self._unsent.opens.append(request)
-        self._wake()
+        self._has_unsent = True
+        # It says nothing that anybody waits for. Where others are being answered it goes along with what is said next
+        # of any of them, at the latest with its own first tokens: a message costs the same whatever is in it.
+        if len(self._sinks) == 1:
+            self._wake()
 
     def add_tokens(self, batch: TokenBatch) -> None:
         if not self._open:
