@@ -77,7 +77,7 @@ class ScriptedRuns:
             while (event := await run.events.get()) is not None:
                 if isinstance(event, WeirError):
                     raise event
-                await write(event)
+                await write([event])
             run.ended = "done"
         finally:
             run.ended = run.ended or "cut"
@@ -148,8 +148,8 @@ class Place:
     def _call(self, work: Callable[[Write], Awaitable[None]]) -> Call:
         events: list[Event] = []
 
-        async def write(event: Event) -> None:
-            events.append(event)
+        async def write(new: Sequence[Event]) -> None:
+            events.extend(new)
 
         async def call() -> None:
             await work(write)

@@ -128,6 +128,7 @@ class Client:
             priority=priority,
             adapter=adapter,
             routing=routing,
+            batch_events=True,
         )
         if retain is not None:
             return self._retained(
@@ -152,7 +153,13 @@ class Client:
     ) -> AsyncIterator[GenerateResponse]:
         """Go on from a prompt of text or of token ids. Otherwise as `chat`."""
         request = GenerateRequest(
-            model=model, sampling=sampling, stopping=stopping, priority=priority, adapter=adapter, routing=routing
+            model=model,
+            sampling=sampling,
+            stopping=stopping,
+            priority=priority,
+            adapter=adapter,
+            routing=routing,
+            batch_events=True,
         )
         if isinstance(prompt, str):
             request.text = prompt
@@ -191,7 +198,7 @@ class Client:
         self, request_id: str, *, had: Had | None = None, timeout: float | None = None, tenant: str = ""
     ) -> AsyncIterator[ResumeResponse]:
         """The rest of a retained stream, after what of it is `had`; raises NotFound when it is kept no longer."""
-        wanted = ResumeRequest(request_id=request_id, next=had.next() if had else ())
+        wanted = ResumeRequest(request_id=request_id, next=had.next() if had else (), batch_events=True)
         return _events(self._stub.Resume(wanted, timeout=timeout, metadata=_metadata("", tenant)))
 
     async def cancel(self, request_id: str, *, timeout: float | None = 10.0, tenant: str = "") -> None:
@@ -347,7 +354,11 @@ async def _events(call: grpc.aio.UnaryStreamCall[Any, _Stream]) -> AsyncIterator
     with cancelling(call):
         try:
             async for response in call:
+                more = list(response.more)
+                response.ClearField("more")
                 yield response
+                for event in more:
+                    yield event
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters
@@ -27,6 +27,8 @@ from weir_router.models.aliases import TargetView
 from weir_router.policies.policy import Scored
 from weir_router.request import Caller, ClientRequest, Prompt, TextPrompt, TokenIdsPrompt
 
+R = TypeVar("R", ChatResponse, GenerateResponse, ResumeResponse)
+
 _FIELDS: dict[type[Event], str] = {
     Accepted: "accepted",
     Delta: "delta",
@@ -47,14 +49,18 @@ def from_chat(request: ChatRequest, request_id: str, seed: int, caller: Caller) 
     return _request(request, request.prompt, request_id, seed, caller)
 
 
-def generate_response(event: Event) -> GenerateResponse:
+def response(kind: type[R], event: Event) -> R:
+    """One event as a message of a stream."""
     fields: dict[str, Any] = {_FIELDS[type(event)]: event}
-    return GenerateResponse(**fields)
+    return kind(**fields)
 
 
-def chat_response(event: Event) -> ChatResponse:
-    fields: dict[str, Any] = {_FIELDS[type(event)]: event}
-    return ChatResponse(**fields)
+def batched_response(kind: type[R], events: Sequence[Event]) -> R:
+    """Events that are there together as one message: at least one of them."""
+    message = response(kind, events[0])
+    for event in events[1:]:
+        getattr(message.more.add(), _FIELDS[type(event)]).CopyFrom(event)
+    return message
 
 
 def ensemble_chat(request: RunEnsembleRequest) -> ChatRequest:
@@ -66,11 +72,6 @@ def ensemble_chat(request: RunEnsembleRequest) -> ChatRequest:
         priority=request.priority,
         routing=request.routing,
     )
-
-
-def resume_response(event: Event) -> ResumeResponse:
-    fields: dict[str, Any] = {_FIELDS[type(event)]: event}
-    return ResumeResponse(**fields)
 
 
 def list_models(snapshot: FleetSnapshot, aliases: Mapping[str, Sequence[TargetView]]) -> ListModelsResponse:

@@ -7,7 +7,7 @@ back what it held: its place in the queue, its reservation on an executor, its h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -18,7 +18,8 @@ from weir_chassis.leases import LeaseLedger
 from weir_router.admission import Admission
 from weir_router.attempt import Attempt
 from weir_router.delivery import Event, Outbox
-from weir_router.execution import Dispatch, Execution
+from weir_router.dispatch import Dispatch
+from weir_router.execution import Execution
 from weir_router.faults.table import before_or_after, verdict
 from weir_router.journal import Journal
 from weir_router.journey import Journey
@@ -29,7 +30,8 @@ from weir_router.request import ClientRequest, EncodedPrompt
 from weir_router.time_limit import TimeLimit, time_limit
 from weir_router.write_pace import WritePace
 
-Write = Callable[[Event], Awaitable[None]]
+# Of events that are there together: at least one.
+Write = Callable[[Sequence[Event]], Awaitable[None]]
 Run = Callable[[ClientRequest, Write, float | None], Awaitable[None]]
 
 
@@ -94,8 +96,10 @@ class Pipeline:
             await execution.start()
             if not attempt.progress.delegated:  # else nobody can go on after its tokens
                 journey.request.keeping.on_prompt(prompt, execution.drawing)
-            await _deliver(attempt.outbox, execution, write)
-            await self._conclude(attempt, journey, prompt, write)
+            rest = await _deliver(attempt.outbox, execution, write)
+            rest = await self._until_ended(attempt, rest, write)
+            usage = journey.usage(prompt)
+            await write([*rest, usage, journey.receipt(prompt, usage)])
 
     @contextmanager
     def _attempt(self, journey: Journey, prompt: EncodedPrompt, limit: TimeLimit) -> Iterator[Attempt]:
@@ -122,14 +126,19 @@ class Pipeline:
             finally:
                 self._metrics.attempts.labels(end).inc()
 
-    async def _conclude(self, attempt: Attempt, journey: Journey, prompt: EncodedPrompt, write: Write) -> None:
-        """The executor's last word comes a step after a stop string ended an output; it is waited for, not long."""
-        if not attempt.ended.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.end_wait_seconds):
-                    await attempt.ended.wait()
-        await write(journey.usage(prompt))
-        await write(journey.receipt(prompt))
+    async def _until_ended(self, attempt: Attempt, events: Sequence[Event], write: Write) -> Sequence[Event]:
+        """The executor's last word comes a step after a stop string ended an output; it is waited for, not long.
+
+        Returns what of these events is still to be written: all where nothing is waited for.
+        """
+        if attempt.ended.is_set():
+            return events
+        if events:
+            await write(events)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.end_wait_seconds):
+                await attempt.ended.wait()
+        return ()
 
     @contextmanager
     def _observed(self, journey: Journey) -> Iterator[None]:
@@ -155,16 +164,16 @@ class Pipeline:
             self._metrics.completion_tokens.inc(progress.delivered_tokens)
 
 
-async def _deliver(outbox: Outbox, execution: Execution, write: Write) -> None:
-    """Until the client has all of it, on however many workers."""
+async def _deliver(outbox: Outbox, execution: Execution, write: Write) -> Sequence[Event]:
+    """Until all of it has come, on however many workers. Returns the last of it, which is not written yet."""
     while True:
         events = await outbox.take()
-        for event in events:
-            await write(event)
+        if outbox.closed and outbox.error is None and not execution.interrupted:
+            return events
+        if events:
+            await write(events)
         if execution.interrupted:
             await execution.go_on()
-        elif not events and outbox.closed:
-            return
 
 
 def _accepted(journey: Journey, prompt: EncodedPrompt) -> Accepted:

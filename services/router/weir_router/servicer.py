@@ -27,13 +27,14 @@ from weir.router.v1.router_pb2 import (
 )
 from weir.router.v1.router_pb2_grpc import RouterServiceServicer
 from weir_chassis.deadline import time_left
+from weir_chassis.interceptors import returns_last_message
 from weir_chassis.tenant import tenant_from
 from weir_router import mapping, validation
-from weir_router.delivery import Event
 from weir_router.detector import Detector
 from weir_router.embedder import Embedder
 from weir_router.ensembles.ensembles import Ensembles
 from weir_router.ensembles.plan import plan_of, plan_seconds
+from weir_router.event_writer import EventWriter
 from weir_router.incoming import current_request_id, incoming
 from weir_router.retained.cut import places_of
 from weir_router.retained.requests import RetainedRequests
@@ -58,23 +59,23 @@ class RouterServicer(RouterServiceServicer):
         self._ensembles = ensembles
         self._routing, self.fleet, self._random = routing, routing.fleet, random
 
+    @returns_last_message
     async def Generate(  # type: ignore[override]  # the stubs know streams as generators only
         self, request: GenerateRequest, context: ServicerContext[GenerateRequest, GenerateResponse]
-    ) -> None:
-        async def write(event: Event) -> None:
-            await context.write(mapping.generate_response(event))
-
+    ) -> GenerateResponse:
         wanted = incoming(request, context.invocation_metadata(), self._routing, self._seed())
-        await self._requests.answer(request, wanted, write, time_left(context))
+        writer = EventWriter(GenerateResponse, context.write, batched=request.batch_events)
+        await self._requests.answer(request, wanted, writer.write, time_left(context))
+        return writer.last
 
+    @returns_last_message
     async def Chat(  # type: ignore[override]  # as above
         self, request: ChatRequest, context: ServicerContext[ChatRequest, ChatResponse]
-    ) -> None:
-        async def write(event: Event) -> None:
-            await context.write(mapping.chat_response(event))
-
+    ) -> ChatResponse:
         wanted = incoming(request, context.invocation_metadata(), self._routing, self._seed())
-        await self._requests.answer(request, wanted, write, time_left(context))
+        writer = EventWriter(ChatResponse, context.write, batched=request.batch_events)
+        await self._requests.answer(request, wanted, writer.write, time_left(context))
+        return writer.last
 
     async def Embed(
         self, request: EmbedRequest, context: ServicerContext[EmbedRequest, EmbedResponse]
@@ -98,15 +99,15 @@ class RouterServicer(RouterServiceServicer):
         tenant = tenant_from(context.invocation_metadata())
         return await self._detector.run(request, current_request_id(), tenant, time_left(context))
 
+    @returns_last_message
     async def Resume(  # type: ignore[override]  # as above
         self, request: ResumeRequest, context: ServicerContext[ResumeRequest, ResumeResponse]
-    ) -> None:
-        async def write(event: Event) -> None:
-            await context.write(mapping.resume_response(event))
-
+    ) -> ResumeResponse:
         validation.check_resume(request)
         name = Name(tenant_from(context.invocation_metadata()), request.request_id)
-        await self._requests.resume(name, places_of(request), write)
+        writer = EventWriter(ResumeResponse, context.write, batched=request.batch_events)
+        await self._requests.resume(name, places_of(request), writer.write)
+        return writer.last
 
     async def CancelRequest(
         self, request: CancelRequestRequest, context: ServicerContext[CancelRequestRequest, CancelRequestResponse]

@@ -8,7 +8,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -42,13 +42,15 @@ class WeirDoor:
             prompt=ChatPrompt(messages=[message]),
             sampling=SamplingParameters(temperature=0),
             stopping=StoppingConditions(max_tokens=tokens, ignore_eos=True),
+            batch_events=True,
         )
         began, first, count = time.monotonic(), 0.0, 0
-        async for event in next(self._stubs).Chat(request):
-            if event.HasField("delta"):
-                first = first or time.monotonic()
-                count += len(event.delta.token_ids)
-                heard.on_tokens(event.delta.token_ids)
+        async for response in next(self._stubs).Chat(request):
+            for event in (response, *response.more):
+                if event.HasField("delta"):
+                    first = first or time.monotonic()
+                    count += len(event.delta.token_ids)
+                    heard.on_tokens(event.delta.token_ids)
         assert count == tokens, (count, tokens)
         return first - began
 
@@ -86,23 +88,28 @@ class ExecutorDoor:
             await call.write(await self._outgoing.get())
 
     async def answer(self, tokens: int, heard: Heard) -> float:
+        began, first = time.monotonic(), 0.0
+        async with aclosing(self.draw(tokens)) as drawn:  # type: ignore[type-var]
+            async for token_id in drawn:
+                first = first or time.monotonic()
+                heard.on_tokens([token_id])
+        return first - began
+
+    async def draw(self, tokens: int) -> AsyncIterator[int]:
+        """So many tokens, each as it comes."""
         handle = next(self._handles)
         answer = self._answers[handle] = asyncio.Queue()
         submit = executor_pb2.Submit(
             handle=handle, token_ids=range(256), stopping=StoppingConditions(max_tokens=tokens, ignore_eos=True)
         )
-        began, first = time.monotonic(), 0.0
         self._outgoing.put_nowait(executor_pb2.GenerateRequest(submit=submit))
         try:
             for _ in range(tokens):
-                token_id = await answer.get()
-                first = first or time.monotonic()
-                heard.on_tokens([token_id])
+                yield await answer.get()
         finally:
             del self._answers[handle]
             # One that has ended is aborted without harm.
             self._outgoing.put_nowait(executor_pb2.GenerateRequest(abort=executor_pb2.Abort(handle=handle)))
-        return first - began
 
 
 def rows(batch: TokenBatch) -> Iterator[tuple[int, int]]:

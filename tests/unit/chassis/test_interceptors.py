@@ -12,13 +12,21 @@ import pytest
 from structlog.testing import capture_logs
 
 from unit.chassis.call_conformance import SERVICE, ScriptServicer, ScriptStub, failure_of, registration, wait_for_ever
+from weir.inference.v1.stream_pb2 import Accepted, Receipt
+from weir.router.v1.router_pb2 import NextToken, ResumeRequest, ResumeResponse
+from weir.router.v1.router_pb2_grpc import (
+    RouterServiceServicer,
+    RouterServiceStub,
+    add_RouterServiceServicer_to_server,
+)
 from weir_chassis import errors
 from weir_chassis.calls import Calls
 from weir_chassis.clock import SystemClock
 from weir_chassis.deadline import time_left
-from weir_chassis.interceptors import CallInterceptor
+from weir_chassis.interceptors import CallInterceptor, returns_last_message
 from weir_chassis.metrics import Metrics
-from weir_chassis.testing import serve_in_memory
+from weir_chassis.server import Registration
+from weir_chassis.testing import serve_in_memory, serve_on_loopback
 
 UNARY = f"/{SERVICE}/Unary"
 
@@ -72,6 +80,33 @@ async def test_calls_in_flight_and_cancelled_ones() -> None:
         await asyncio.sleep(0.01)
         assert t.value("calls_in_flight", method=UNARY) == 0
         assert t.value("calls_total", method=UNARY, code="CANCELLED", reason="CANCELLED") == 1
+
+
+async def test_a_streams_last_message_goes_out_with_its_status() -> None:
+    class Servicer(RouterServiceServicer):
+        @returns_last_message
+        async def Resume(self, request: ResumeRequest, context: Any) -> ResumeResponse:  # type: ignore[override]
+            await context.write(ResumeResponse(accepted=Accepted(request_id=request.request_id)))
+            if request.next:
+                raise errors.NotFound("r", "it is gone")
+            return ResumeResponse(receipt=Receipt(attempts=2))
+
+    metrics = Metrics("toy")
+    interceptor = CallInterceptor(metrics, Calls(), SystemClock(), Random(0))
+    servicer = Servicer()  # type: ignore[abstract]  # it is asked nothing else
+    routers = Registration(add_RouterServiceServicer_to_server, servicer, "weir.router.v1.RouterService")
+    for serve in (serve_in_memory, serve_on_loopback):
+        async with serve(routers, interceptor=interceptor) as channel:
+            stub = RouterServiceStub(channel)
+            kinds = [event.WhichOneof("event") async for event in stub.Resume(ResumeRequest(request_id="r"))]
+            assert kinds == ["accepted", "receipt"]
+            call = stub.Resume(ResumeRequest(next=[NextToken()]))
+            first = await call.read()
+            assert isinstance(first, ResumeResponse)
+            assert first.WhichOneof("event") == "accepted"
+            with pytest.raises(grpc.RpcError) as failed:
+                await call.read()
+            assert isinstance(errors.from_rpc_error(failed.value), errors.NotFound)
 
 
 async def test_strangers_methods_do_not_become_labels() -> None:

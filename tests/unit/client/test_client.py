@@ -115,6 +115,19 @@ async def test_a_chat_is_collected_output_by_output() -> None:
     assert (router.metadata["weir-request-id"], router.metadata["weir-tenant"]) == ("mine", "acme")
 
 
+async def test_events_that_come_as_one_message_are_given_one_by_one() -> None:
+    class Batching(ScriptedRouter):
+        async def Chat(self, request: ChatRequest, context: Any) -> AsyncIterator[ChatResponse]:
+            assert request.batch_events
+            first, *more = script()
+            first.more.extend(more)
+            yield first
+
+    async with serve_in_memory(Registration(add_RouterServiceServicer_to_server, Batching(), NAME)) as channel:
+        events = [event async for event in Client("", channel=channel).chat([user("u")])]
+    assert events == list(script())
+
+
 async def test_a_refusal_is_the_typed_error_that_the_router_meant() -> None:
     router = ScriptedRouter(Overloaded("the queue is full"))
     async with serve_in_memory(Registration(add_RouterServiceServicer_to_server, router, NAME)) as channel:

@@ -10,7 +10,7 @@ from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt
 from weir.router.v1.fleet_pb2 import AliasTarget
-from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest, TokenPrompt
+from weir.router.v1.router_pb2 import ChatRequest, ChatResponse, GenerateRequest, GenerateResponse, TokenPrompt
 from weir_router import mapping
 from weir_router.delivery import Event
 from weir_router.models.aliases import TargetView
@@ -69,7 +69,7 @@ def test_a_chat_is_its_messages() -> None:
     ],
 )
 def test_each_event_has_its_field_at_both_doors(event: Event, field: str) -> None:
-    for response in (mapping.generate_response(event), mapping.chat_response(event)):
+    for response in (mapping.response(GenerateResponse, event), mapping.response(ChatResponse, event)):
         assert response.WhichOneof("event") == field
         assert getattr(response, field) == event
 

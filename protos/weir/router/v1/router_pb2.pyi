@@ -33,8 +33,11 @@ class ResumeRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     NEXT_FIELD_NUMBER: _builtins.int
+    BATCH_EVENTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """As `Accepted` named it, or as the call that began it did."""
+    batch_events: _builtins.bool
+    """Events that are there together may come in one message, as `more`: a message costs the same whatever is in it."""
     @_builtins.property
     def next(self) -> _containers.RepeatedCompositeFieldContainer[Global___NextToken]:
         """Of each output that the client has tokens of: what it wants next. Of the others, and when this is empty, all. At most 16, each of
@@ -46,10 +49,11 @@ class ResumeRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         next: _abc.Iterable[Global___NextToken] | None = ...,
+        batch_events: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next", b"next", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_events", b"batch_events", "next", b"next", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -104,6 +108,7 @@ class ResumeResponse(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> _stream_pb2.Accepted: ...
     @_builtins.property
@@ -116,6 +121,10 @@ class ResumeResponse(_message.Message):
     def usage(self) -> _output_pb2.Usage: ...
     @_builtins.property
     def receipt(self) -> _stream_pb2.Receipt: ...
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResumeResponse]:
+        """Events that follow this one and were there with it, in order; only where the request allows it. None of them has `more`."""
+
     def __init__(
         self,
         *,
@@ -125,10 +134,11 @@ class ResumeResponse(_message.Message):
         finished: _stream_pb2.OutputFinished | None = ...,
         usage: _output_pb2.Usage | None = ...,
         receipt: _stream_pb2.Receipt | None = ...,
+        more: _abc.Iterable[Global___ResumeResponse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "continued", b"continued", "delta", b"delta", "event", b"event", "finished", b"finished", "receipt", b"receipt", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "continued", b"continued", "delta", b"delta", "event", b"event", "finished", b"finished", "receipt", b"receipt", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "continued", b"continued", "delta", b"delta", "event", b"event", "finished", b"finished", "more", b"more", "receipt", b"receipt", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "delta", "continued", "finished", "usage", "receipt"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
@@ -184,6 +194,7 @@ class GenerateRequest(_message.Message):
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
+    BATCH_EVENTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Unset: the only model there is, if there is one."""
     text: _builtins.str
@@ -196,6 +207,8 @@ class GenerateRequest(_message.Message):
     """Add the special tokens that the model expects around a text. Unset: yes."""
     adapter: _builtins.str
     """An adapter that the model's executors have loaded. Empty: none. At most 128 bytes."""
+    batch_events: _builtins.bool
+    """Events that are there together may come in one message, as `more`: a message costs the same whatever is in it."""
     @_builtins.property
     def token_ids(self) -> Global___TokenPrompt: ...
     @_builtins.property
@@ -217,10 +230,11 @@ class GenerateRequest(_message.Message):
         add_special_tokens: _builtins.bool | None = ...,
         adapter: _builtins.str = ...,
         routing: _routing_pb2.RoutingOptions | None = ...,
+        batch_events: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "add_special_tokens", b"add_special_tokens", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "model", b"model", "priority", b"priority", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "add_special_tokens", b"add_special_tokens", "batch_events", b"batch_events", "model", b"model", "priority", b"priority", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
@@ -271,6 +285,7 @@ class ChatRequest(_message.Message):
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
+    BATCH_EVENTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Unset: the only model there is, if there is one."""
     priority: _builtins.int
@@ -279,6 +294,8 @@ class ChatRequest(_message.Message):
     """Leave special tokens out of the text. Unset: yes."""
     adapter: _builtins.str
     """An adapter that the model's executors have loaded. Empty: none. At most 128 bytes."""
+    batch_events: _builtins.bool
+    """Events that are there together may come in one message, as `more`: a message costs the same whatever is in it."""
     @_builtins.property
     def prompt(self) -> _chat_pb2.ChatPrompt: ...
     @_builtins.property
@@ -298,10 +315,11 @@ class ChatRequest(_message.Message):
         skip_special_tokens: _builtins.bool | None = ...,
         adapter: _builtins.str = ...,
         routing: _routing_pb2.RoutingOptions | None = ...,
+        batch_events: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "model", b"model", "priority", b"priority", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens", "adapter", b"adapter", "batch_events", b"batch_events", "model", b"model", "priority", b"priority", "prompt", b"prompt", "routing", b"routing", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stopping", b"stopping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__skip_special_tokens: _TypeAlias = _typing.Literal["skip_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__skip_special_tokens: _TypeAlias = _typing.Literal["_skip_special_tokens", b"_skip_special_tokens"]  # noqa: Y015
@@ -319,6 +337,7 @@ class GenerateResponse(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> _stream_pb2.Accepted: ...
     @_builtins.property
@@ -331,6 +350,10 @@ class GenerateResponse(_message.Message):
     def usage(self) -> _output_pb2.Usage: ...
     @_builtins.property
     def receipt(self) -> _stream_pb2.Receipt: ...
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateResponse]:
+        """Events that follow this one and were there with it, in order; only where the request allows it. None of them has `more`."""
+
     def __init__(
         self,
         *,
@@ -340,10 +363,11 @@ class GenerateResponse(_message.Message):
         finished: _stream_pb2.OutputFinished | None = ...,
         usage: _output_pb2.Usage | None = ...,
         receipt: _stream_pb2.Receipt | None = ...,
+        more: _abc.Iterable[Global___GenerateResponse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "continued", b"continued", "delta", b"delta", "event", b"event", "finished", b"finished", "receipt", b"receipt", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "continued", b"continued", "delta", b"delta", "event", b"event", "finished", b"finished", "receipt", b"receipt", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "continued", b"continued", "delta", b"delta", "event", b"event", "finished", b"finished", "more", b"more", "receipt", b"receipt", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "delta", "continued", "finished", "usage", "receipt"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
@@ -361,6 +385,7 @@ class ChatResponse(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> _stream_pb2.Accepted: ...
     @_builtins.property
@@ -373,6 +398,10 @@ class ChatResponse(_message.Message):
     def usage(self) -> _output_pb2.Usage: ...
     @_builtins.property
     def receipt(self) -> _stream_pb2.Receipt: ...
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatResponse]:
+        """Events that follow this one and were there with it, in order; only where the request allows it. None of them has `more`."""
+
     def __init__(
         self,
         *,
@@ -382,10 +411,11 @@ class ChatResponse(_message.Message):
         finished: _stream_pb2.OutputFinished | None = ...,
         usage: _output_pb2.Usage | None = ...,
         receipt: _stream_pb2.Receipt | None = ...,
+        more: _abc.Iterable[Global___ChatResponse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "continued", b"continued", "delta", b"delta", "event", b"event", "finished", b"finished", "receipt", b"receipt", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "continued", b"continued", "delta", b"delta", "event", b"event", "finished", b"finished", "receipt", b"receipt", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "continued", b"continued", "delta", b"delta", "event", b"event", "finished", b"finished", "more", b"more", "receipt", b"receipt", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "delta", "continued", "finished", "usage", "receipt"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015

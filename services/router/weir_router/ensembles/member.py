@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from weir.inference.v1.ensemble_pb2 import EnsembleMember, MemberRole
@@ -60,7 +61,11 @@ class Member:
             chosen=self.chosen,
         )
 
-    async def _note(self, event: Event) -> None:
+    async def _note(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
         if isinstance(event, Delta):
             self.text += event.text
             self.logprobs += [entry.logprob for entry in event.logprobs]

@@ -11,7 +11,7 @@ the client was given. It goes nowhere that the request itself might not have gon
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final
@@ -48,15 +48,16 @@ class Answered:
     receipt: Receipt = field(default_factory=Receipt)
     first_delta_at: float | None = None
 
-    def note(self, event: Event) -> None:
-        if isinstance(event, Delta):
-            self.token_ids[event.output_index] += event.token_ids
-            if self.first_delta_at is None:
-                self.first_delta_at = self.clock.monotonic()
-        elif isinstance(event, Usage):
-            self.usage = event
-        elif isinstance(event, Receipt):
-            self.receipt = event
+    def note(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Delta):
+                self.token_ids[event.output_index] += event.token_ids
+                if self.first_delta_at is None:
+                    self.first_delta_at = self.clock.monotonic()
+            elif isinstance(event, Usage):
+                self.usage = event
+            elif isinstance(event, Receipt):
+                self.receipt = event
 
     @property
     def longest(self) -> int:
@@ -99,9 +100,9 @@ class Shadows:
             return
         answered = Answered(self._clock)
 
-        async def write_and_note(event: Event) -> None:
-            await write(event)
-            answered.note(event)
+        async def write_and_note(events: Sequence[Event]) -> None:
+            await write(events)
+            answered.note(events)
 
         await self._run(request, write_and_note, left_seconds)
         self._follow(request, answered)
@@ -148,8 +149,8 @@ class Shadows:
     async def _answer(self, asked: _Comparison, shadow: Answered) -> End:
         """Whatever comes of it, nobody is told but the metrics: also of what is a bug of ours."""
 
-        async def note(event: Event) -> None:
-            shadow.note(event)
+        async def note(events: Sequence[Event]) -> None:
+            shadow.note(events)
 
         error: Exception | None = None
         try:

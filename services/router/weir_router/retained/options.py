@@ -49,9 +49,10 @@ def retention_of(body: Body, limits: RetentionLimits) -> Retention | None:
 
 
 def fingerprint(body: Body) -> bytes:
-    """The same for bodies that ask for the same, however long they are to be kept: 32 bytes."""
+    """The same for bodies that ask for the same, however long it is to be kept and however it is sent: 32 bytes."""
     asked = type(body)()
     asked.CopyFrom(body)  # type: ignore[arg-type]  # of the same type
+    asked.ClearField("batch_events")
     asked.routing.ClearField("idempotency_key")
     asked.routing.ClearField("retain")
     if not asked.routing.ByteSize():

@@ -259,8 +259,7 @@ class RetainedRequests:
 async def _read(stream: RetainedStream, wanted: Places, write: Write, *, alone: bool) -> None:
     with stream.reading(wanted, alone=alone) as reader:
         while events := await reader.take():
-            for event in events:
-                await write(event)
+            await write(events)
 
 
 def _not_found(name: Name) -> NotFound:

@@ -9,7 +9,7 @@ Times are monotonic seconds of the clock that is passed in.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -51,10 +51,11 @@ class RetainedStream:
         self._left_at = clock.monotonic()
         self._ended_at: float | None = None
 
-    async def write(self, event: Event) -> None:
+    async def write(self, events: Sequence[Event]) -> None:
         """As the pipeline writes to a client; never waits. What comes after the end is not wanted."""
         if not self.log.ended:
-            self.log.add(event)
+            for event in events:
+                self.log.add(event)
             self.wake()
 
     def end(self, error: WeirError | None) -> None:

@@ -50,10 +50,9 @@ class Script:
         logprobs = [TokenLogprob(logprob=self.logprob)] if request.sampling.HasField("logprobs") else []
         for part in (says[:1], says[1:]):
             await asyncio.sleep(0)
-            await write(Delta(text=part, logprobs=logprobs))
-        await write(OutputFinished(finish_reason=FinishReason.FINISH_REASON_STOP))
-        await write(Usage(prompt_tokens=3, completion_tokens=2))
-        await write(Receipt(request_id=request.request_id))
+            await write([Delta(text=part, logprobs=logprobs)])
+        await write([OutputFinished(finish_reason=FinishReason.FINISH_REASON_STOP)])
+        await write([Usage(prompt_tokens=3, completion_tokens=2), Receipt(request_id=request.request_id)])
 
 
 def request(routing: RoutingOptions | None = None) -> ClientRequest:

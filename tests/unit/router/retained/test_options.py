@@ -46,9 +46,10 @@ def test_the_order_in_which_a_client_writes_a_map_is_no_difference(biases: dict[
     assert fingerprint(bodies[0]) == fingerprint(GenerateRequest.FromString(bodies[1].SerializeToString()))
 
 
-def test_bodies_are_the_same_but_for_how_they_are_kept() -> None:
+def test_bodies_are_the_same_but_for_how_they_are_kept_and_sent() -> None:
     plain = fingerprint(GenerateRequest(text="x"))
     assert fingerprint(asking(idempotency_key="k", retain=Duration(seconds=3))) == plain
+    assert fingerprint(GenerateRequest(text="x", batch_events=True)) == plain
     others: tuple[Body, ...] = (
         GenerateRequest(text="y"),
         asking(session="s"),

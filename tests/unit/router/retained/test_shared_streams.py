@@ -321,17 +321,17 @@ class Story:
         self.runs += 1
         said_so_far = len(begun.token_ids.get(0, ())) if begun else 0
         request.keeping.on_prompt(PROMPT, Drawing())
-        await write(ACCEPTED)
+        await write([ACCEPTED])
         while said_so_far < len(self.token_ids):
             first = said_so_far
             async with self.more:
                 await self.more.wait_for(lambda first=first: self.allowed > first)  # type: ignore[misc]
             count = self.random.randint(1, self.allowed - said_so_far)
-            await write(delta(0, said_so_far, self.token_ids[said_so_far : said_so_far + count]))
+            await write([delta(0, said_so_far, self.token_ids[said_so_far : said_so_far + count])])
             said_so_far += count
             await asyncio.sleep(0)
         for event in ENDING:
-            await write(event)
+            await write([event])
 
 
 class Fleet:

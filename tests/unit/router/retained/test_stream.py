@@ -68,20 +68,20 @@ async def test_a_reader_elsewhere_counts_while_it_is_heard_of(kept: Kept) -> Non
 
 async def test_whoever_reads_alone_takes_it_over(kept: Kept) -> None:
     with kept.stream.reading({}, alone=False) as first, kept.stream.reading({}, alone=False) as second:
-        await kept.stream.write(delta(0, 0, [1]))
+        await kept.stream.write([delta(0, 0, [1])])
         assert said(await first.take()) == said(await second.take()) == said([delta(0, 0, [1])])
         with kept.stream.reading({0: place([1])}, alone=True) as third:
             for taken_over in (first, second):
                 with pytest.raises(Cancelled):
                     await taken_over.take()
-            await kept.stream.write(delta(0, 1, [2]))
+            await kept.stream.write([delta(0, 1, [2])])
             assert await third.take() == [delta(0, 1, [2])]
 
 
 async def test_of_too_many_readers_the_oldest_ends(kept: Kept) -> None:
     with ExitStack() as stack:
         readers = [stack.enter_context(kept.stream.reading({}, alone=False)) for _ in range(9)]
-        await kept.stream.write(delta(0, 0, [1]))
+        await kept.stream.write([delta(0, 0, [1])])
         with pytest.raises(Cancelled):
             await readers[0].take()
         for reader in readers[1:]:
@@ -93,7 +93,7 @@ async def test_cancel_ends_the_task_and_the_log_with_its_cause(kept: Kept) -> No
     stream.task = asyncio.create_task(asyncio.sleep(100))
     stream.cancel(Cancelled("first"))
     stream.cancel(Cancelled("second"))
-    await stream.write(delta(0, 0, [1]))  # too late: not wanted
+    await stream.write([delta(0, 0, [1])])  # too late: not wanted
     with pytest.raises(asyncio.CancelledError):
         await stream.task
     with stream.reading({}, alone=True) as reader, pytest.raises(Cancelled, match="first"):
