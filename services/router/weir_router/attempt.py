@@ -287,7 +287,7 @@ class Attempt:
         if self.progress.accepted_at is not None or self.outbox.closed:
             return
         self.progress.accepted_at = self._clock.monotonic()
-        self.outbox.add(self.accepted)
+        self.outbox.begin(self.accepted)
 
     def on_tokens(self, output_index: int, token_ids: Sequence[int]) -> None:
         self._speak()

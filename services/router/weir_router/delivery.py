@@ -73,6 +73,8 @@ class Outbox:
         self._error: WeirError | None = None
         self._closed = False
         self._interrupted = False
+        # Something is pending that is neither the beginning nor a delta.
+        self._is_urgent = False
         self._wake: asyncio.Future[None] | None = None
         # When a delta was last taken: monotonic seconds.
         self._taken_at = float("-inf")
@@ -93,7 +95,15 @@ class Outbox:
         assert not self._closed
         self._open.clear()
         self._pending.append(event)
+        self._is_urgent = True
         self._notify()
+
+    def begin(self, accepted: Accepted) -> None:
+        """The first event. While the loop is busy it waits as deltas do, and goes out with the first of them."""
+        assert not self._closed
+        self._pending.append(accepted)
+        if self._wake is not None and self._may_go():
+            self._notify()
 
     def add_delta(self, delta: Delta, count: int) -> None:
         """`count` is the number of its tokens. The outbox closes with SlowConsumer when it would hold too many."""
@@ -128,19 +138,22 @@ class Outbox:
             await self._wake
             self._wake = None
         now = self._pace.note()
+        self._has_turn = False
         if self._open:
-            self._taken_at, self._has_turn = now, False
+            self._taken_at = now
         events = [event.message() if isinstance(event, MergedDelta) else event for event in self._pending]
         self._pending.clear()
         self._open.clear()
-        self._pending_tokens, self._interrupted = 0, False
+        self._pending_tokens, self._interrupted, self._is_urgent = 0, False, False
         if not events and self._error is not None:
             raise self._error
         return events
 
     def _may_go(self) -> bool:
-        """Whether what is pending is to be sent now. Deltas may have to wait, while they are few; nothing else does."""
-        if self._has_turn or len(self._open) < len(self._pending) or self._pace.is_due(self._taken_at):
+        """Whether what is pending is to be sent now. Its beginning may have to wait, and deltas, while they are few."""
+        if self._has_turn or self._is_urgent:
+            return True
+        if self._pace.is_due(self._taken_at) and (self._open or not self._pace.interval):
             return True
         if 2 * self._pending_tokens > self._max_pending_tokens:
             return True

@@ -150,6 +150,29 @@ async def test_on_a_busy_loop_deltas_wait_for_the_next_round_and_nothing_else_do
     assert await taken == [delta(0, 1, 2, 3), OutputFinished(output_index=0)]
 
 
+async def test_a_beginning_goes_out_at_once_and_on_a_busy_loop_with_the_first_delta() -> None:
+    outbox = new_outbox(100)
+    outbox.begin(Accepted(request_id="r"))
+    assert await outbox.take() == [Accepted(request_id="r")]
+
+    pace = WritePace()
+    outbox, pace.interval = Outbox(100, pace), 3600.0
+    taken = asyncio.create_task(outbox.take())
+    await settle()
+    outbox.begin(Accepted(request_id="r"))
+    await settle()
+    assert not taken.done()
+    put(outbox, delta(0, 0, 1))
+    assert await taken == [Accepted(request_id="r"), delta(0, 0, 1)]
+
+
+async def test_on_a_busy_loop_a_beginning_without_a_delta_waits_for_the_next_round_at_most() -> None:
+    pace = WritePace()
+    outbox, pace.interval = Outbox(100, pace), 0.05
+    outbox.begin(Accepted(request_id="r"))
+    assert await outbox.take() == [Accepted(request_id="r")]
+
+
 async def test_deltas_do_not_wait_until_they_are_too_many() -> None:
     pace = WritePace()
     outbox = Outbox(10, pace)
