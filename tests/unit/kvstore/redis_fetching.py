@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import ssl
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from random import Random
 
 import uvloop
@@ -25,6 +27,7 @@ from weir_kvstore.tiers.redis.replies import Reply
 
 LIMIT = 1 << 24
 VALUES = {"small": b"\r\n$-1\r\n", "none": b"", "page": bytes(range(256)) * 16, "large": b"0123456789abcdef" * 200_000}
+_TLS = Path(__file__).parents[1] / "chassis" / "tls"
 RUN = {"asyncio": asyncio.run, "uvloop": uvloop.run}
 
 
@@ -58,6 +61,43 @@ async def fetch_and_use(url: str) -> None:
             assert await client.get("large") == VALUES["large"]
 
 
+@asynccontextmanager
+async def passed_on(server: RedisServer, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """The port of a listener that passes on what it hears to the server, and back."""
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while said := await source.read(1 << 16):
+            sink.write(said)
+            await sink.drain()
+        sink.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        under_way.add(task)
+        plain_reader, plain_writer = await asyncio.open_unix_connection(str(server.socket_path))
+        await asyncio.gather(pump(reader, plain_writer), pump(plain_reader, writer), return_exceptions=True)
+        for each in (plain_writer, writer):
+            each.close()
+            await asyncio.wait([asyncio.ensure_future(each.wait_closed())])
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listener:
+        yield listener.sockets[0].getsockname()[1]
+        if under_way:
+            await asyncio.wait(under_way)
+
+
+async def fetch_over_every_transport(server: RedisServer) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(_TLS / "certificate.pem", _TLS / "key.pem")
+    await fetch_and_use(server.url)
+    async with passed_on(server) as port:
+        await fetch_and_use(f"redis://127.0.0.1:{port}")
+    async with passed_on(server, context) as port:
+        await fetch_and_use(f"rediss://127.0.0.1:{port}?ssl_cert_reqs=none")
+
+
 async def fetch_while_it_is_killed(server: RedisServer, kills: int, dice: Random) -> int:
     """At any moment of a batch, and between two; what comes is whole or an error. How many batches were cut off."""
     cut_off = 0
@@ -88,7 +128,7 @@ async def _kill(server: RedisServer, seconds: float) -> None:
 def main(loop: str, kills: str, seed: str) -> None:
     faulthandler.enable()
     with redis_server() as server:
-        RUN[loop](fetch_and_use(server.url))
+        RUN[loop](fetch_over_every_transport(server))
         cut_off = RUN[loop](fetch_while_it_is_killed(server, int(kills), Random(seed)))
     print(f"{loop}: {kills} servers killed, {cut_off} batches cut off, none wrong")
 

@@ -3,66 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from redis.exceptions import ConnectionError as ConnectionLost
 
-from servers import RedisServer, redis_server
-from unit.kvstore.redis_fetching import VALUES, client_of, fetch_and_use, get
+from servers import redis_server
+from unit.kvstore.redis_fetching import VALUES, client_of, fetch_over_every_transport, get
 from weir_kvstore.tiers.redis.connection import Receiver
 from weir_kvstore.tiers.redis.replies import Replies
 
-TLS = Path(__file__).parents[1] / "chassis" / "tls"
 
-
-@asynccontextmanager
-async def passed_on(server: RedisServer, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """The port of a listener that passes on what it hears to the server, and back."""
-    under_way: set[asyncio.Task[None]] = set()
-
-    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        while said := await source.read(1 << 16):
-            sink.write(said)
-            await sink.drain()
-        sink.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        under_way.add(task)
-        plain_reader, plain_writer = await asyncio.open_unix_connection(str(server.socket_path))
-        await asyncio.gather(pump(reader, plain_writer), pump(plain_reader, writer), return_exceptions=True)
-        for each in (plain_writer, writer):
-            each.close()
-            await asyncio.wait([asyncio.ensure_future(each.wait_closed())])
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listener:
-        yield listener.sockets[0].getsockname()[1]
-        if under_way:
-            await asyncio.wait(under_way)
-
-
-async def test_over_a_unix_socket() -> None:
+async def test_over_every_transport() -> None:
     with redis_server() as server:
-        await fetch_and_use(server.url)
-
-
-async def test_over_tcp() -> None:
-    with redis_server() as server:
-        async with passed_on(server) as port:
-            await fetch_and_use(f"redis://127.0.0.1:{port}")
-
-
-async def test_over_tls() -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
-    with redis_server() as server:
-        async with passed_on(server, context) as port:
-            await fetch_and_use(f"rediss://127.0.0.1:{port}?ssl_cert_reqs=none")
+        await fetch_over_every_transport(server)
 
 
 async def test_with_a_password_and_a_database() -> None:
