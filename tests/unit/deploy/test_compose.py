@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import pytest
 
 from unit.deploy.dockerfile import read
 from unit.deploy.test_images import BUILDS, IMAGES
-from unit.deploy.what_is_deployed import DEPLOY, PORTS, SETTINGS, VARIABLES, VERSION, read_yaml, seconds, size
+from unit.deploy.what_is_deployed import (
+    DEPLOY,
+    MPI_VARIABLES,
+    PORTS,
+    SETTINGS,
+    VARIABLES,
+    VERSION,
+    read_yaml,
+    seconds,
+    size,
+)
 from weir_chassis.settings import load_settings
 from weir_executor.trtllm import engine as trtllm_engine
 
 COMPOSE = DEPLOY / "compose"
 (STACK,) = read_yaml(COMPOSE / "compose.yaml")
 (GPU,) = read_yaml(COMPOSE / "compose.gpu.yaml")
+ROOMS = ["compose", "images", "kubernetes"]
 OURS = {name: service for name, service in STACK["services"].items() if name in SETTINGS}
 
 
@@ -76,14 +88,28 @@ def test_addresses_are_those_of_the_services() -> None:
     assert len(set(redis.values())) == len(redis) == 2, "two uses of one server, in databases of their own"
 
 
-@pytest.mark.parametrize("service", SETTINGS)
-def test_a_container_is_nobodys_root_and_is_given_time(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    container = OURS[service]
-    assert container["image"] == f"${{WEIR_REGISTRY:-weir}}/{service}:${{WEIR_TAG:-{VERSION}}}"
+@pytest.mark.parametrize("name", STACK["services"])
+def test_a_container_writes_where_it_may_and_is_started_again(name: str) -> None:
+    container = STACK["services"][name] | GPU["services"].get(name, {})
     assert container["read_only"] is True
     assert container["cap_drop"] == ["ALL"]
     assert container["security_opt"] == ["no-new-privileges:true"]
     assert container["restart"] == "unless-stopped"
+    assert "max-size" in container["logging"]["options"]
+
+
+def test_what_an_engine_compiles_it_can_load() -> None:
+    """Docker mounts a tmpfs so that nothing in it is executed, unless told."""
+    assert OURS["executor"]["tmpfs"] == ["/tmp:exec"]
+    for image in ("executor-cuda", "executor-trtllm"):
+        dockerfile, runs, *_ = BUILDS[image]
+        assert read(IMAGES / f"{dockerfile}.Dockerfile").whole(runs).environment()["HOME"] == "/tmp"
+
+
+@pytest.mark.parametrize("service", SETTINGS)
+def test_a_container_is_its_services_and_is_given_time(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    container = OURS[service]
+    assert container["image"] == f"${{WEIR_REGISTRY:-weir}}/{service}:${{WEIR_TAG:-{VERSION}}}"
     drain = settings(service, service, monkeypatch, "weir.env").drain_seconds
     assert seconds(container["stop_grace_period"]) > drain
 
@@ -129,6 +155,18 @@ def test_volumes_are_where_the_settings_look(monkeypatch: pytest.MonkeyPatch) ->
     for service in ("tokenizer", "postprocess", "executor"):
         assert model in OURS[service]["volumes"]
     assert (COMPOSE / "../models/demo/config.json").exists()
+
+
+def test_no_variable_is_named_that_nobody_reads() -> None:
+    """In anything below deploy that is read by people or programs."""
+    operators = set(re.findall(r"\$\{(WEIR_\w+):-", (COMPOSE / "compose.yaml").read_text()))
+    operators |= set(re.findall(r"\$\{(WEIR_\w+):-", (COMPOSE / "compose.gpu.yaml").read_text()))
+    known = VARIABLES.keys() | MPI_VARIABLES | operators | {"WEIR_NATIVE_LIBRARY", "WEIR_NATIVE_CACHE"}
+    paths = [DEPLOY / "README.md", *(path for room in ROOMS for path in (DEPLOY / room).rglob("*") if path.is_file())]
+    assert len(paths) > 20
+    for path in paths:
+        named = set(re.findall(r"\bWEIR_[A-Z_]*[A-Z]\b", path.read_text()))
+        assert named <= known, f"{path}: {named - known}"
 
 
 def test_there_is_room_for_what_may_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:

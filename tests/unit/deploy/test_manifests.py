@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from functools import cache
 from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -19,6 +22,7 @@ from unit.deploy.test_images import BUILDS, IMAGES
 from unit.deploy.what_is_deployed import DEPLOY, MPI_VARIABLES, PORTS, SETTINGS, VARIABLES, VERSION, read_yaml, size
 from weir_chassis.settings import ServiceSettings, load_settings
 from weir_local.processes import START_SECONDS
+from weir_router.routing_config import parse
 from weir_router.settings import RouterSettings
 
 KUBERNETES = DEPLOY / "kubernetes"
@@ -89,11 +93,34 @@ def settings(container: Manifest, monkeypatch: pytest.MonkeyPatch) -> ServiceSet
     image = container["image"].partition(":")[0].removeprefix("weir/")
     dockerfile, runs, _, service, _ = BUILDS[image]
     environment = read(IMAGES / f"{dockerfile}.Dockerfile").whole(runs).environment()
-    environment |= {each["name"]: each["value"] for each in container["env"] if "value" in each}
+    environment |= given(container)
     for name, value in environment.items():
         if name.startswith("WEIR_"):
-            monkeypatch.setenv(name, value.replace("$(POD_IP)", "10.0.0.1"))
+            monkeypatch.setenv(name, value.replace("/etc/weir/", f"{KUBERNETES}/base/"))  # where it comes from
     return load_settings(SETTINGS[service])
+
+
+def given(container: Manifest) -> dict[str, str]:
+    """The variables of a container as Kubernetes makes them, in a pod at 10.0.0.1; a secret says its key's name."""
+    found: dict[str, str] = {}
+    for each in container.get("env", ()):
+        match each.get("valueFrom", {}):
+            case {"fieldRef": {"fieldPath": "status.podIP"}}:
+                value = "10.0.0.1"
+            case {"resourceFieldRef": {"resource": "requests.cpu", "divisor": "1"}}:
+                value = container["resources"]["requests"]["cpu"]
+            case {"secretKeyRef": {"name": "weir-secrets", "key": key}}:
+                value = key
+            case _:
+                value = each["value"]
+        assert each["name"] not in found
+        found[each["name"]] = expanded(value, found)
+    return found
+
+
+def expanded(text: str, variables: dict[str, str]) -> str:
+    """With `$(NAME)` of those that are given before."""
+    return re.sub(r"\$\((\w+)\)", lambda name: variables[name[1]], text)
 
 
 # ── what Kubernetes says ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -140,12 +167,7 @@ def test_all_five_are_in_the_base_with_nats_and_redis() -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_what_a_service_is_told_are_settings_of_its(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for service, _, container in serving(rendered(overlay)).values():
-        names = [each["name"] for each in container["env"]]
-        assert len(set(names)) == len(names)
-        assert names.index("POD_IP") < names.index(f"WEIR_{service.upper()}_ADVERTISE"), (
-            "a name is known once it is given"
-        )
-        ours = {name for name in names if name.startswith("WEIR_")} - MPI_VARIABLES
+        ours = {name for name in given(container) if name.startswith("WEIR_")} - MPI_VARIABLES
         assert {VARIABLES[name] for name in ours} == {service}
         found = settings(container, monkeypatch)
         assert found.port == PORTS[service]
@@ -181,7 +203,7 @@ def test_addresses_lead_to_services(overlay: str, monkeypatch: pytest.MonkeyPatc
         for each in container["env"]:
             value = each.get("value", "")
             if each["name"].endswith(("_URL", "_ADDRESS", "TOKENIZERS", "POSTPROCESSORS", "_EXECUTORS")):
-                assert value.rpartition("//")[2].partition("/")[0] in known, each
+                assert value.rpartition("//")[2].rpartition("@")[2].partition("/")[0] in known, each
     router = settings(serving(manifests)["weir-router"][2], monkeypatch)
     assert isinstance(router, RouterSettings)
     assert router.executors == (f"dns:///weir-executor:{PORTS['executor']}",)
@@ -267,13 +289,75 @@ def test_pods_are_nobodys_root_and_what_they_mount_is_there(overlay: str) -> Non
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         assert "memory" in container["resources"]["limits"]
-        if "trtllm" not in container["image"]:
-            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
         volumes = {each["name"] for each in spec.get("volumes", ())} | templates
         assert {each["name"] for each in container["volumeMounts"]} <= volumes, name
         for volume in spec.get("volumes", ()):
             if "persistentVolumeClaim" in volume:
                 assert volume["persistentVolumeClaim"]["claimName"] in claims
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_who_speaks_to_nats_or_redis_knows_its_secret(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifests = rendered(overlay)
+    (nats,), (redis,) = (pods(manifests)[name]["spec"]["containers"] for name in ("weir-nats", "weir-redis"))
+    assert ("--auth", "nats-token") in pairwise(expanded(each, given(nats)) for each in nats["args"])
+    assert ("--requirepass", "redis-password") in pairwise(expanded(each, given(redis)) for each in redis["args"])
+    assert given(redis)["REDISCLI_AUTH"] == "redis-password", "else its probe is refused"
+    told = {service: settings(container, monkeypatch) for service, _, container in serving(manifests).values()}
+    for service, found in told.items():
+        assert found.nats_token.get_secret_value() == "nats-token", service
+    urls = [told["router"].model_dump()["redis_url"].get_secret_value(), told["kvstore"].model_dump()["redis_url"]]
+    assert urls == ["redis://:redis-password@weir-redis:6379/0", "redis://:redis-password@weir-redis:6379/1"]
+    (made,) = re.findall(
+        r"create secret generic weir-secrets (.*?)\n```", (DEPLOY / "README.md").read_text(), re.DOTALL
+    )
+    assert set(re.findall(r"--from-literal=([\w-]+)=", made)) == {"nats-token", "redis-password"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_nothing_that_opens_a_door_is_written_down(overlay: str) -> None:
+    assert not of_kind(rendered(overlay), "Secret")
+    for pod in pods(rendered(overlay)).values():
+        (container,) = pod["spec"]["containers"]
+        for each in container.get("env", ()):
+            assert "value" not in each or not re.search("PASSWORD|TOKEN$|AUTH$|SECRET", each["name"]), each["name"]
+            user, at, _ = each.get("value", "").rpartition("@")
+            assert not at or user.endswith("$(REDIS_PASSWORD)"), each["name"]
+        for option, value in pairwise(container.get("args", ())):
+            assert option not in ("--auth", "--requirepass") or value.startswith("$("), option
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_router_follows_a_file_that_says_how(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = parse((KUBERNETES / "base/router.toml").read_text())
+    assert config.defaults.policy == "prefix_aware"
+    _, pod, container = serving(rendered(overlay))["weir-router"]
+    told = Path(given(container)["WEIR_ROUTER_CONFIG_FILE"])
+    mounts = {each["mountPath"]: each for each in container["volumeMounts"]}
+    assert "subPath" not in mounts[str(told.parent)], "such a mount is not brought up to date"
+    (volume,) = [each for each in pod["spec"]["volumes"] if each["name"] == mounts[str(told.parent)]["name"]]
+    (generator,) = read_yaml(KUBERNETES / "base/kustomization.yaml")[0]["configMapGenerator"]
+    assert volume["configMap"]["name"] == generator["name"]
+    assert generator["files"] == [told.name]
+    assert generator["options"] == {"disableNameSuffixHash": True}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_executor_has_as_many_threads_as_cores(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for service, _, container in serving(rendered(overlay)).values():
+        if service == "executor" and "trtllm" not in container["image"]:
+            told = settings(container, monkeypatch).model_dump()
+            assert str(told["num_threads"]) == container["resources"]["requests"]["cpu"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ranks_have_memory_to_speak_through(overlay: str) -> None:
+    for name, pod in pods(rendered(overlay)).items():
+        if name.startswith("weir-executor"):
+            (container,) = pod["spec"]["containers"]
+            assert 1 << 30 <= shared_memory(pod) < size(container["resources"]["limits"]["memory"]), name
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -323,7 +407,6 @@ def test_one_node_has_as_many_gpus_as_ranks(monkeypatch: pytest.MonkeyPatch) -> 
     told = settings(container, monkeypatch).model_dump()
     assert told["engine"] == "trtllm"
     assert told["tensor_parallel"] * told["pipeline_parallel"] == gpus(container)
-    assert 1 << 30 <= shared_memory(pod) < size(container["resources"]["limits"]["memory"])
     (deployment,) = [
         each for each in of_kind(rendered("gpu"), "Deployment") if each["metadata"]["name"] == "weir-executor"
     ]
@@ -343,7 +426,6 @@ def test_a_group_has_as_many_gpus_as_ranks(monkeypatch: pytest.MonkeyPatch) -> N
     assert variables["WEIR_MPI_GPUS_PER_NODE"] == str(per_node)
     size_of_group = group["spec"]["leaderWorkerTemplate"]["size"]
     assert told["tensor_parallel"] * told["pipeline_parallel"] == size_of_group * per_node
-    assert min(shared_memory(leader), shared_memory(worker)) >= 1 << 30
     assert serves["image"] == ranks["image"]
     for container in (serves, ranks):
         (command,) = container["command"]

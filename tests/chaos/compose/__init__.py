@@ -1,0 +1,1 @@
+"""The images as a stack on a real container engine."""
