@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from contract.engine_contract import EngineContract
-from fakes.trtllm.llm import library
+from fakes.trtllm.llm import library, never
 from models_fixture import tiny_model
 from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine, FakeEngineConfig
@@ -48,4 +48,4 @@ class TestTrtllmEngine(EngineContract):
             prefix_cache=told.get("prefix_cache", True),
             transceiver=Transceiver(),
         )
-        return load_trtllm(config, library())
+        return load_trtllm(config, library(), end_process=never)

@@ -11,7 +11,7 @@ import pytest
 
 from contract import executor_contract
 from contract.executor_contract import Check, until_idle
-from fakes.trtllm.llm import library
+from fakes.trtllm.llm import library, never
 from models_fixture import tiny_model
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir_chassis.server import Chassis, new_chassis
@@ -59,7 +59,7 @@ def make_trtllm() -> Engine:
         max_batched_tokens=128,
         transceiver=Transceiver(),
     )
-    return load_trtllm(config, library())
+    return load_trtllm(config, library(), end_process=never)
 
 
 # What an engine has not, by what the names of the checks say. It refuses it, by type and name: see its own tests.

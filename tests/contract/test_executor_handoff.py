@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from contract.executor_contract import GREEDY, Caller, calling, connect, handed_off, prompt_of, until_all_free
-from fakes.trtllm.llm import library
+from fakes.trtllm.llm import library, never
 from models_fixture import tiny_model
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.model_pb2 import ModelVersion
@@ -59,7 +59,7 @@ def make_trtllm() -> Engine:
         max_batched_tokens=128,
         transceiver=Transceiver(deadline_seconds=60.0),
     )
-    return load_trtllm(config, library())
+    return load_trtllm(config, library(), end_process=never)
 
 
 ENGINES: Mapping[str, Callable[[], Engine]] = {"fake": make_fake, "paged": make_paged, "trtllm": make_trtllm}

@@ -6,6 +6,7 @@ import os
 import socket
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from weir_chassis.errors import WeirError
@@ -107,7 +108,7 @@ def _load_trtllm(settings: ExecutorSettings) -> Engine:
         transceiver=_transceiver(settings),
     )
     try:
-        return load_trtllm(config)
+        return load_trtllm(config, end_process=partial(os._exit, 1))
     except ImportError as error:
         raise SettingsError(
             f"WEIR_EXECUTOR_ENGINE=trtllm: {error}. TensorRT-LLM comes with NVIDIA's own image; "

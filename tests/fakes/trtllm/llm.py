@@ -532,3 +532,8 @@ def library(version: str = "1.2.1", **changes: Any) -> Library:
         "make_bias": lambda _, bias: dict(bias),
     }
     return Library(**{**names, **changes})
+
+
+def never() -> None:
+    """What ends the process of an engine that ends by itself."""
+    raise AssertionError("the engine has not ended by itself")

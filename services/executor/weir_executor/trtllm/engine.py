@@ -10,7 +10,6 @@ Results are consumed on the loop on which they were asked for, so the engine's t
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -69,9 +68,11 @@ class TrtEngine:
         config: TrtConfig,
         info: EngineInfo,
         *,
+        end_process: Callable[[], object],
         staging: Staging | None = None,
     ) -> None:
-        """`staging`: of a connector's prefixes; the engine closes it."""
+        """`end_process`: what is done, by a thread, when it does not end. `staging`: of a connector's prefixes; the
+        engine closes it."""
         self._llm, self._library, self._can, self._config, self._info = llm, library, can, config, info
         self._lives = Lives(config.max_waiting)
         self._observer = Observer(llm, info.block_size, info.num_blocks, has_events=config.prefix_cache)
@@ -93,6 +94,7 @@ class TrtEngine:
         self._staging = staging
         self._load = self._make_load()
         self._adapter_ids = count(1)
+        self._end_process = end_process
         self._loop = LoopThread("trtllm-engine")
         self._supervisor = Supervisor(llm, can, self.die)
 
@@ -223,7 +225,7 @@ class TrtEngine:
             if not ending.is_alive():
                 return
         _log.error("the engine's processes do not end by themselves; ours will not wait for them")
-        timer = threading.Timer(_SHUTDOWN_SECONDS, os._exit, (1,))
+        timer = threading.Timer(_SHUTDOWN_SECONDS, self._end_process)
         timer.daemon = True
         timer.start()
 

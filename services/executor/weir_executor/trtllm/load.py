@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -33,8 +33,10 @@ _CANARY_SECONDS, _STATS_SECONDS = 600.0, 5.0
 _CANARY_SALT = "weir-canary"
 
 
-def load_engine(config: TrtConfig, library: Library | None = None) -> TrtEngine:
-    """Raises ImportError where it is not installed, UnknownVersionError, Unsupported, ValueError, RuntimeError."""
+def load_engine(config: TrtConfig, library: Library | None = None, *, end_process: Callable[[], object]) -> TrtEngine:
+    """`end_process`: for an engine that does not end.
+
+    Raises ImportError where it is not installed, UnknownVersionError, Unsupported, ValueError, RuntimeError."""
     library = library or load_library()
     can = probe(library, allow_unknown=config.allow_unknown_version)
     model = _read_json(config, "config.json")
@@ -53,7 +55,8 @@ def load_engine(config: TrtConfig, library: Library | None = None) -> TrtEngine:
             info = _with_shards(info, area.layout(config.tensor_parallel), config.tensor_parallel)
         undo.pop_all()
     _log.info("the engine is ready: %d blocks of %d tokens", info.num_blocks, info.block_size)
-    return TrtEngine(llm, library, can, config, info, staging=None if area is None else Staging(area))
+    staging = None if area is None else Staging(area)
+    return TrtEngine(llm, library, can, config, info, end_process=end_process, staging=staging)
 
 
 def _open_area(config: TrtConfig, undo: ExitStack) -> Area | None:

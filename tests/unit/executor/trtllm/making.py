@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from contract.engine_contract import Listener
 from fakes.trtllm.llm import LLM, library
 from models_fixture import tiny_model
 from unit.executor.guide_tokens import save_tokenizer
 from weir_executor.guided.guide import Guide
+from weir_executor.trtllm import engine as engine_module
 from weir_executor.trtllm.config import TrtConfig
 from weir_executor.trtllm.engine import TrtEngine
 from weir_executor.trtllm.load import load_engine
@@ -34,13 +37,18 @@ def config(**fields: Any) -> TrtConfig:
 
 @contextmanager
 def running(lib: Any = None, **fields: Any) -> Iterator[tuple[TrtEngine, LLM, Listener]]:
-    engine, heard = load_engine(config(**fields), lib or library()), Listener()
+    """One that has died would take this process with it when it is closed."""
+    ended = threading.Event()
+    engine, heard = load_engine(config(**fields), lib or library(), end_process=ended.set), Listener()
     llm: LLM = engine._llm
     engine.start(heard)
     try:
         yield engine, llm, heard
     finally:
-        engine.close()
+        died = engine._lives.error is not None
+        with patch.object(engine_module, "_SHUTDOWN_SECONDS", 0.0 if died else engine_module._SHUTDOWN_SECONDS):
+            engine.close()
+        assert not died or ended.wait(30), "it has not"
         assert not heard.wrongs, heard.wrongs
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from adapters_fixture import save_adapter
 from contract.engine_contract import SEEDED, hashes, prompt, request
-from fakes.trtllm.llm import LLM, library
+from fakes.trtllm.llm import LLM, library, never
 from fakes.trtllm.results import RequestError
 from models_fixture import tiny_model
 from unit.executor.trtllm.making import config, running, until
@@ -19,7 +19,6 @@ from weir_executor.adapters.files import read_config
 from weir_executor.engine import FinishReason, Sampling, Watermark
 from weir_executor.foreign import line
 from weir_executor.guided.guide import Guide, GuideKind
-from weir_executor.trtllm import engine as module
 from weir_executor.trtllm.load import load_engine
 from weir_executor.trtllm.probe import UnknownVersionError
 
@@ -127,8 +126,7 @@ def test_a_request_that_fails_fails_alone() -> None:
         engine.check_health()
 
 
-def test_an_unknown_error_is_the_engines_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHUTDOWN_SECONDS", 3600.0)  # a dead engine takes the process with it, later
+def test_an_unknown_error_is_the_engines_end() -> None:
     with running() as (engine, llm, heard):
         engine.submit(request(1, prompt(5), 200))
         heard.wait_for(lambda: heard.tokens[1, 0], "a token")
@@ -136,8 +134,7 @@ def test_an_unknown_error_is_the_engines_end(monkeypatch: pytest.MonkeyPatch) ->
         _died(engine, heard, KeyError)
 
 
-def test_a_dead_rank_is_told_by_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHUTDOWN_SECONDS", 3600.0)
+def test_a_dead_rank_is_told_by_its_own_error() -> None:
     with running() as (engine, llm, heard):
         engine.submit(request(1, prompt(5), 200))
         engine.submit(request(2, prompt(5), 200, n=4))
@@ -147,9 +144,8 @@ def test_a_dead_rank_is_told_by_its_own_error(monkeypatch: pytest.MonkeyPatch) -
         assert isinstance(heard.wait_for_ends(2)[0].error, WorkerLost)
 
 
-def test_a_dead_rank_that_leaves_everybody_hanging_is_found_by_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_rank_that_leaves_everybody_hanging_is_found_by_its_flag() -> None:
     """Before there was `EngineDeadError`, iterators waited for ever."""
-    monkeypatch.setattr(module, "_SHUTDOWN_SECONDS", 3600.0)
     with running(library(EngineDeadError=None)) as (engine, llm, heard):
         llm.dead_raises = False
         engine.submit(request(1, prompt(5), 200))
@@ -169,8 +165,7 @@ def _died(engine: Any, heard: Any, kind: type[Exception]) -> None:
         engine.submit(request(9, prompt(5), 1))
 
 
-def test_an_engine_that_says_it_is_not_well_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHUTDOWN_SECONDS", 3600.0)
+def test_an_engine_that_says_it_is_not_well_is_dead() -> None:
     well = threading.Event()
     well.set()
 
@@ -281,16 +276,16 @@ def test_the_load_is_what_is_live() -> None:
 
 def test_versions_and_arguments_that_nobody_knows_are_refused() -> None:
     with pytest.raises(UnknownVersionError):
-        load_engine(config(), library("9.0.0"))
+        load_engine(config(), library("9.0.0"), end_process=never)
     with pytest.raises(ValueError, match="invalid argument: telepathy"):
-        load_engine(config(extra={"telepathy": True}), library())
+        load_engine(config(extra={"telepathy": True}), library(), end_process=never)
     for wrong in (
         {"host_cache_bytes": 1, "connector": True},
         {"connector": True, "pipeline_parallel": 2},
         {"disk_cache_bytes": 1},
     ):
         with pytest.raises(Unsupported):
-            load_engine(config(**wrong), library())
+            load_engine(config(**wrong), library(), end_process=never)
 
 
 def test_a_finished_engine_leaves_no_thread() -> None:

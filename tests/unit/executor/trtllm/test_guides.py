@@ -19,7 +19,7 @@ import pytest
 from contract.engine_contract import prompt, request
 from contract.executor_contract import Caller, calling, connect, until_idle
 from fakes.trtllm.guided import GuidedDecoder
-from fakes.trtllm.llm import LLM, library
+from fakes.trtllm.llm import LLM, library, never
 from fakes.trtllm.params import GuidedDecodingParams
 from models_fixture import EOS, VOCAB_SIZE
 from unit.executor.guide_tokens import compiled, text_of, token_bytes
@@ -71,7 +71,7 @@ async def executor(**fields: Any) -> AsyncIterator[tuple[LLM, Caller]]:
     """The whole executor over the fake engine, and one stream to it. The engine is well at the end."""
     chassis = new_chassis("executor")
     settings = ExecutorSettings(model_dir=model_dir(), model="tiny", **fields)
-    engine = load_engine(config(model_dir=model_dir()), library())
+    engine = load_engine(config(model_dir=model_dir()), library(), end_process=never)
     async with (
         serving(engine, FILES, settings, chassis) as servicers,
         chassis.background,
