@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from weir_local.ports import FreePorts
+
 _HOST = "127.0.0.1"
 _START_SECONDS = 20.0
 _STOP_SECONDS = 10.0
@@ -180,16 +182,12 @@ def redis_server(**options: str) -> Iterator[RedisServer]:
                 server.kill()
 
 
+free_port = FreePorts()
+
+
 def free_ports(count: int) -> list[int]:
     """That many, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((_HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    return [free_port() for _ in range(count)]
 
 
 def _nats_binary() -> Path:

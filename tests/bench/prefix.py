@@ -24,12 +24,12 @@ from bench.contenders.serving import KV_CACHE_GIB, THREADS
 from bench.executor_client import Heard, answer
 from bench.report import Figures, print_table
 from bench.workload import Work, shared_blocks, shared_prefix_once, warm_up
+from servers import free_port
 from weir.kvstore.v1 import kvstore_pb2 as kv
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir_chassis.channel import open_channel
 from weir_local.placement import Placement, plan
 from weir_local.processes import Events, Stack, started
-from weir_local.stack import free_port
 
 # One prefix each, so that no row finds what another left in an executor's pool.
 _SAME, _AGAIN, _DISK = 1, 2, 3

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.report import Figures, print_table
+from servers import free_port
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir_client.client import Client, collect, user
 from weir_client.stack import RunningService
@@ -24,7 +25,7 @@ from weir_executor.engine import GenerationRequest, Sampling, StepOutput
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_local.placement import Placement, PlannedService, plan
 from weir_local.processes import Events, started
-from weir_local.stack import free_port, until_healthy
+from weir_local.stack import until_healthy
 
 STREAMS = 64  # requests under way at once
 STEP_SECONDS = 0.01  # of the fake engine: 100 steps a second, each answering all of the running requests in one message

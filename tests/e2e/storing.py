@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from contract.executor_contract import Caller, connect, prompt_of
+from servers import free_port
 from weir.executor.v1 import executor_pb2 as pb
 from weir_chassis.channel import open_channel
 from weir_client.stack import RunningService
 from weir_local.placement import Placement, PlannedService, plan
 from weir_local.processes import Events, Stack, started
-from weir_local.stack import free_port
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ import grpc
 import pytest
 
 from e2e.conftest import Stack
+from servers import free_port
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart, ImagePart
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest, TokenPrompt
@@ -26,7 +27,6 @@ from weir_chassis.errors import RevisionMismatch, TemplateFailed, WeirError, fro
 from weir_client.client import Client, collect, user
 from weir_local import one_process
 from weir_local.placement import Placement, find_model, plan
-from weir_local.stack import free_port
 
 NAN, INFINITY = float("nan"), float("inf")
 

@@ -20,6 +20,7 @@ import pytest
 from contract import kvstore_contract as kv
 from contract.executor_contract import Caller, connect, prompt_of
 from contract.kvstore_contract import Sent
+from servers import free_port
 from weir.executor.v1 import executor_pb2 as pb
 from weir_chassis.channel import open_channel
 from weir_chassis.clock import SystemClock
@@ -27,7 +28,6 @@ from weir_kvstore.record import Record
 from weir_kvstore.tiers.disk import SegmentSlots
 from weir_local.placement import Placement, PlannedService, plan
 from weir_local.processes import Events, Stack, started
-from weir_local.stack import free_port
 
 if TYPE_CHECKING:
     from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceAsyncStub as Stub

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from e2e.conftest import run_weir
+from servers import free_port
 from weir_chassis.child_process import ChildProcess
 from weir_client.client import Client, collect
 from weir_local.placement import find_model
-from weir_local.stack import free_port
 
 _SECONDS = 90.0
 

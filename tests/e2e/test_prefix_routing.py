@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from e2e.storing import only
-from servers import nats_server
+from servers import free_port, nats_server
 from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.inference.v1.stream_pb2 import Receipt, WorkerScore
 from weir.router.v1.fleet_pb2 import ExplainRouteRequest
@@ -25,7 +25,6 @@ from weir_chassis.channel import open_channel
 from weir_client.client import Client, collect
 from weir_local.placement import Placement, PlannedService, plan
 from weir_local.processes import Events, Stack, started
-from weir_local.stack import free_port
 
 # Every request goes where the policy says, none by chance.
 _ROUTING = """

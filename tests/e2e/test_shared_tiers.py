@@ -15,14 +15,13 @@ from pathlib import Path
 
 from contract import kvstore_contract as kv
 from contract.executor_contract import GREEDY, Caller, calling, connect, handed_off, prompt_of, until_all_free
-from servers import redis_server
+from servers import free_port, redis_server
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir.kvstore.v1.kvstore_pb2 import TierStats
 from weir_chassis.channel import open_channel
 from weir_local.placement import Placement, PlannedService, plan
 from weir_local.processes import Events, started
-from weir_local.stack import free_port
 
 _BLOCKS = 40
 # A lane's pace, a load that races the computation and may lose, and a breaker's pause after a server was away.

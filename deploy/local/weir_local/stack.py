@@ -26,6 +26,7 @@ from weir_client.client import Client
 from weir_client.stack import RunningService, clear_stack, state_directory, write_stack
 from weir_local import one_process, processes
 from weir_local.placement import HOST, Placement, PlacementError, PlannedService, plan
+from weir_local.ports import FreePorts
 
 # Everything serves by now; the router only has to notice.
 _SETTLE_SECONDS, _POLL_SECONDS, _CHECK_SECONDS = 30.0, 0.05, 5.0
@@ -77,7 +78,7 @@ async def running(placement: Placement, remember: Remember | None = None) -> Asy
     remember = remember or _forget
     try:
         _check_port(placement.port)
-        plans = plan(placement, free_port)
+        plans = plan(placement, FreePorts())
         place = _in_one_process if placement.one_process else _in_processes
         try:
             async with place(plans, state / "logs", remember) as (services, failed):
@@ -144,12 +145,6 @@ def _print_ready(service: PlannedService, seconds: float) -> None:
 def _print_lost(service: PlannedService, code: int) -> None:
     lost = click.style(f"ended with code {code}", fg="red")
     click.echo(f"  {service.service:<12} {service.address:<22} {lost}; starting it again")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def _check_port(port: int) -> None:

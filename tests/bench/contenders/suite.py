@@ -13,11 +13,12 @@ from pathlib import Path
 
 from bench.contenders.serving import KV_CACHE_GIB, THREADS, serve
 from bench.workload import Work
+from servers import free_port
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir_client.client import Client, collect
 from weir_local.placement import Placement, PlannedService, plan
 from weir_local.processes import Events, started
-from weir_local.stack import free_port, until_healthy
+from weir_local.stack import until_healthy
 
 _REST_SECONDS = 3.0  # storing the blocks of `mixed` that were put off takes one
 _GREEDY = SamplingParameters(temperature=0)

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bench.environment import with_bench
+from servers import free_port
 from weir_chassis.channel import open_channel
-from weir_local.stack import free_port
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 30.0  # importing gRPC and binding a port takes one

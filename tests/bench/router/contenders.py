@@ -20,7 +20,8 @@ from bench.router.doors import executor_door, http_door, weir_door
 from bench.router.load import Door
 from bench.router.pace import VARIABLE
 from bench.router.processes import family, started, told
-from weir_local.stack import free_port, until_healthy
+from servers import free_port
+from weir_local.stack import until_healthy
 
 _MODEL = "mock"
 _READY_SECONDS = 60.0
