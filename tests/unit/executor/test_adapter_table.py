@@ -128,4 +128,4 @@ class Adapters(RuleBasedStateMachine):
 
 
 TestAdapters = Adapters.TestCase
-TestAdapters.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAdapters.settings = settings(max_examples=60, stateful_step_count=40)

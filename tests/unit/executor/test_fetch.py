@@ -202,7 +202,7 @@ async def test_a_store_that_talks_nonsense_about_its_tiers_is_loaded_from_all_th
         assert len(fetched.blocks) == 40
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     answer=st.floats(0.0, 0.4),
     pauses=st.lists(st.sampled_from([0.0, 0.001, 0.005, 0.02, 0.1, 1.0, 100.0]), max_size=40),

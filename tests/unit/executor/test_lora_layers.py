@@ -19,7 +19,7 @@ def _pair(seed: int, rank: int) -> Pair:
     return Pair(torch.randn(rank, _IN, generator=generator), torch.randn(_OUT, rank, generator=generator))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(owners=st.lists(st.integers(0, 3), min_size=1, max_size=12), seed=st.integers(0, 1000))
 def test_each_token_passes_through_its_own_adapter_or_through_none(owners: list[int], seed: int) -> None:
     """Owner 0 is nobody, 3 an adapter that leaves this projection alone."""

@@ -31,13 +31,13 @@ def _plainly(token_ids: list[int], most: int) -> list[int]:
 
 
 @given(st.lists(st.integers(0, 3), max_size=14), st.integers(1, 6))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_guess_is_what_followed_the_longest_match(token_ids: list[int], most: int) -> None:
     assert NgramIndex().guess(token_ids, most) == _plainly(token_ids, most)
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_an_index_that_grew_guesses_as_a_new_one(pieces: list[list[int]]) -> None:
     grown, token_ids = NgramIndex(), list[int]()
     for piece in pieces:

@@ -34,7 +34,7 @@ def test_room_for_tokens_is_counted_in_whole_blocks() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 5), st.sampled_from(["acme", "zoo"])), max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_begins_grows_and_ends_leaves_nothing(shapes: list[tuple[int, int, str]]) -> None:
     pool, owned = _owned(64)
     running: list[Sequence] = []

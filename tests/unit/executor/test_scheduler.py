@@ -149,7 +149,7 @@ _limits = st.builds(
     st.dictionaries(st.sampled_from(["", "acme", "*"]), _limits),
     st.tuples(st.none() | st.integers(), st.booleans()),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_everything_ends_and_every_block_returns(
     requests: list[GenerationRequest],
     limits: tuple[int, int, int],
@@ -181,7 +181,7 @@ def test_everything_ends_and_every_block_returns(
     st.integers(8, 40),
     st.integers(20, 60),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_tenants_that_always_have_work_are_served_by_weight(
     dice: random.Random, weights: tuple[float, float], budget: int, num_blocks: int
 ) -> None:
@@ -298,7 +298,7 @@ def test_a_higher_priority_goes_before_a_long_prefill_under_way() -> None:
 
 
 @given(_requests(), st.integers(15, 30), st.integers(1, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_who_makes_others_go_runs_in_that_step(
     requests: list[GenerationRequest], num_blocks: int, max_num_seqs: int
 ) -> None:

@@ -55,7 +55,7 @@ def test_which_blocks_a_row_begins(first: int, count: int, begun: list[int]) -> 
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 6), st.integers(0, 3)), max_size=30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_it_says_is_written_is_what_a_cache_would_hold(steps: list[tuple[int, int, int]]) -> None:
     """Two sequences take turns in a pool; after each step some of the drafts are kept and the rest are other tokens."""
     written, cache = WrittenTokens(20, _SIZE), dict[tuple[int, int], object]()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import InvalidResponse, ResponseError
@@ -53,7 +53,6 @@ _REPLIES = st.lists(
 )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(_REPLIES, st.lists(st.integers(1, 40_000), min_size=1, max_size=5))
 def test_in_any_pieces_they_are_what_was_said(said: list[bytes | Exception | None], pieces: list[int]) -> None:
     got = asyncio.run(heard(len(said), b"".join(map(spoken, said)), pieces))

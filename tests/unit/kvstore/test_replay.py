@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.kvstore.making import name
@@ -39,7 +39,6 @@ def test_lru_is_what_can_be_told_by_hand() -> None:
     assert replay(trace, "lru", capacity=1) == Result("lru", 1, 6, 0, 5)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.lists(st.integers(0, 8), max_size=5, unique=True), max_size=20),
     st.integers(1, 12),

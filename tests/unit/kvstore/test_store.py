@@ -297,9 +297,7 @@ class StoreMachine(RuleBasedStateMachine):
 def test_any_history() -> None:
     run_state_machine_as_test(
         StoreMachine,
-        settings=settings(
-            max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=40, stateful_step_count=40, suppress_health_check=list(HealthCheck)),
     )
 
 

@@ -23,7 +23,7 @@ LINES = [
     "User: hello there\n\nAssistant: hello, hello!\n",
 ]
 # No deadline: the first example trains a tokenizer, and the machine may be busy. Five families share the examples.
-PROPERTY = settings(deadline=None, max_examples=40)
+PROPERTY = settings(max_examples=40)
 END, TOOL = "<|end|>", "<tool>"
 # What is in no merge: each of these is split between tokens.
 RARE = "😀🏳️‍🌈𝔘ßࠀ한"

@@ -94,7 +94,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestQueueMachine.settings = settings(max_examples=50, stateful_step_count=30)
 
 
 class Door:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.inference.v1.output_pb2 import FinishReason
@@ -64,7 +64,6 @@ async def test_merging_does_not_change_the_messages_that_came() -> None:
     assert first == delta(0, 0, 1)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.lists(st.integers(0, 25), max_size=3)), max_size=20),
     st.sets(st.integers(0, 20)),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from unit.router.policy_contract import demands, fleets
 from unit.router.views import DOWN, demand, executor, fleet, tokenizer, unknown_executor
@@ -17,7 +17,6 @@ from weir_router.policies.policy import Demand
 from weir_router.regions import Residency
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(fleets, demands)
 def test_everybody_is_eligible_or_excluded_for_a_reason(views: list[ExecutorView], wanted: Demand) -> None:
     snapshot = fleet(*views)

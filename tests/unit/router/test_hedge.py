@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.router_contract import Answer, collect, refusal
@@ -139,7 +139,6 @@ async def test_an_answer_may_have_no_token() -> None:
 SAID = st.lists(st.tuples(st.sampled_from(["accept", "draw", "end", "fail"]), st.integers(0, 1)), max_size=20)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(SAID)
 def test_whatever_the_two_say_in_whatever_order_there_is_one_answer_and_nothing_left(
     said: list[tuple[str, int]],

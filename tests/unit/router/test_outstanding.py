@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from weir_router.fleet.outstanding import Outstanding
@@ -37,7 +37,6 @@ def test_prompts_that_are_not_computed_are_counted_until_they_are() -> None:
     assert count.foreign_prefill_tokens == 0
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.integers(1, 100), st.lists(st.integers(0, 60), max_size=5)), max_size=8))
 def test_whatever_is_spent_the_count_is_what_is_left_and_ends_at_zero(requests: list[tuple[int, list[int]]]) -> None:
     count = Outstanding()

@@ -23,7 +23,7 @@ from weir_router.policies.prefix_aware import PrefixAware, PrefixAwareOptions
 from weir_router.policies.round_robin import due_times
 
 every_policy = pytest.mark.parametrize("name", POLICIES)
-quick = settings(deadline=None, max_examples=60)  # the machine may be busy
+quick = settings(max_examples=60)
 turns = st.integers(0, 2**40)
 
 
@@ -62,14 +62,14 @@ def test_determinism(name: PolicyName, views: list[ExecutorView], wanted: Demand
 
 
 @every_policy
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(1, 6), turns)
 def test_no_starvation(name: PolicyName, workers: int, first_turn: int) -> None:
     contract.check_no_starvation(named(name), workers, first_turn)
 
 
 @every_policy
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(2, 12), st.integers(0, 2**32))
 def test_no_herd_on_equal_stale_scores(name: PolicyName, workers: int, seed: int) -> None:
     random = Random(seed)
@@ -132,7 +132,7 @@ def test_bounded_imbalance_of_least_outstanding_tokens(sizes: list[tuple[int, in
     assert max(owed) - min(owed) <= max(map(sum, sizes)), "no worker is ahead by more than one request"
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(turns)
 def test_bounded_imbalance_of_power_of_two_choices(first_turn: int) -> None:
     burst = Burst(named("power_of_two_choices"), equal_workers(10), live=10**6, first_turn=first_turn)
@@ -188,7 +188,7 @@ def test_bounded_imbalance_of_cheapest() -> None:
 
 
 @every_policy
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(turns)
 def test_a_new_worker_gets_a_part_of_its_part(name: PolicyName, first_turn: int) -> None:
     workers = {**equal_workers(3), "new": {"ramp": 0.25}}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.router.views import DOWN, DRAINING, SERVING, demand, executor, fleet, postprocessor, tokenizer
@@ -44,7 +44,6 @@ executors = st.builds(
 fleets = st.lists(executors, max_size=8, unique_by=lambda view: view.address)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(fleets, st.integers(0, 1000), st.frozensets(st.sampled_from("abcdefgh")))
 def test_the_choice_is_eligible_and_least_loaded(
     views: list[ExecutorView], turn: int, excluded: frozenset[str]
@@ -67,7 +66,6 @@ def test_the_choice_is_eligible_and_least_loaded(
         assert eligible[choice.executor] == min(eligible.values())
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(fleets, st.integers(0, 1000))
 def test_the_same_snapshot_and_request_give_the_same_choice(views: list[ExecutorView], turn: int) -> None:
     def attempt() -> object:
@@ -79,7 +77,6 @@ def test_the_same_snapshot_and_request_give_the_same_choice(views: list[Executor
     assert attempt() == attempt()
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.integers(1, 6), st.integers(1, 20))
 def test_equals_take_turns(workers: int, rounds: int) -> None:
     snapshot = fleet(*(executor(str(i)) for i in range(workers)))
@@ -87,7 +84,6 @@ def test_equals_take_turns(workers: int, rounds: int) -> None:
     assert set(chosen.values()) == {rounds}
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=40), st.integers(1, 5))
 def test_a_burst_spreads_because_each_choice_counts_before_the_next(sizes: list[tuple[int, int]], workers: int) -> None:
     counts = {str(i): Outstanding() for i in range(workers)}

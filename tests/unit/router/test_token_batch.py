@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.inference.v1.output_pb2 import RowLogprobs, TokenBatch
@@ -50,7 +50,6 @@ def unpack(batch: TokenBatch) -> list[Row]:
     ]
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(rows(), rows())
 def test_appending_is_concatenation(first: list[Row], second: list[Row]) -> None:
     batch, more = pack(first), pack(second)
@@ -59,7 +58,6 @@ def test_appending_is_concatenation(first: list[Row], second: list[Row]) -> None
     assert unpack(more) == second, "what was appended is not ours to change"
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(rows(), st.randoms(use_true_random=False))
 def test_splitting_gives_each_key_its_rows_in_order(all_rows: list[Row], random: object) -> None:
     keys = [None if row[0] == 3 else "ab"[row[0] - 1] for row in all_rows]

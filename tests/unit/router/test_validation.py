@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart, ImagePart
@@ -173,7 +173,6 @@ def test_a_token_outside_the_vocabulary_is_named() -> None:
     assert caught.value.description == "must be below the vocabulary's size 257, is 257"
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.floats(width=32))
 def test_exactly_the_temperatures_of_the_range_are_allowed(temperature: float) -> None:
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
@@ -249,7 +249,7 @@ def metaspace_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextModel,
     return open_both(write_model(tmp_path_factory.mktemp("metaspace"), tokenizer_json=metaspace_json()))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(text=st.text(min_size=1, max_size=60))
 def test_any_text_encodes_as_transformers(metaspace_pair: tuple[TextModel, Any], text: str) -> None:
     model, oracle = metaspace_pair

@@ -49,7 +49,7 @@ def models(directory: Path) -> tuple[TextModel, TextModel, TextModel]:
     return open_with(1 << 20), open_with(900), open_with(0)
 
 
-many = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @many

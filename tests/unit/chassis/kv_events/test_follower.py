@@ -75,7 +75,7 @@ def agrees(known: Known, source: Source, log: KvEventLog) -> bool:
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 async def test_after_any_history_it_knows_what_every_source_holds(seed: int) -> None:
     random = Random(seed)
     async with world(seed) as one:

@@ -35,7 +35,7 @@ class Files:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_slot_is_given_twice_and_the_files_never_exceed_the_capacity(seed: int, num_sizes: int) -> None:
     random_ = random.Random(seed)
     capacity_bytes = random_.randint(1, 60) * ROOM

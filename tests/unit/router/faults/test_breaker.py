@@ -262,7 +262,6 @@ def test_what_is_told_twice_is_heard_once() -> None:
     assert bench.state() is State.OPEN, "the row of two was not broken"
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.tuples(st.sampled_from(NOT_THE_SERVERS), st.sampled_from([w for w in Where if w is not Where.STALL])))
 )
@@ -359,5 +358,5 @@ class Interleavings(RuleBasedStateMachine):
         assert all(before[1] is after[0] for before, after in pairwise(moves))
 
 
-Interleavings.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Interleavings.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestInterleavings = Interleavings.TestCase

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.inference.v1.kv_event_pb2 import KvEvent
@@ -103,7 +103,6 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(steps, st.integers(0, 2), st.integers(0, 14))
 def test_the_index_is_what_an_engine_that_evicts_from_the_end_holds(
     history: list[tuple[str, int, int]], asked: int, length: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.kvstore.v1.block_hash import join_hashes
@@ -43,7 +43,6 @@ def test_it_is_believed_for_a_while_and_lost_with_its_executor() -> None:
     assert not dict(routed.leading_blocks(chain("abcd"), 12.0))
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.sampled_from("xyz"), st.text("ab", max_size=8), st.integers(0, 3)), max_size=60))
 def test_it_never_takes_more_than_its_room_and_what_is_left_is_right(notes: list[tuple[str, str, int]]) -> None:
     routed, newest, now = RoutedPrefixes(lifetime_seconds=5.0, max_bytes=16 * 12), dict[tuple[str, str], str](), 0.0

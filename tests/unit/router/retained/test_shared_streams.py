@@ -398,7 +398,7 @@ class Fleet:
 
 
 @given(st.integers(0, 1 << 32), st.lists(st.sampled_from(["say", "say", "resume", "die", "wait"]), max_size=12))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 async def test_whoever_dies_and_whoever_is_asked_the_client_has_it_once_and_whole(
     server: RedisServer, seed: int, steps: list[str]
 ) -> None:
