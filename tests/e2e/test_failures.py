@@ -64,7 +64,8 @@ async def test_an_executor_killed_in_mid_stream_costs_only_streams_that_are_not_
 
 
 async def _until_both_serve(running: Stack) -> None:
-    """As far as the router knows."""
+    """Each of them, and as far as the router knows."""
+    await until_idle(running.addresses("executor"), 30)
     async with Client(running.router) as client, asyncio.timeout(30):
         while sum(model.healthy_workers for model in await client.models()) < 2:
             await asyncio.sleep(0.05)
@@ -117,9 +118,10 @@ async def test_a_second_executor_answers_a_shared_prompt_from_the_store(stack: S
     """Two workers, one long prompt, asked at once: whoever comes second loads the blocks that the first computed."""
     few = StoppingConditions(max_tokens=4)
     async with Client(stack.router) as client:
-        # On a busy machine computing a prompt may be sooner than loading it, and then it is computed; not every time.
-        for number in range(5):
-            text = f"{number} boats. " + "The miller counted the boats at the weir, one after another. " * 24
+        # On a busy machine computing a prompt may be sooner than loading it, and then it is computed; not every time. A
+        # long one takes longer to compute.
+        for number in range(20):
+            text = f"{number} boats. " + "The miller counted the boats at the weir, one after another. " * 80
             stored = await _stored_blocks(stack)
             first = await collect(client.generate(text, sampling=_GREEDY, stopping=few))
             async with asyncio.timeout(10):  # blocks are offered in the background
@@ -129,10 +131,10 @@ async def test_a_second_executor_answers_a_shared_prompt_from_the_store(stack: S
             second = await collect(client.generate(text, sampling=_GREEDY, stopping=few))
             busy.cancel()
             await asyncio.gather(busy, return_exceptions=True)
-            assert second.receipt.worker != first.receipt.worker
             assert second.outputs[0].token_ids == first.outputs[0].token_ids
-            if second.receipt.store_cached_tokens:
+            if second.receipt.store_cached_tokens >= 64:
                 break
+    assert second.receipt.worker != first.receipt.worker
     assert second.receipt.store_cached_tokens >= 64
     assert second.receipt.store_cached_tokens_by_tier["ram"] == second.receipt.store_cached_tokens
     assert second.usage.cached_prompt_tokens >= second.receipt.store_cached_tokens
