@@ -35,7 +35,7 @@ from weir_executor.engine import (
 )
 
 _PATIENCE_SECONDS = 30.0
-_ROOT = b"contract tests.."
+ROOT = b"contract tests.."
 GREEDY = Sampling(temperature=0.0)
 SEEDED = Sampling(temperature=1.0, seed=1234)
 
@@ -108,7 +108,7 @@ def prompt(length: int, *, start: int = 3, vocab_size: int = 300) -> list[int]:
 
 
 def hashes(token_ids: Sequence[int], block_size: int) -> list[bytes]:
-    return block_hashes(_ROOT, token_ids, block_size)
+    return block_hashes(ROOT, token_ids, block_size)
 
 
 def request(key: int, token_ids: Sequence[int], max_tokens: int = 8, **fields: Any) -> GenerationRequest:
@@ -133,8 +133,9 @@ class EngineContract:
     """Each test makes its own engine, and ends with every block back in the pool and every request ended once."""
 
     # What an engine may be without: vectors, prompts for other engines, blocks that we may read and write, pushing out
-    # what runs, and draws that depend on seed and place alone. A test of what an engine lacks is skipped, and says so.
-    pools = hands_off = shows_blocks = preempts = position_keyed = True
+    # what runs, draws that depend on seed and place alone, a logit bias, stop tokens that wait for `min_tokens`. A test
+    # of what an engine lacks is skipped, and says so.
+    pools = hands_off = shows_blocks = preempts = position_keyed = biases = holds_back_stops = True
 
     @pytest.fixture(autouse=True)
     def _only_what_it_has(self, request: pytest.FixtureRequest) -> None:
@@ -240,6 +241,7 @@ class EngineContract:
             assert heard.finished[1, 0].finish_reason is FinishReason.STOP
             assert heard.finished[1, 0].stop_token_id == stop
 
+    @pytest.mark.needs("holds_back_stops")
     def test_no_stop_token_is_drawn_before_min_tokens(self) -> None:
         (tokens,) = self.tokens_of(request(1, prompt(12), 16, sampling=SEEDED))
         stops = frozenset(tokens[:4])
@@ -247,6 +249,7 @@ class EngineContract:
         assert len(delayed) >= 10
         assert not stops & set(delayed[:10])
 
+    @pytest.mark.needs("biases")
     def test_eos_ends_an_output_unless_ignored(self) -> None:
         with self.running() as (engine, heard):
             (eos,) = engine.info.eos_token_ids
@@ -449,7 +452,7 @@ class EngineContract:
     @pytest.mark.needs("pools")
     def test_the_last_tokens_vector_takes_cached_blocks_and_a_mean_takes_none(self) -> None:
         tokens = prompt(50)
-        shared = {"block_hashes": hashes(tokens, 16), "cache_scope": _ROOT}
+        shared = {"block_hashes": hashes(tokens, 16), "cache_scope": ROOT}
         wanted = {kind: self.vector_of(pooled(1, tokens, kind)) for kind in PoolingKind}
         with self.running() as (engine, heard):
             engine.submit(request(1, tokens, 2, **shared))
@@ -587,23 +590,23 @@ class EngineContract:
         known = hashes(tokens, 16)
         with self.running() as (engine, heard):
             assert engine.cached_prefix_blocks(known) == 0
-            engine.submit(request(1, tokens, 8, block_hashes=known, cache_scope=_ROOT))
+            engine.submit(request(1, tokens, 8, block_hashes=known, cache_scope=ROOT))
             heard.wait_for_ends(1)
-            assert engine.cached_prefix_blocks(known) == 3
-            assert set(known) <= heard.stored
-            engine.submit(request(2, tokens, 8, block_hashes=known, cache_scope=_ROOT))
+            self._wait_for(lambda: engine.cached_prefix_blocks(known) == 3)
+            heard.wait_for(lambda: set(known) <= heard.stored, "what was stored")
+            engine.submit(request(2, tokens, 8, block_hashes=known, cache_scope=ROOT))
             (end,) = heard.wait_for_ends(2)
             assert end.cached_prompt_tokens == 48
             assert heard.tokens[2, 0] == heard.tokens[1, 0]
 
     def test_blocks_that_generated_tokens_fill_are_found_again(self) -> None:
         with self.running() as (engine, heard):
-            engine.submit(request(1, prompt(10), 40, cache_scope=_ROOT))
+            engine.submit(request(1, prompt(10), 40, cache_scope=ROOT))
             heard.wait_for_ends(1)
             conversation = prompt(10) + heard.tokens[1, 0]
             known = hashes(conversation, 16)
-            assert engine.cached_prefix_blocks(known) == 3
-            engine.submit(request(2, conversation, 4, block_hashes=known, cache_scope=_ROOT))
+            self._wait_for(lambda: engine.cached_prefix_blocks(known) == 3)
+            engine.submit(request(2, conversation, 4, block_hashes=known, cache_scope=ROOT))
             assert heard.wait_for_ends(2)[0].cached_prompt_tokens == 48
 
     def test_without_hashes_nothing_is_shared(self) -> None:
@@ -620,7 +623,7 @@ class EngineContract:
         with self.running(max_batched_tokens=32, max_num_seqs=8) as (engine, heard):
             engine.submit(request(0, prompt(40, start=50), 20))
             for key in range(1, 5):
-                engine.submit(request(key, tokens, 6, block_hashes=hashes(tokens, 16), cache_scope=_ROOT))
+                engine.submit(request(key, tokens, 6, block_hashes=hashes(tokens, 16), cache_scope=ROOT))
             ends = heard.wait_for_ends(*range(5))[1:]
             assert sorted(end.cached_prompt_tokens for end in ends) == [0, 48, 48, 48]
             assert len({tuple(heard.tokens[key, 0]) for key in range(1, 5)}) == 1
@@ -631,7 +634,7 @@ class EngineContract:
         with self.running(emit_full_blocks=True) as (engine, heard):
             if not engine.info.transfers_blocks:
                 pytest.skip("this engine transfers no blocks")
-            engine.submit(request(1, tokens, 20, block_hashes=known, cache_scope=_ROOT))
+            engine.submit(request(1, tokens, 20, block_hashes=known, cache_scope=ROOT))
             heard.wait_for_ends(1)
             wanted, full = heard.tokens[1, 0], {block.block_hash: block for block in heard.full_blocks}
             assert set(known) <= full.keys()
@@ -641,7 +644,7 @@ class EngineContract:
         payloads = [full[block_hash].payload for block_hash in known]
         with self.running(emit_full_blocks=True) as (engine, heard):
             stored = StoredPrefix(0, payloads)
-            engine.submit(request(1, tokens, 20, block_hashes=known, cache_scope=_ROOT, stored_prefix=stored))
+            engine.submit(request(1, tokens, 20, block_hashes=known, cache_scope=ROOT, stored_prefix=stored))
             (end,) = heard.wait_for_ends(1)
             assert (end.loaded_prompt_tokens, end.cached_prompt_tokens) == (48, 0)
             assert heard.tokens[1, 0] == wanted
@@ -655,7 +658,7 @@ class EngineContract:
             size = engine.info.block_bytes
             stored = StoredPrefix(0, [bytes(size), bytes(size - 1), bytes(size)])
             known = hashes(tokens, 16)
-            engine.submit(request(1, tokens, 4, block_hashes=known, cache_scope=_ROOT, stored_prefix=stored))
+            engine.submit(request(1, tokens, 4, block_hashes=known, cache_scope=ROOT, stored_prefix=stored))
             (end,) = heard.wait_for_ends(1)
             assert (end.error, end.loaded_prompt_tokens) == (None, 16)
 

@@ -869,7 +869,7 @@ async def check_model_info_is_whole(stub: Stub) -> None:
     info = await stub.GetModelInfo(pb.GetModelInfoRequest())
     assert info.model_version.model
     assert info.model_version.revision
-    assert info.engine in ("paged", "trtllm", "fake")
+    assert info.engine in ("paged", "trtllm", "openengine", "fake")
     numbers = (info.vocab_size, info.max_model_len, info.block_size, info.num_blocks, info.max_num_seqs, info.max_n)
     assert all(numbers), numbers
     assert info.default_sampling.HasField("temperature")

@@ -1,14 +1,20 @@
-"""The engine contract, held by the paged engine (a tiny model, CPU, float32), the fake, and TensorRT-LLM's backend."""
+"""The engine contract, held by the paged engine (a tiny model, CPU, float32), the fake, and backends over doubles."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from contract.engine_contract import EngineContract
+import pytest
+
+from contract.engine_contract import ROOT, EngineContract
+from fakes.openengine.double import OpenEngineDouble
 from fakes.trtllm.llm import library, never
 from models_fixture import tiny_model
 from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine, FakeEngineConfig
+from weir_executor.openengine.config import OpenEngineConfig
+from weir_executor.openengine.load import load_engine as load_openengine
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.trtllm.config import Transceiver, TrtConfig
 from weir_executor.trtllm.load import load_engine as load_trtllm
@@ -49,3 +55,40 @@ class TestTrtllmEngine(EngineContract):
             transceiver=Transceiver(),
         )
         return load_trtllm(config, library(), end_process=never)
+
+
+class TestOpenEngine(EngineContract):
+    """Our backend for `openengine.v1` over a double of such a server. What the contract has no word for is refused."""
+
+    pools = hands_off = shows_blocks = preempts = position_keyed = biases = holds_back_stops = False
+
+    @pytest.fixture(autouse=True)
+    def _doubles(self) -> Iterator[None]:
+        self.doubles: list[OpenEngineDouble] = []
+        yield
+        for double in self.doubles:
+            double.close()
+
+    def make_engine(self, **limits: Any) -> Engine:
+        told = {**_SMALL, **limits}
+        longest = min(512, told["num_blocks"] * 16)
+        double = OpenEngineDouble(
+            tiny_model("llama3"),
+            max_model_len=longest,
+            block_size=16,
+            kv_cache_max_tokens=told["num_blocks"] * 16,
+            max_num_seqs=told["max_num_seqs"],
+            max_batched_tokens=told["max_batched_tokens"],
+            prefix_cache=told.get("prefix_cache", True),
+        )
+        self.doubles.append(double)
+        config = OpenEngineConfig(
+            address=double.address,
+            model="tiny",
+            vocab_size=320,
+            eos_token_ids=frozenset({2}),
+            max_model_len=512,
+            plain_scope=ROOT,
+            max_waiting=told.get("max_waiting", 256),
+        )
+        return load_openengine(config)

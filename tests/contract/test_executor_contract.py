@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ import pytest
 
 from contract import executor_contract
 from contract.executor_contract import Check, until_idle
+from fakes.openengine.double import OpenEngineDouble
 from fakes.trtllm.llm import library, never
 from models_fixture import tiny_model
 from weir.inference.v1.model_pb2 import ModelVersion
@@ -18,7 +19,10 @@ from weir_chassis.server import Chassis, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
 from weir_executor.engine import Engine, Sampling
 from weir_executor.fake import FakeEngine, FakeEngineConfig
+from weir_executor.mapping import cache_scope
 from weir_executor.model_files import ModelFiles
+from weir_executor.openengine.config import OpenEngineConfig
+from weir_executor.openengine.load import load_engine as load_openengine
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.service import serving
 from weir_executor.settings import ExecutorSettings
@@ -62,6 +66,37 @@ def make_trtllm() -> Engine:
     return load_trtllm(config, library(), end_process=never)
 
 
+DOUBLES: list[OpenEngineDouble] = []
+
+
+@pytest.fixture(autouse=True)
+def _doubles() -> Iterator[None]:
+    yield
+    while DOUBLES:
+        DOUBLES.pop().close()
+
+
+def make_openengine() -> Engine:
+    double = OpenEngineDouble(
+        tiny_model("llama3"),
+        max_model_len=2048,
+        block_size=16,
+        kv_cache_max_tokens=128 * 16,
+        max_num_seqs=16,
+        max_batched_tokens=128,
+    )
+    DOUBLES.append(double)
+    config = OpenEngineConfig(
+        address=double.address,
+        model="tiny",
+        vocab_size=320,
+        eos_token_ids=frozenset({2}),
+        max_model_len=2048,
+        plain_scope=cache_scope(FILES.version),
+    )
+    return load_openengine(config)
+
+
 # What an engine has not, by what the names of the checks say. It refuses it, by type and name: see its own tests.
 LACKS: Mapping[str, Mapping[str, str]] = {
     "trtllm": {
@@ -69,9 +104,24 @@ LACKS: Mapping[str, Mapping[str, str]] = {
         "embed": "vectors: its LLM generates, and its Embed is unimplemented",
         "pooling": "vectors: its LLM generates, and its Embed is unimplemented",
         "speculation": "a choice of drafts for each request: they are the engine's, by TRTLLM_SPECULATION",
-    }
+    },
+    "openengine": {
+        "hand_off": "blocks for other engines",
+        "handoff": "blocks for other engines",
+        "handed_off": "blocks for other engines",
+        "embed": "vectors",
+        "pooling": "vectors",
+        "speculation": "a choice of drafts for each request",
+        "resumed_output_goes_on": "draws that depend on seed and place alone",
+        "min_tokens_hold_off": "stop tokens that wait: openengine.v1 has no word for it",
+    },
 }
-ENGINES: Mapping[str, Callable[[], Engine]] = {"fake": make_fake, "paged": make_paged, "trtllm": make_trtllm}
+ENGINES: Mapping[str, Callable[[], Engine]] = {
+    "fake": make_fake,
+    "paged": make_paged,
+    "trtllm": make_trtllm,
+    "openengine": make_openengine,
+}
 
 
 @asynccontextmanager

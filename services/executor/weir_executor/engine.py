@@ -1,7 +1,8 @@
 """The waist of the executor: what every engine is asked and what it answers.
 
 An engine turns token ids into token ids. It knows requests, steps, load and KV events; it knows no gRPC, no text and no
-tenants' budgets. The paged engine, TensorRT-LLM and the fake all implement `Engine` and pass one contract suite.
+tenants' budgets. The paged engine, TensorRT-LLM, a server that speaks openengine.v1 and the fake all implement `Engine`
+and pass one contract suite.
 
 Who calls what, from where:
 
@@ -241,7 +242,7 @@ class StepOutput:
 class EngineInfo:
     """What the engine serves and its limits; constant after `start`."""
 
-    engine: str  # "paged", "trtllm", "fake"
+    engine: str  # "paged", "trtllm", "openengine", "fake"
     vocab_size: int
     max_model_len: int  # prompt and generated tokens together
     block_size: int  # tokens per KV block
@@ -339,6 +340,7 @@ class EngineLoad:
     outstanding_prefill_tokens: int = 0  # still to prefill, of all that run and wait
     prefill_token_seconds: Estimate | None = None  # what a prompt's token takes, in steps as they lately are
     held_blocks: int = 0  # kept for others after their requests ended
+    away: bool = False  # it runs elsewhere and cannot be asked now; it may be back, and refuses what comes meanwhile
 
 
 @dataclass(frozen=True, slots=True)

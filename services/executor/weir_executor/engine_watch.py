@@ -15,12 +15,23 @@ _WATCH_SECONDS = 1.0
 
 class EngineWatch:
     def __init__(
-        self, engine: Engine, fanout: StepFanout, metrics: ExecutorMetrics, clock: Clock, *, hang_seconds: float
+        self,
+        engine: Engine,
+        fanout: StepFanout,
+        metrics: ExecutorMetrics,
+        clock: Clock,
+        *,
+        hang_seconds: float,
+        show_serving: Callable[[bool], None],
     ) -> None:
-        """`hang_seconds`: what takes longer will never end, be it one step or many that get nowhere."""
+        """`hang_seconds`: what takes longer will never end, be it one step or many that get nowhere.
+
+        `show_serving` hears when an engine that runs elsewhere goes away, and when it is back.
+        """
         self._engine, self._fanout, self._metrics = engine, fanout, metrics
         self._clock, self._hang_seconds = clock, hang_seconds
         self._seen, self._moved_at = (0, 0), clock.monotonic()
+        self._show_serving, self._away = show_serving, False
 
     async def run(self, stopped: Callable[[], None]) -> None:
         """Looks each second at the engine and at the way its words take. When either has stopped, calls `stopped` and
@@ -29,6 +40,7 @@ class EngineWatch:
             await self._clock.sleep(_WATCH_SECONDS)
             load = self._engine.load()
             self._metrics.note_load(load)
+            self._show_away(load.away)
             try:
                 self._engine.check_health()
                 self._fanout.check_health()
@@ -36,6 +48,11 @@ class EngineWatch:
             except Exception:
                 stopped()
                 raise
+
+    def _show_away(self, away: bool) -> None:
+        if away != self._away:
+            self._away = away
+            self._show_serving(not away)
 
     def _check_progress(self, load: EngineLoad) -> None:
         """A step that does not end, and steps that end and compute nothing new, are the same to those who wait."""

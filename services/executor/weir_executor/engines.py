@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from weir_chassis.errors import WeirError
 from weir_chassis.settings import SettingsError
 from weir_executor.engine import Engine, SpeculationMode
+from weir_executor.foreign.eos import read_eos
 from weir_executor.handoff.role import Role
+from weir_executor.mapping import cache_scope
 from weir_executor.memory.shape import UnknownShapeError, read_shape
 from weir_executor.model_files import ModelFiles, bad_model
 from weir_executor.paged.speculation.drafter import SpeculationOptions
@@ -29,6 +31,8 @@ def load_engine(settings: ExecutorSettings, files: ModelFiles) -> Engine:
         return _load_fake(settings, files.config)
     if settings.engine == "trtllm":
         return _load_trtllm(settings)
+    if settings.engine == "openengine":
+        return _load_openengine(settings, files)
     return _load_paged(settings)
 
 
@@ -167,6 +171,44 @@ def _connector(settings: ExecutorSettings) -> ConnectorConfig | None:
         queue_bytes=settings.kvstore_queue_bytes,
         bytes_per_second=settings.kvstore_bytes_per_second,
     )
+
+
+def _load_openengine(settings: ExecutorSettings, files: ModelFiles) -> Engine:
+    from weir_executor.openengine.capabilities import WrongServerError  # noqa: PLC0415  # what else needs it
+    from weir_executor.openengine.config import OpenEngineConfig  # noqa: PLC0415
+    from weir_executor.openengine.load import load_engine as load_openengine  # noqa: PLC0415
+
+    try:
+        longest = settings.max_model_len or int(files.config["max_position_embeddings"])
+        eos_token_ids = read_eos(settings.model_dir, files.config)
+        vocab_size = int(files.config["vocab_size"])
+    except (KeyError, ValueError) as error:
+        raise bad_model(settings, f"config.json: {error}") from error
+    config = OpenEngineConfig(
+        address=settings.openengine_address,
+        model=settings.openengine_model or settings.model,
+        vocab_size=vocab_size,
+        eos_token_ids=eos_token_ids,
+        max_model_len=longest,
+        plain_scope=cache_scope(files.version),
+        block_size=settings.block_size,
+        num_blocks=settings.num_blocks,
+        max_num_seqs=settings.max_num_seqs,
+        max_batched_tokens=settings.max_batched_tokens,
+        max_waiting=settings.max_waiting,
+        max_adapter_rank=settings.max_adapter_rank,
+        tls_ca_file=settings.openengine_tls_ca_file,
+        start_seconds=settings.openengine_start_seconds,
+        call_seconds=settings.openengine_call_seconds,
+        stall_seconds=settings.openengine_stall_seconds,
+    )
+    address = f"WEIR_EXECUTOR_OPENENGINE_ADDRESS={config.address!r}"
+    try:
+        return load_openengine(config)
+    except TimeoutError as error:
+        raise SettingsError(f"{address}: not ready within {config.start_seconds:g} s") from error
+    except (WrongServerError, OSError) as error:
+        raise SettingsError(f"{address}: {error}") from error
 
 
 def _load_fake(settings: ExecutorSettings, config: Mapping[str, Any]) -> Engine:

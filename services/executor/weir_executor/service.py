@@ -13,6 +13,7 @@ from weir.executor.v1.handoff_grpc import add_servicer_to_server
 from weir_chassis.drain_rate import DrainRate
 from weir_chassis.errors import Internal, WeirError
 from weir_chassis.event_log import new_epoch
+from weir_chassis.health import PROCESS, Health, model_name
 from weir_chassis.kv_events.blocks import new_log
 from weir_chassis.kv_events.publisher import KvEventPublisher
 from weir_chassis.kv_events.wire import Source
@@ -136,7 +137,14 @@ async def serving(
         await asyncio.to_thread(engine.start, fanout.deliver, wants)
         chassis.background.start(deadlines.run(admission.expire), name="sweep_deadlines")
         chassis.background.start(handoffs.run(), name="sweep_handoffs")
-        watch = EngineWatch(engine, fanout, metrics, chassis.clock, hang_seconds=settings.hang_seconds)
+        watch = EngineWatch(
+            engine,
+            fanout,
+            metrics,
+            chassis.clock,
+            hang_seconds=settings.hang_seconds,
+            show_serving=partial(_show_serving, chassis.health, settings.model),
+        )
         chassis.background.start(watch.run(partial(_engine_stopped, servicer, chassis)), name="watch_engine")
         if transfer is not None:
             chassis.background.start(transfer.run(), name="put_blocks")
@@ -169,6 +177,11 @@ async def _load_adapters(operations: AdapterOperations, settings: ExecutorSettin
                 pass
         except WeirError as error:
             raise SettingsError(f"WEIR_EXECUTOR_ADAPTERS: {name}: {error.message}") from error
+
+
+def _show_serving(health: Health, model: str, serving: bool) -> None:
+    for name in (SERVICE_NAME, model_name(model), PROCESS):
+        health.set(name, serving)
 
 
 def _engine_stopped(servicer: ExecutorServicer, chassis: Chassis) -> None:

@@ -69,8 +69,10 @@ class ExecutorSettings(ServiceSettings):
     revision: _Name = Field(default="", description="empty: the fingerprint of the directory's files")
 
     # ── the engine ────────────────────────────────────────────────────────────────────────────────────────────────────
-    engine: Literal["paged", "trtllm", "fake"] = Field(
-        default="paged", description="ours, or TensorRT-LLM; fake: tokens by arithmetic, no weights; for tests"
+    engine: Literal["paged", "trtllm", "openengine", "fake"] = Field(
+        default="paged",
+        description="ours, or TensorRT-LLM, or a server elsewhere that speaks openengine.v1; fake: tokens by "
+        "arithmetic, no weights; for tests",
     )
     device: str = Field(default="cpu", min_length=1, description="cpu, cuda or cuda:<index>")
     tensor_parallel: int = Field(
@@ -189,6 +191,24 @@ class ExecutorSettings(ServiceSettings):
         default_factory=dict, max_length=64, description="JSON: further arguments of its LLM; the engine refuses others"
     )
 
+    # ── a server of openengine.v1 ─────────────────────────────────────────────────────────────────────────────────────
+    openengine_address: str = Field(default="", max_length=256, description="host:port of the server")
+    openengine_model: str = Field(
+        default="", max_length=256, description="as the server calls it; empty: as clients do"
+    )
+    openengine_tls_ca_file: Path | None = Field(
+        default=None, description="PEM: who vouches for the server, by TLS; unset: plaintext, for loopback"
+    )
+    openengine_start_seconds: float = Field(
+        default=600.0, gt=0.0, le=86_400.0, description="it may take so long to load its model before it is given up"
+    )
+    openengine_call_seconds: float = Field(
+        default=5.0, gt=0.0, le=300.0, description="for an answer of its control service"
+    )
+    openengine_stall_seconds: float = Field(
+        default=120.0, gt=0.0, le=86_400.0, description="a request of which it says nothing for so long is lost"
+    )
+
     # ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────────
     adapter_dir: Path | None = Field(default=None, description="below it are all adapters that may be loaded")
     max_adapters: int = Field(default=0, ge=0, le=1024, description="LoRA adapters that fit at once; 0: none")
@@ -295,4 +315,6 @@ class ExecutorSettings(ServiceSettings):
             raise ValueError("trtllm_kv_tier kvstore needs a kvstore_address")
         if self.speculation == "draft_model" and self.draft_model_dir is None:
             raise ValueError("speculation draft_model needs a draft_model_dir")
+        if self.engine == "openengine" and not self.openengine_address:
+            raise ValueError("engine openengine needs an openengine_address")
         return self

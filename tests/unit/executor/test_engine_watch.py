@@ -29,9 +29,10 @@ _BUSY = EngineLoad(
 class Watched:
     def __init__(self) -> None:
         self.now = 0.0
+        self.shown: list[bool] = []
         clock: Any = SimpleNamespace(monotonic=lambda: self.now)
         nothing: Any = SimpleNamespace()
-        self.watch = EngineWatch(nothing, nothing, nothing, clock, hang_seconds=10)
+        self.watch = EngineWatch(nothing, nothing, nothing, clock, hang_seconds=10, show_serving=self.shown.append)
         self.see(_BUSY)
 
     def see(self, load: EngineLoad, *, after: float = 0.0) -> None:
@@ -66,3 +67,10 @@ def test_nothing_to_do_is_no_hang_and_work_after_it_gets_its_time() -> None:
     watched.see(_BUSY, after=9)
     with pytest.raises(Internal):
         watched.see(_BUSY, after=2)
+
+
+def test_an_engine_that_goes_away_and_comes_back_is_shown_once_each() -> None:
+    watched = Watched()
+    for away in (False, True, True, False, False):
+        watched.watch._show_away(away)
+    assert watched.shown == [False, True]

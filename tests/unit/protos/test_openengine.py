@@ -1,4 +1,4 @@
-"""Our words for `openengine.v1` against the published numbers, which a table beside this file records with their source.
+"""Our words for `openengine.v1` against the published numbers, which a table beside this file records.
 
 The table holds every message that we have a part of, so that a name of ours that is not theirs is found too.
 """

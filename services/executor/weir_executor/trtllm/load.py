@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from weir_executor.engine import EngineInfo
+from weir_executor.foreign.eos import read_eos
 from weir_executor.foreign.load_report import Iteration
 from weir_executor.foreign.loop_thread import LoopThread
 from weir_executor.kv_transfer.shards import shard_names
@@ -49,7 +50,7 @@ def load_engine(config: TrtConfig, library: Library | None = None, *, end_proces
         _log.info("TensorRT-LLM %s is loading %s", library.version, config.model_dir)
         llm = _construct(library, arguments, config, area)
         undo.callback(llm.shutdown)
-        iteration = _warm_up(llm, library, _eos(config, model), config)
+        iteration = _warm_up(llm, library, read_eos(config.model_dir, model), config)
         info = _info(config, model, max_model_len, iteration.total_blocks or _capacity(llm), library.version)
         if area is not None:
             info = _with_shards(info, area.layout(config.tensor_parallel), config.tensor_parallel)
@@ -106,7 +107,7 @@ def _info(config: TrtConfig, model: Mapping[str, Any], max_model_len: int, num_b
         max_num_seqs=config.max_num_seqs,
         max_n=_MAX_N,
         max_top_logprobs=_MAX_TOP_LOGPROBS,
-        eos_token_ids=_eos(config, model),
+        eos_token_ids=read_eos(config.model_dir, model),
         block_bytes=0,
         kv_dtype=config.kv_dtype,
         kv_layout="trtllm",
@@ -154,21 +155,8 @@ def _capacity(llm: Any) -> int:
     return int(told.get("maxNumBlocks", 0)) if isinstance(told, Mapping) else 0
 
 
-def _eos(config: TrtConfig, model: Mapping[str, Any]) -> frozenset[int]:
-    """As `generation_config.json` says, else `config.json`: one id or several."""
-    generation = _read_json(config, "generation_config.json", missing_ok=True)
-    found = generation.get("eos_token_id", model.get("eos_token_id"))
-    ids = found if isinstance(found, list) else [found]
-    eos = frozenset(each for each in ids if isinstance(each, int))
-    if not eos:
-        raise ValueError(f"{config.model_dir}: no eos_token_id in generation_config.json or config.json")
-    return eos
-
-
-def _read_json(config: TrtConfig, name: str, *, missing_ok: bool = False) -> Mapping[str, Any]:
+def _read_json(config: TrtConfig, name: str) -> Mapping[str, Any]:
     path = config.model_dir / name
-    if missing_ok and not path.is_file():
-        return {}
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise ValueError(f"{path}: not a JSON object")
