@@ -17,6 +17,7 @@ import pytest
 from weir.kvstore.v1.block_hash import block_hashes
 from weir_chassis.errors import AlreadyExists, InvalidArgument, Overloaded, PromptTooLong, WeirError
 from weir_executor.engine import (
+    AllBlocksCleared,
     BlockRemoved,
     BlockStored,
     Engine,
@@ -100,6 +101,8 @@ class Listener:
             if not set(event.block_hashes) <= self.stored:
                 self.wrongs.append(f"removed and never stored: {event}")
             self.stored -= set(event.block_hashes)
+        elif isinstance(event, AllBlocksCleared):
+            self.stored.clear()
 
 
 def prompt(length: int, *, start: int = 3, vocab_size: int = 300) -> list[int]:

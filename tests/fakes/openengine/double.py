@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,8 @@ class Traits:
     refuses_with: grpc.StatusCode | None = None  # the next requests, before they are accepted
     fails_with: pb.EngineError | None = None  # the next requests, after their first token
     says_nothing: bool = False  # requests are accepted, and never spoken of again
+    breaks_off: bool = False  # after the first token, as if that were all: no last word
+    keeps_last_word: bool = False  # after the last token nothing comes
     goes_on: bool = False  # beyond every stop token and limit: it does not know them
     hides_health: bool = False  # no such call
     loses_events: bool = False  # the next batch's number is skipped
@@ -58,6 +60,7 @@ class Traits:
     metadata: list[dict[str, str]] = field(default_factory=list)
     loras: dict[str, pb.LoraAdapter] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    described: int = 0  # how often it was asked what it can
 
 
 class OpenEngineDouble:
@@ -70,6 +73,11 @@ class OpenEngineDouble:
         self._thread = threading.Thread(target=self._loop.run_forever, name="openengine-double", daemon=True)
         self._thread.start()
         self.revive()
+
+    @property
+    def num_active(self) -> int:
+        """Requests that it has accepted and not ended."""
+        return len(self._servicer._active)
 
     @property
     def address(self) -> str:
@@ -167,6 +175,7 @@ class Servicer(pb_grpc.InferenceServicer, pb_grpc.ControlServicer):
         except Exception as error:
             yield self._error(request, pb.ERROR_CODE_INTERNAL, str(error))
         finally:
+            result.leave()
             del self._active[request.request_id]
 
     async def _speak(self, request: pb.GenerateRequest, result: RequestOutput) -> AsyncIterator[pb.GenerateResponse]:
@@ -174,16 +183,22 @@ class Servicer(pb_grpc.InferenceServicer, pb_grpc.ControlServicer):
         async for newest in result:
             output = newest.outputs[0]
             if self._is.says_nothing:
+                result.leave()
                 await asyncio.Event().wait()
             new = output.token_ids[sent:]
             if new:
                 top = request.response.output_candidates.top_n if request.response.return_output_logprobs else None
                 yield token_event(request.request_id, new, output.logprobs[sent:], top)
                 sent = len(output.token_ids)
+                if self._is.breaks_off:
+                    return
                 if self._is.fails_with is not None:
                     yield pb.GenerateResponse(request_id=request.request_id, error=self._is.fails_with)
                     return
             if output.finish_reason:
+                if self._is.keeps_last_word:
+                    result.leave()
+                    await asyncio.Event().wait()
                 yield finished_event(request.request_id, newest, int(self._llm_eos))
                 return
 
@@ -217,6 +232,7 @@ class Servicer(pb_grpc.InferenceServicer, pb_grpc.ControlServicer):
         )
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Any) -> pb.ModelInfo:
+        self._is.described += 1
         logprobs = pb.LogprobCapabilities(
             supported=self._is.max_top > 0,
             candidate_selection_modes=[pb.CANDIDATE_TOKEN_SELECTION_MODE_TOP_N],
@@ -305,6 +321,3 @@ class Servicer(pb_grpc.InferenceServicer, pb_grpc.ControlServicer):
             self._history.append(pb.KvEventBatch(sequence_number=self._number, events=told))
             changed, self._changed = self._changed, asyncio.Event()
             changed.set()
-
-
-Change = Callable[[Traits], None]

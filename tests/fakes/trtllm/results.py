@@ -55,7 +55,7 @@ class RequestOutput:
         self.error: Exception | None = None
         self.aborted = False
         self.on_abort: Callable[[], None] = lambda: None
-        self._told, self._read = 0, 0
+        self._told, self._read, self._is_left = 0, 0, False
         self._before: Callable[[], None] | None = None
         self._loop, self._steps = loop, asyncio.Queue[Exception | Callable[[], None]]()
 
@@ -63,6 +63,10 @@ class RequestOutput:
         """A message to the engine: its answer comes with some later step."""
         self.aborted = True
         self.on_abort()
+
+    def leave(self) -> None:
+        """Whoever read it reads no more; the engine is not told. (The fake's own: the real one waits for no reader.)"""
+        self._is_left = True
 
     def tell(self, step: Exception | Callable[[], None]) -> None:
         """From the engine's thread: an error, or what is to change when it is read."""
@@ -79,7 +83,7 @@ class RequestOutput:
     @property
     def is_read(self) -> bool:
         """Whether all that was told has been."""
-        return self._read == self._told or self._loop.is_closed()
+        return self._read == self._told or self._is_left or self._loop.is_closed()
 
     def __aiter__(self) -> RequestOutput:
         return self

@@ -26,8 +26,7 @@ if _version_not_supported:
 
 
 class InferenceStub(object):
-    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it, and
-    `traceparent` to every server.
+    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it.
     """
 
     def __init__(self, channel):
@@ -44,8 +43,7 @@ class InferenceStub(object):
 
 
 class InferenceServicer(object):
-    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it, and
-    `traceparent` to every server.
+    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it.
     """
 
     def Generate(self, request, context):
@@ -73,8 +71,7 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference(object):
-    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it, and
-    `traceparent` to every server.
+    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it.
     """
 
     @staticmethod

@@ -37,9 +37,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InferenceStub:
-    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it, and
-    `traceparent` to every server.
-    """
+    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -52,9 +50,7 @@ class InferenceStub:
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
-    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it, and
-    `traceparent` to every server.
-    """
+    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_openengine_pb2.GenerateRequest, _openengine_pb2.GenerateResponse]  # type: ignore[assignment]
@@ -63,9 +59,7 @@ class InferenceAsyncStub(InferenceStub):
     """
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
-    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it, and
-    `traceparent` to every server.
-    """
+    """Prompts in, tokens out. Metadata `openengine-priority` (base 10, higher first) goes to a server that supports it."""
 
     @_abc_1.abstractmethod
     def Generate(

@@ -17,9 +17,9 @@ def shared_salt(cache_scope: bytes) -> str:
     return cache_scope.hex()
 
 
-def private_salt(number: int) -> str:
-    """One that no scope has."""
-    return f"private-{number}"
+def private_salt(name: int | str) -> str:
+    """One that no scope has. `name`: that nobody else gives to the same engine."""
+    return f"private-{name}"
 
 
 def shares_blocks(request: GenerationRequest, block_size: int) -> bool:

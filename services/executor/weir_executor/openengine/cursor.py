@@ -42,6 +42,7 @@ class Cursor:
     ) -> None:
         self._stops, self._min_tokens, self._max_tokens = stop_token_ids, min_tokens, max_tokens
         self._count, self._top, self._vocab_size = resumed, top, vocab_size
+        self._last: int | None = None
         self.over = False
 
     def advance(self, told: pb.GenerateResponse) -> News:
@@ -50,8 +51,10 @@ class Cursor:
             return _NOTHING
         match told.WhichOneof("event"):
             case "token":
+                _check_index(told.token.output_index)
                 return self._tokens(told.token.tokens)
             case "finished":
+                _check_index(told.finished.output_index)
                 return self._finish(told.finished)
         return _NOTHING
 
@@ -60,9 +63,7 @@ class Cursor:
         logprobs: list[TokenLogprobs] = []
         reason, stop = None, None
         for token in tokens:
-            if token.token_id >= self._vocab_size:
-                raise BadAnswerError(f"token id {token.token_id} is outside the vocabulary of {self._vocab_size}")
-            token_ids.append(token.token_id)
+            token_ids.append(self._checked(token.token_id))
             if self._top is not None:
                 logprobs.append(_logprobs(token, self._top))
             self._count += 1
@@ -73,10 +74,14 @@ class Cursor:
             if reason is not None:
                 self.over = True
                 break
+        self._last = token_ids[-1] if token_ids else self._last
         return News(token_ids, logprobs, reason, stop)
 
     def _finish(self, finished: pb.GenerationFinished) -> News:
-        """A stop token that the server keeps to itself is emitted here, but for one whose log-probability is wanted."""
+        """A stop token that the server keeps to itself is emitted here, but for one whose log-probability is wanted.
+
+        One that ends an output there and not here has been emitted, if it is the last.
+        """
         self.over = True
         reason = _REASONS.get(finished.reason)
         if reason is None:
@@ -84,8 +89,20 @@ class Cursor:
         kind = finished.stop_match.WhichOneof("match")
         if reason is not FinishReason.STOP or kind not in ("stop_token_id", "eos_token_id"):
             return News((), (), reason, None)
-        stop = int(getattr(finished.stop_match, kind))
-        return News((stop,) if self._top is None else (), (), reason, stop)
+        stop = self._checked(int(getattr(finished.stop_match, kind)))
+        is_new = self._top is None and stop != self._last
+        return News((stop,) if is_new else (), (), reason, stop)
+
+    def _checked(self, token_id: int) -> int:
+        if token_id >= self._vocab_size:
+            raise BadAnswerError(f"token id {token_id} is outside the vocabulary of {self._vocab_size}")
+        return token_id
+
+
+def _check_index(output_index: int) -> None:
+    """Each output is a request of its own, and so the only one of it."""
+    if output_index:
+        raise BadAnswerError(f"of output {output_index}, where one was asked for")
 
 
 def _logprobs(token: pb.TokenInfo, top: int) -> TokenLogprobs:

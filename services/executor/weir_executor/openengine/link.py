@@ -1,10 +1,11 @@
 """Whether the server is there, and is still the one that it was. Used on the engine's loop only.
 
-    there ──a call says UNAVAILABLE, or health is not answered──▶ lost ──▶ away
+    there ──it does not answer, is another one, or draws nothing when a call has failed──▶ lost ──▶ away
     there ──health says that it takes nothing now──▶ away, while what it has goes on ──▶ there
     away  ──answers, says the same of itself, and draws two tokens──▶ there
 
-Away, everything new is refused, retryable. A server that comes back as another one stays away until it is right again.
+Away, everything new is refused, retryable. One that comes back and is not what it was stays away until it is right
+again: behind an address may be another server at any time, and some take any model's name for their own.
 """
 
 from __future__ import annotations
@@ -107,14 +108,16 @@ class Link:
         while True:
             proves = await self._pause()
             try:
+                if (await self._check_same()).instance_id != self._can.instance_id:
+                    return WorkerLost("another server answers in its place")
                 self.away = closed(await self._server.health())
                 silences = 0
                 if proves and self.away is None:
-                    await self._prove()
+                    await self._prove_anew()
             except TimeoutError:
                 return WorkerLost("the server answers, and draws no token")
             except (WrongServerError, WeirError) as error:
-                return WorkerLost(f"a request of two tokens: {error}")
+                return WorkerLost(str(error))
             except grpc.aio.AioRpcError as error:
                 silences += 1
                 if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or silences >= _MAX_SILENCES:
@@ -147,11 +150,20 @@ class Link:
 
     async def _look_anew(self) -> None:
         """Raises what stands against it. It may have been started anew, and as something else."""
+        can = await self._check_same()
+        if (why := closed(await self._server.health())) is not None:
+            raise why
+        await self._prove_anew()
+        self._can = can
+
+    async def _check_same(self) -> Capabilities:
         can = await self._server.describe(self._model)
         if changed := self._can.differs(can):
             raise WrongServerError(f"its {changed} is not what it was; this executor must be started anew")
-        if (why := closed(await self._server.health())) is not None:
-            raise why
+        return can
+
+    async def _prove_anew(self) -> None:
+        """It may have been started anew since, and have nothing of what it was given."""
         await self._prove()
         await self._on_back()
 

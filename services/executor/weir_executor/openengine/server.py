@@ -11,7 +11,13 @@ from weir.openengine.v1 import openengine_pb2 as pb
 from weir.openengine.v1.openengine_pb2_grpc import ControlStub, InferenceStub
 from weir_chassis.channel import open_channel
 from weir_chassis.limits import client_options
-from weir_executor.openengine.capabilities import Capabilities, check_model, check_server, read_capabilities
+from weir_executor.openengine.capabilities import (
+    Capabilities,
+    WrongServerError,
+    check_model,
+    check_server,
+    read_capabilities,
+)
 
 if TYPE_CHECKING:
     from weir.openengine.v1.openengine_pb2_grpc import ControlAsyncStub, InferenceAsyncStub
@@ -32,11 +38,19 @@ class Server:
 
     async def describe(self, model: str) -> Capabilities:
         """Raises WrongServerError too."""
-        server = await self._control.GetServerInfo(pb.GetServerInfoRequest(), timeout=self._seconds)
+        server = await self._who()
         check_server(server)
         info = await self._control.GetModelInfo(pb.GetModelInfoRequest(model=model), timeout=self._seconds)
         check_model(server, info, model)
         return read_capabilities(server, info)
+
+    async def _who(self) -> pb.ServerInfo:
+        try:
+            return await self._control.GetServerInfo(pb.GetServerInfoRequest(), timeout=self._seconds)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise WrongServerError("it does not speak openengine.v1") from error
+            raise
 
     async def health(self) -> pb.HealthResponse:
         """READY of one that has no such call: it has answered."""

@@ -31,20 +31,27 @@ from weir_executor.openengine.request import metadata, to_message
 from weir_executor.openengine.server import Server, Stream
 
 _log = logging.getLogger(__name__)
+# It may be gone; or it was started anew, and does not know the adapter any more.
+_SUSPICIOUS: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND)
 # For the last word on a request that the server says it ends; then the call is cancelled.
 _ABORT_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.25
+# For the last word, with its usage, on an output whose last token has come: it is due with the next step.
+_LAST_WORD_SECONDS: Final = 10.0
 
 
 class _Call:
-    """One output's. `ended` once nothing more comes; `why` the reason that it was cut off here, if it was."""
+    """One output's. `ended` once nothing more comes; `why` the reason that it was cut off here, if it was.
+
+    `has_all`: its last token has come.
+    """
 
     def __init__(self, request_id: str, stream: Stream) -> None:
         self.request_id, self.stream = request_id, stream
         self.heard_at = time.monotonic()
         self.ended = asyncio.Event()
         self.why: WeirError | None = None
-        self.is_cut = False
+        self.is_cut = self.has_all = False
 
     def cut(self, why: WeirError | None = None) -> None:
         """Ends it without the server's last word."""
@@ -87,17 +94,24 @@ class Work(Line):
         """For as long as the engine lives: a call in which nothing moves ends here, and the server is looked at."""
         while True:
             await asyncio.sleep(min(_LOOK_SECONDS, self._config.stall_seconds))
-            oldest = time.monotonic() - self._config.stall_seconds
-            for call in [call for call in self._calls if call.heard_at < oldest]:
-                _log.error("%s: the server has said nothing for %g s", call.request_id, self._config.stall_seconds)
-                call.cut(WorkerLost(f"the server has said nothing for {self._config.stall_seconds:g} s"))
-                self._suspect()
+            now = time.monotonic()
+            for call in list(self._calls):
+                self._look_at(call, now - call.heard_at)
+
+    def _look_at(self, call: _Call, silent_seconds: float) -> None:
+        if call.has_all:
+            if silent_seconds > _LAST_WORD_SECONDS:
+                call.cut()
+        elif silent_seconds > self._config.stall_seconds:
+            why = f"the server has said nothing for {self._config.stall_seconds:g} s"
+            _log.error("%s: %s", call.request_id, why)
+            call.cut(WorkerLost(why))
+            self._suspect()
 
     def _begin_output(self, live: LiveRequest, output: LiveOutput) -> None:
-        request, number = live.request, next(self._numbers)
-        request_id = f"{self._run_id}-{number}"
+        request, request_id = live.request, f"{self._run_id}-{next(self._numbers)}"
         message = to_message(
-            request, output.index, request_id, self._can, self._config, private_salt=private_salt(number)
+            request, output.index, request_id, self._can, self._config, private_salt=private_salt(request_id)
         )
         shared = shares_blocks(request, self._info.block_size)
         self._note_request(request_id, request.cache_scope if shared else b"")
@@ -130,7 +144,7 @@ class Work(Line):
             self._fail(live, output, call.why)
         except grpc.aio.AioRpcError as error:
             self._fail(live, output, call.why or from_status(error.code(), error.details() or ""))
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
+            if error.code() in _SUSPICIOUS:
                 self._suspect()
         except BadAnswerError as error:
             _log.error("%s: %s", call.request_id, error)
@@ -155,6 +169,7 @@ class Work(Line):
                 return
             event, was_over = told.WhichOneof("event"), cursor.over
             news = cursor.advance(told)
+            call.has_all = cursor.over
             if news.finish_reason is FinishReason.CANCELLED and not output.over:
                 self._fail(live, output, WorkerLost("the server cancelled the request"))
                 return
