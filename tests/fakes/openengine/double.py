@@ -110,8 +110,8 @@ class OpenEngineDouble:
     async def _start(self, credentials: grpc.ServerCredentials | None) -> None:
         self._servicer = Servicer(self.llm, self.traits, self.config)
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        pb_grpc.add_InferenceServicer_to_server(self._servicer, self._server)  # type: ignore[no-untyped-call]
-        pb_grpc.add_ControlServicer_to_server(self._servicer, self._server)  # type: ignore[no-untyped-call]
+        pb_grpc.add_InferenceServicer_to_server(self._servicer, self._server)
+        pb_grpc.add_ControlServicer_to_server(self._servicer, self._server)
         where = f"127.0.0.1:{self._port}"
         if credentials is None:
             self._port = self._server.add_insecure_port(where)

@@ -31,8 +31,8 @@ def shape(field: d.FieldDescriptor) -> list[Any]:
     """Number, and type with its label, as the table has them."""
     named = field.message_type or field.enum_type
     kind = named.name if named else _SCALARS[field.type]
-    alone = field.containing_oneof is not None and len(field.containing_oneof.fields) == 1
-    synthetic = alone and field.containing_oneof.name == f"_{field.name}"
+    group = field.containing_oneof
+    synthetic = group is not None and len(group.fields) == 1 and group.name == f"_{field.name}"
     label = "repeated " if field.is_repeated else "optional " if synthetic else ""
     return [field.number, label + kind]
 
