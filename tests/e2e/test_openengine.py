@@ -137,7 +137,7 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
             double.end()
 
 
-def _request(mode: ContinuationMode = CONTINUATION_MODE_BEST_EFFORT) -> GenerateRequest:
+def _request(mode: ContinuationMode.ValueType = CONTINUATION_MODE_BEST_EFFORT) -> GenerateRequest:
     stopping = StoppingConditions(max_tokens=_TOKENS, ignore_eos=True)
     request = GenerateRequest(text="Once upon a time", sampling=SamplingParameters(temperature=0), stopping=stopping)
     request.routing.continuation = mode

@@ -4,7 +4,8 @@ import pytest
 from grpc import StatusCode
 
 from weir.openengine.v1 import openengine_pb2 as pb
-from weir_chassis.errors import Fault, reason_name
+from weir_chassis.errors import reason_name
+from weir_chassis.fault_table import Fault
 from weir_executor.openengine.errors import from_event, from_status
 
 _STATUS = {
