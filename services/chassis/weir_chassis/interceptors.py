@@ -38,6 +38,10 @@ Serialize = Callable[[Any], bytes]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+# What is in the way of a first message is only what is in the way of the call's end, too.
+_FIRST_WRITE_SECONDS = 5.0
+
+
 @dataclass(slots=True)
 class Outcome:
     """How a call ended, for the metrics."""
@@ -58,18 +62,35 @@ class _Meters:
 class GuardedContext:
     """The context that servicers see. It cannot end the call: a servicer raises, and one place translates."""
 
-    def __init__(self, context: Any, deadline: float | None, clock: Clock):
-        self._context, self._deadline, self._clock = context, deadline, clock
+    def __init__(self, context: Any, clock: Clock):
+        self._context, self._clock = context, clock
+        # Monotonic seconds: the service's own, for a call that has brought none.
+        self.deadline: float | None = None
+        self._first_write: asyncio.Future[None] | None = None
         # Bound once, so that a message costs no more than without the guard.
-        self.read, self.write = context.read, context.write
+        self.read = context.read
+
+    async def write(self, message: Any) -> None:
+        """The first one goes on when its task is cancelled: gRPC would forget that it has begun to answer, begin once
+        more with the status, and fail in that, so that the call never ended."""
+        self.write = self._context.write  # type: ignore[method-assign]  # of all others
+        self._first_write = asyncio.ensure_future(self._context.write(message))
+        self._first_write.add_done_callback(_heard)
+        await asyncio.shield(self._first_write)
+
+    async def end(self, status: grpc.Status) -> NoReturn:
+        if self._first_write is not None:
+            await asyncio.wait({self._first_write}, timeout=_FIRST_WRITE_SECONDS)
+        await self._context.abort_with_status(status)
+        raise AssertionError("abort_with_status raises")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
 
     def time_remaining(self) -> float | None:
         left: float | None = self._context.time_remaining()
-        if left is None and self._deadline is not None:
-            return max(0.0, self._deadline - self._clock.monotonic())
+        if left is None and self.deadline is not None:
+            return max(0.0, self.deadline - self._clock.monotonic())
         return left
 
     async def abort(self, *_: Any, **__: Any) -> NoReturn:
@@ -83,6 +104,12 @@ class GuardedContext:
 
     def set_details(self, *_: Any) -> NoReturn:
         raise AssertionError("a servicer called context.set_details; raise a WeirError")
+
+
+def _heard(write: asyncio.Future[None]) -> None:
+    """Whoever waited for it may be gone, as its call is then."""
+    if not write.cancelled():
+        write.exception()
 
 
 grpc.aio.ServicerContext.register(GuardedContext)
@@ -148,27 +175,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def answer(request: Any, context: Any) -> Any:
             with self._observed(method, context) as outcome:
+                guarded = GuardedContext(context, self._clock)
                 try:
                     with self._calls.running(method):
-                        return await self._limited(method, call, request, context)
+                        return await self._limited(method, call, request, guarded)
                 except BaseException as error:
-                    await self._refuse(method, error, context, outcome)
+                    await self._refuse(method, error, guarded, outcome)
 
         return answer
 
-    async def _limited(self, method: str, call: Answer, request: Any, context: Any) -> Any:
+    async def _limited(self, method: str, call: Answer, request: Any, context: GuardedContext) -> Any:
         seconds = self._default_deadline_seconds
         if seconds is None or method in self._unbounded or is_infrastructure(method) or time_left(context) is not None:
-            return await call(request, GuardedContext(context, None, self._clock))
+            return await call(request, context)
+        context.deadline = self._clock.monotonic() + seconds
         try:
             async with asyncio.timeout(seconds) as limit:
-                return await call(request, GuardedContext(context, self._clock.monotonic() + seconds, self._clock))
+                return await call(request, context)
         except TimeoutError:
             if limit.expired():
                 raise DeadlineExceeded(f"the call brought no deadline and ran for the default {seconds:g} s") from None
             raise
 
-    async def _refuse(self, method: str, error: BaseException, context: Any, outcome: Outcome) -> NoReturn:
+    async def _refuse(self, method: str, error: BaseException, context: GuardedContext, outcome: Outcome) -> NoReturn:
         """Ends the call with the status of this error; a call whose client has gone just ends."""
         if isinstance(error, asyncio.CancelledError) and _client_has_gone():
             cut = self._calls.why_cut()
@@ -180,8 +209,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         translated = translate(error)
         outcome.code, outcome.reason = translated.row.code, errors.reason_name(translated.reason)
         _log(method, translated, error)
-        await context.abort_with_status(errors.to_rpc_status(translated))
-        raise AssertionError("abort_with_status raises")
+        await context.end(errors.to_rpc_status(translated))
 
     @contextmanager
     def _observed(self, method: str, context: Any) -> Iterator[Outcome]:

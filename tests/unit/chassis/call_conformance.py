@@ -277,6 +277,19 @@ async def both_directions_by_hand_on_the_server(wire: Wire) -> None:
 
 
 @check
+async def a_call_that_is_cut_in_its_first_write_ends_with_its_error(wire: Wire) -> None:
+    async def both_by_hand(requests: Any, context: Any) -> None:
+        async with asyncio.timeout(0):
+            await context.write(b"a")
+            await wait_for_ever()
+
+    wire.servicer.both_by_hand = both_by_hand
+    async with asyncio.timeout(LIMIT_SECONDS):
+        failure = await failure_of(collect(wire.stub.both_by_hand(iter([b""]))))
+    assert failure.code() is StatusCode.INTERNAL
+
+
+@check
 async def a_message_class_may_meet_raw_bytes(wire: Wire) -> None:
     response = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
