@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import torch
 
+import weir_chassis  # noqa: F401  # before gRPC, which looks once whether it is to hear of forks
 from servers import NatsServer, nats_server
 
 # Triton looks at this once, when it is imported, so it is said before any test module is.

@@ -44,4 +44,4 @@ def test_children_are_started_while_calls_are_under_way() -> None:
         [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
-    assert not done.stderr, "gRPC has nothing to say of forks"
+    assert "fork" not in done.stderr, "gRPC has nothing to say of it"
