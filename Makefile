@@ -149,13 +149,15 @@ bench-services: $(SETUP) ## the CPU that each service adds per token and per req
 
 # ROUTER_PEERS="smg dynamo"; each is installed once, under .weir/peers.
 ROUTER_PEERS ?= smg dynamo
+# ROUTER_SCENARIOS=slow: only how late the tokens of 1,000 streams are (a minute without peers).
+ROUTER_SCENARIOS ?= alone short long paced slow
 
 .PHONY: bench-router
 bench-router: $(SETUP) ## what the router costs and adds beside smg, Dynamo and no router (ROUTER_PEERS=…; three minutes)
-	PYTHONPATH=tests $(BIN)/python -m bench router --peers $(ROUTER_PEERS)
+	PYTHONPATH=tests $(BIN)/python -m bench router --peers $(ROUTER_PEERS) --scenarios $(ROUTER_SCENARIOS)
 
 .PHONY: bench-router-soak
-bench-router-soak: $(SETUP) ## the router's memory over 100,000 requests (three minutes)
+bench-router-soak: $(SETUP) ## the router's memory over 100,000 requests (three minutes, at most six)
 	PYTHONPATH=tests $(BIN)/python -m bench router --soak 100000
 
 .PHONY: bench-speculation

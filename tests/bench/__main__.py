@@ -6,6 +6,7 @@ python -m bench kvstore
 python -m bench latency
 python -m bench services
 python -m bench router --peers smg dynamo
+python -m bench router --scenarios slow
 python -m bench router --soak 100000
 python -m bench speculation
 """
@@ -14,8 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
+
+from weir_chassis.polling import poll_with_one_thread
+
+if sys.argv[1:2] == ["router"]:  # before gRPC is imported: its clients and its mock workers are to cost little
+    poll_with_one_thread()
 
 from bench import accuracy, engine, latency, prefix, services, speculation
 from bench.kvstore import run as kvstore
@@ -23,7 +30,9 @@ from bench.model import make_model
 from bench.peers import PEERS, ROUNDED, SUITE, WEIR, chosen
 from bench.report import Figures
 from bench.router import run as router
+from bench.router import soak
 from bench.router.contenders import PEERS as ROUTERS
+from bench.router.scenarios import SCENARIOS
 from bench.rows import ROWS
 from weir_local.placement import find_model
 
@@ -62,8 +71,9 @@ def _services(_: argparse.Namespace, scratch: Path) -> Figures:
 
 def _router(arguments: argparse.Namespace, scratch: Path) -> Figures:
     if arguments.soak:
-        return router.soak(scratch, arguments.soak)
-    return router.measure(scratch, arguments.peers, arguments.rounds)
+        return soak.measure(scratch, arguments.soak)
+    scenarios = [scenario for scenario in SCENARIOS if scenario.name in arguments.scenarios]
+    return router.measure(scratch, arguments.peers, scenarios, arguments.rounds)
 
 
 def _speculation(_: argparse.Namespace, __: Path) -> Figures:
@@ -91,7 +101,9 @@ def _parse() -> argparse.Namespace:
     of_services.set_defaults(measure=_services)
     of_router = benches.add_parser("router", help="what a router costs and adds, beside its peers and none")
     of_router.set_defaults(measure=_router)
+    scenarios = [scenario.name for scenario in SCENARIOS]
     of_router.add_argument("--peers", nargs="*", default=[], choices=list(ROUTERS))
+    of_router.add_argument("--scenarios", nargs="+", default=scenarios, choices=scenarios)
     of_router.add_argument("--rounds", type=int, default=1, help="times all is measured; the least counts")
     of_router.add_argument("--soak", type=int, default=0, metavar="REQUESTS", help="memory over so many, and no more")
     of_speculation = benches.add_parser("speculation", help="the demo model with and without guesses ahead")

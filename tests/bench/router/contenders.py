@@ -21,6 +21,7 @@ from bench.router.load import Door
 from bench.router.pace import VARIABLE
 from bench.router.processes import family, started, told
 from servers import free_port
+from weir_chassis.channel import open_channel
 from weir_local.stack import until_healthy
 
 _MODEL = "mock"
@@ -108,9 +109,14 @@ async def _proxy(scratch: Path) -> AsyncIterator[Ready]:
         command = [sys.executable, "-m", "bench.router.proxy", addresses["executors"][0], str(port)]
         with started(command, scratch / "proxy.log", with_bench()) as process:
             address = f"127.0.0.1:{port}"
-            await _until_serving(address)
+            await _until_listening(address)
             async with weir_door(address) as door:
                 yield Ready(door, family(process.pid))
+
+
+async def _until_listening(address: str) -> None:
+    async with asyncio.timeout(_READY_SECONDS), open_channel(address) as channel:
+        await channel.channel_ready()
 
 
 async def _until_serving(address: str) -> None:

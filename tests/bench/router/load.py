@@ -52,13 +52,8 @@ async def clients(door: Door, count: int, tokens: int, *, stagger: float, pause:
                 heard.first_tokens.append(first)
             await asyncio.sleep(pause)
 
-    tasks = [asyncio.create_task(client(index)) for index in range(count)]
-    try:
+    async with asyncio.TaskGroup() as group:  # one that fails ends the run
+        tasks = [group.create_task(client(index)) for index in range(count)]
         yield heard
         for task in tasks:
-            if task.done():
-                task.result()  # a client ends by failing only
-    finally:
-        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

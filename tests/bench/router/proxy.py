@@ -11,14 +11,12 @@ from contextlib import aclosing
 import grpc
 import uvloop
 from grpc.aio import ServicerContext
-from grpc_health.v1 import health_pb2_grpc
 
 from bench.router.doors import ExecutorDoor, executor_door
 from weir.inference.v1.stream_pb2 import Delta
 from weir.router.v1.router_pb2 import ChatRequest, ChatResponse
 from weir.router.v1.router_pb2_grpc import RouterServiceServicer, add_RouterServiceServicer_to_server
 from weir_chassis.garbage import search_less_for_cycles
-from weir_chassis.health import PROCESS, Health
 from weir_chassis.limits import server_options
 
 _MAX_STREAMS = 4096
@@ -40,10 +38,8 @@ class Proxy(RouterServiceServicer):
 
 async def _main(executor: str, port: str) -> None:
     async with executor_door(executor) as door:
-        server, health = grpc.aio.server(options=server_options(_MAX_STREAMS)), Health()
+        server = grpc.aio.server(options=server_options(_MAX_STREAMS))
         add_RouterServiceServicer_to_server(Proxy(door), server)  # type: ignore[abstract]  # all else is UNIMPLEMENTED
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        health.set(PROCESS, True)
         server.add_insecure_port(f"127.0.0.1:{port}")
         await server.start()
         await server.wait_for_termination()

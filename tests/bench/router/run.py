@@ -18,11 +18,9 @@ from bench.report import Figures, print_table
 from bench.router.contenders import DIRECT_GRPC, DIRECT_HTTP, PEERS, PROXY, WEIR, Contender, Ready
 from bench.router.load import clients
 from bench.router.pace import write_pace
-from bench.router.processes import cpu_seconds, resident_mib
-from bench.router.scenarios import AHEAD_OF, ALONE, GOALS, LONG, PACED, SCENARIOS, SHORT, SLOW, Scenario
+from bench.router.processes import cpu_seconds
+from bench.router.scenarios import AHEAD_OF, ALONE, GOALS, LONG, PACED, SHORT, SLOW, Scenario
 
-_SOAK_CLIENTS = 64
-_SOAK_WARM_REQUESTS = 10_000  # after which memory is to stay as it is
 FIGURES = ("us_per_token", "us_per_token_paced", "us_per_request", "added_ttft_ms", "added_p99_ms")
 
 
@@ -72,19 +70,16 @@ class Samples:
         return None if whole is None or floor is None else max(0.0, whole - floor)
 
 
-def measure(scratch: Path, peers: Sequence[str], rounds: int) -> Figures:
+def measure(scratch: Path, peers: Sequence[str], scenarios: Sequence[Scenario], rounds: int) -> Figures:
     """Prints the tables."""
-    contenders = [DIRECT_GRPC, WEIR, PROXY, DIRECT_HTTP, *(PEERS[name] for name in peers)]
-    samples = uvloop.run(_sample_all(scratch, contenders, rounds))
+    contenders = [DIRECT_GRPC, WEIR, PROXY, *([DIRECT_HTTP] if peers else []), *(PEERS[name] for name in peers)]
+    samples = uvloop.run(_sample_all(scratch, contenders, scenarios, rounds))
     return _report(samples, [contender for contender in contenders if contender.floor])
 
 
-def soak(scratch: Path, requests: int) -> Figures:
-    """Memory over so many requests: the router's own, before and after."""
-    return uvloop.run(_soak(scratch, requests))
-
-
-async def _sample_all(scratch: Path, contenders: Sequence[Contender], rounds: int) -> Samples:
+async def _sample_all(
+    scratch: Path, contenders: Sequence[Contender], scenarios: Sequence[Scenario], rounds: int
+) -> Samples:
     samples = Samples()
     for round_ in range(rounds):
         for contender in contenders if round_ % 2 == 0 else reversed(contenders):
@@ -93,17 +88,17 @@ async def _sample_all(scratch: Path, contenders: Sequence[Contender], rounds: in
             place = scratch / f"{contender.name}-{round_}"
             place.mkdir()
             try:
-                await _sample_one(place, contender, samples)
+                await _sample_one(place, contender, scenarios, samples)
             except MissingPeerError as error:
                 samples.missing[contender.name] = str(error)
                 print(f"  {contender.name} is missing: {error}", flush=True)
     return samples
 
 
-async def _sample_one(scratch: Path, contender: Contender, samples: Samples) -> None:
+async def _sample_one(scratch: Path, contender: Contender, scenarios: Sequence[Scenario], samples: Samples) -> None:
     write_pace(scratch / "pace", SHORT.pace)
     async with contender.open(scratch) as ready:
-        for scenario in SCENARIOS:
+        for scenario in scenarios:
             write_pace(scratch / "pace", scenario.pace)
             sample = await _sample(ready, scenario)
             samples.taken.setdefault((contender.name, scenario.name), []).append(sample)
@@ -163,19 +158,3 @@ def _print(found: dict[str, dict[str, float | None]], figures: Figures) -> None:
     print_table("What a router costs and adds", ["router", *FIGURES], rows)
     rows = [[name, *figures.cells(name)] for name in figures.ratios]
     print_table("Ours: goal or peer over ours, higher is better", ["figure", "ratio", "goal", ""], rows)
-
-
-async def _soak(scratch: Path, requests: int) -> Figures:
-    write_pace(scratch / "pace", SHORT.pace)
-    figures, sizes = Figures(), []
-    async with WEIR.open(scratch) as ready, clients(ready.door, _SOAK_CLIENTS, 1, stagger=0, pause=0) as heard:
-        heard.counting = True
-        for wanted in range(_SOAK_WARM_REQUESTS, requests + 1, _SOAK_WARM_REQUESTS):
-            while heard.requests < wanted:
-                await asyncio.sleep(0.1)
-            heard.first_tokens.clear()
-            heard.delays.clear()
-            sizes.append(resident_mib(ready.router))
-            print(f"  {wanted:8d} requests: {sizes[-1]:.1f} MiB", flush=True)
-    figures.measured = {"warm_mib": sizes[0], "end_mib": sizes[-1], "requests": requests}
-    return figures

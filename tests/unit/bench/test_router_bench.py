@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -14,9 +15,11 @@ from bench.router import clock_token
 from bench.router.chunks import Chunks
 from bench.router.contenders import DIRECT_GRPC, WEIR
 from bench.router.doors import complete_tokens, rows
+from bench.router.load import Heard, clients
 from bench.router.pace import VARIABLE, Drawing, DueTokens, Pace, read_pace, write_pace
 from bench.router.processes import cpu_seconds, family, resident_mib
 from bench.router.run import Sample, Samples
+from bench.router.soak import figures_of
 from weir.inference.v1.output_pb2 import TokenBatch
 
 
@@ -103,3 +106,39 @@ def test_figures_are_the_best_rounds_without_the_floor() -> None:
     assert samples.added(WEIR, "ttft_ms") == pytest.approx(3.0)
     assert samples.best("nobody", "us_per_token") is None
     assert samples.added(WEIR, "p99_ms") is None
+
+
+class Answering:
+    """A door that answers at once, until it has answered so many."""
+
+    def __init__(self, answers: int) -> None:
+        self._left = answers
+
+    async def answer(self, tokens: int, heard: Heard) -> float:
+        await asyncio.sleep(0)
+        self._left -= 1
+        if self._left < 0:
+            raise ConnectionError("the router is gone")
+        return 0.001
+
+
+async def test_clients_ask_again_and_again_and_are_gone_with_the_run() -> None:
+    async with clients(Answering(1000), 4, 1, stagger=0, pause=0) as heard:
+        heard.counting = True
+        while heard.requests < 100:
+            await asyncio.sleep(0)
+    assert len(heard.first_tokens) == heard.requests
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_client_that_fails_ends_the_run() -> None:
+    with pytest.raises(ExceptionGroup) as failed:
+        async with clients(Answering(10), 4, 1, stagger=0, pause=0):
+            await asyncio.Event().wait()
+    assert failed.group_contains(ConnectionError, match="gone")
+
+
+def test_memory_is_flat_when_the_end_is_as_the_beginning() -> None:
+    flat, grown = figures_of({10: 100.0, 20: 120.0, 30: 101.0}), figures_of({10: 100.0, 20: 110.0})
+    assert (flat.short, grown.short) == ([], ["warm_memory_of_end"])
+    assert grown.measured == {"warm_mib": 100.0, "end_mib": 110.0, "requests": 20}
