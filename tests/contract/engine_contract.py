@@ -35,7 +35,7 @@ from weir_executor.engine import (
     TokenOutput,
 )
 
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 90.0
 ROOT = b"contract tests.."
 GREEDY = Sampling(temperature=0.0)
 SEEDED = Sampling(temperature=1.0, seed=1234)

@@ -34,9 +34,11 @@ ROOT = scope_root(HashScope("tiny", "r1", "t1"))
 NAMESPACE = namespace_fingerprint(ROOT, kv_dtype="uint8", kv_layout="fake", block_size=16)
 BLOCK_BYTES = 64
 LIMITS = TransferLimits(
-    LoaderLimits(deadline_seconds=0.1, bytes_per_second=1e9, min_blocks=2, budget_bytes=1 << 20, max_loads=4),
+    LoaderLimits(deadline_seconds=30.0, bytes_per_second=1e9, min_blocks=2, budget_bytes=1 << 20, max_loads=4),
     WriterLimits(queue_bytes=1 << 20, deadline_seconds=0.5, bytes_per_second=1e9),
 )
+# Where what the store does not do is waited for.
+IMPATIENT = replace(LIMITS, load=replace(LIMITS.load, deadline_seconds=0.1))
 
 
 _sharing: dict[str, Path] = {}
@@ -250,16 +252,16 @@ async def test_a_store_that_was_restarted_and_forgot_the_lease_costs_the_load_al
 
 
 async def test_a_slow_store_costs_its_deadline_and_no_more() -> None:
-    async with bench() as b:
+    async with bench(IMPATIENT) as b:
         b.store.answering.clear()
         start = b.chassis.clock.monotonic()
         assert await b.loaded(request_of(6)) == []
-        assert 0.08 < b.chassis.clock.monotonic() - start < 1
+        assert 0.08 < b.chassis.clock.monotonic() - start < 10
         assert b.outcomes() == {"late": 1}
 
 
 async def test_a_store_that_stops_in_the_middle_costs_its_deadline_and_no_more() -> None:
-    async with bench() as b:
+    async with bench(IMPATIENT) as b:
         request = request_of(6)
         fill(b.store, request.block_hashes)
         b.store.sending.clear()

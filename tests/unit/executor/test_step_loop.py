@@ -347,7 +347,7 @@ def test_seconds_are_those_of_the_clock(fake: FakeEngine) -> None:
     fake.close()
 
 
-def test_two_thousand_random_operations_leave_nothing_behind() -> None:
+def test_thousands_of_random_operations_leave_nothing_behind() -> None:
     """Submits, aborts of requests and outputs, failures of steps and requests, over a pool that is always too small."""
     dice, heard = random.Random(20_240_607), Listener()
     fake = FakeEngine(
@@ -355,7 +355,9 @@ def test_two_thousand_random_operations_leave_nothing_behind() -> None:
     )
     fake.start(heard)
     refused, submitted, failed_at = 0, [], 0
-    for key in range(2000):
+    for key in range(20_000):  # on a busy machine more of them are refused
+        if len(submitted) == 1000:
+            break
         action = dice.random()
         if action < 0.6:
             tokens = prompt(dice.randint(1, 120), start=dice.randint(0, 3))
@@ -390,5 +392,5 @@ def test_two_thousand_random_operations_leave_nothing_behind() -> None:
     fake.close()
     assert not heard.wrongs, heard.wrongs[:3]
     assert heard.ends.keys() == set(submitted)
-    assert len(submitted) > 800
+    assert len(submitted) == 1000
     assert fake.load().preemptions > 0

@@ -187,7 +187,7 @@ async def each_others_peers() -> AsyncIterator[tuple[FaultyPeer, FaultyPeer]]:
     stores: list[BlockStore] = []
     arrivals = [Arrivals(), Arrivals()]
     for number in (0, 1):
-        place = PeerPlace("peer:0", 5.0, 5.0)
+        place = PeerPlace("peer:0", 30.0, 30.0)
 
         def connect(address: str, other: int = 1 - number) -> object:
             return peers[other].connect(address)
