@@ -533,9 +533,12 @@ async def test_cancelling_while_waiting_for_the_tokenizer_takes_no_worker() -> N
 async def test_a_deadline_ends_a_request_and_frees_it(loopback: bool) -> None:
     async with suite(loopback=loopback) as running:
         running.executor.pause_after = 2
-        reason, _, _ = await refusal(running.router.Generate(endless(), timeout=0.15))
-        assert reason == "DEADLINE_EXCEEDED"
-        await running.until_idle()
+        for seconds in (0.15, 1.5, 15):  # on a busy machine it may be over before an executor has it
+            reason, _, _ = await refusal(running.router.Generate(endless(), timeout=seconds))
+            assert reason == "DEADLINE_EXCEEDED"
+            await running.until_idle()
+            if running.executor.submits:
+                break
         assert running.executor.aborts
 
 
