@@ -354,7 +354,7 @@ def test_thousands_of_random_operations_leave_nothing_behind() -> None:
         FakeEngineConfig(num_blocks=24, max_num_seqs=6, max_waiting=40, max_batched_tokens=48, check_integrity=True)
     )
     fake.start(heard)
-    refused, submitted, failed_at = 0, [], 0
+    refused, submitted, failed_at = 0, list[int](), 0
     for key in range(20_000):  # on a busy machine more of them are refused
         if len(submitted) == 1000:
             break
