@@ -51,6 +51,8 @@ class Traits:
     fails_with: pb.EngineError | None = None  # the next requests, after their first token
     says_nothing: bool = False  # requests are accepted, and never spoken of again
     breaks_off: bool = False  # after the first token, as if that were all: no last word
+    mixes_up: bool = False  # what it says of requests is of others
+    is_stuck: bool = False  # no call of the control service is answered
     keeps_last_word: bool = False  # after the last token nothing comes
     goes_on: bool = False  # beyond every stop token and limit: it does not know them
     hides_health: bool = False  # no such call
@@ -169,6 +171,8 @@ class Servicer(pb_grpc.InferenceServicer, pb_grpc.ControlServicer):
         self._active[request.request_id] = result
         try:
             async for response in self._speak(request, result):
+                if self._is.mixes_up:
+                    response.request_id = "another's"
                 yield response
         except asyncio.CancelledError:
             raise
@@ -212,6 +216,8 @@ class Servicer(pb_grpc.InferenceServicer, pb_grpc.ControlServicer):
     # ── control ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Any) -> pb.ServerInfo:
+        if self._is.is_stuck:
+            await asyncio.Event().wait()
         capacity = pb.DeploymentCapacity()
         if self._is.tells_capacity:
             capacity.kv_block_size = self._config.block_size

@@ -162,6 +162,8 @@ class Work(Line):
             call.heard_at = time.monotonic()
             if output.result is not call:
                 return  # its place was given away
+            if told.request_id not in ("", call.request_id):
+                raise BadAnswerError("words on another request, which may be another tenant's")
             if told.HasField("usage") and told.usage.HasField("cached_prompt_tokens"):
                 live.cached_tokens = max(live.cached_tokens or 0, told.usage.cached_prompt_tokens)
             if told.WhichOneof("event") == "error":

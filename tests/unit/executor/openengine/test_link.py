@@ -91,6 +91,18 @@ def test_a_server_without_a_health_call_is_healthy_as_long_as_it_answers() -> No
         assert not engine.load().away
 
 
+def test_a_server_that_answers_nothing_is_away() -> None:
+    with running(call_seconds=0.1) as (engine, double, heard):
+        double.llm.step_seconds = 0.005
+        engine.submit(request(1, prompt(5), 400))
+        heard.wait_for(lambda: heard.tokens[1, 0], "a token")
+        double.traits.is_stuck = True
+        assert isinstance(heard.wait_for_ends(1)[0].error, WorkerLost)
+        assert engine.load().away
+        double.traits.is_stuck = False
+        until(lambda: not engine.load().away)
+
+
 def test_one_that_comes_back_as_another_stays_away_until_it_is_right_again() -> None:
     with running() as (engine, double, heard):
         double.kill()

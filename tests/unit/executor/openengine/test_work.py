@@ -66,6 +66,15 @@ def test_a_stream_that_ends_without_a_last_word_has_failed() -> None:
         assert not heard.finished
 
 
+def test_words_on_another_request_are_given_to_nobody() -> None:
+    with running() as (engine, double, heard):
+        double.traits.mixes_up = True
+        engine.submit(request(1, prompt(5), 8))
+        (end,) = heard.wait_for_ends(1)
+        assert (reason_of(end.error), heard.tokens[1, 0]) == ("INTERNAL", [])
+        until(lambda: not double.num_active)
+
+
 def test_a_last_word_that_does_not_come_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "_LAST_WORD_SECONDS", 0.2)
     with running() as (engine, double, heard):
