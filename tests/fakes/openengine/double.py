@@ -49,6 +49,7 @@ class Traits:
     # Faults.
     refuses_with: grpc.StatusCode | None = None  # the next requests, before they are accepted
     fails_with: pb.EngineError | None = None  # the next requests, after their first token
+    fails_once: bool = False  # of them, the first alone
     says_nothing: bool = False  # requests are accepted, and never spoken of again
     breaks_off: bool = False  # after the first token, as if that were all: no last word
     mixes_up: bool = False  # what it says of requests is of others
@@ -196,8 +197,9 @@ class Servicer(pb_grpc.InferenceServicer, pb_grpc.ControlServicer):
                 sent = len(output.token_ids)
                 if self._is.breaks_off:
                     return
-                if self._is.fails_with is not None:
-                    yield pb.GenerateResponse(request_id=request.request_id, error=self._is.fails_with)
+                if (error := self._is.fails_with) is not None:
+                    self._is.fails_with = None if self._is.fails_once else error
+                    yield pb.GenerateResponse(request_id=request.request_id, error=error)
                     return
             if output.finish_reason:
                 if self._is.keeps_last_word:

@@ -110,6 +110,9 @@ def test_a_scope_comes_by_the_request_where_no_salt_is_told() -> None:
     told = Told()
     told.translator.note_request("r", ROOT)
     assert told(stored([1], TOKENS[:4], salt="")) == [BlockStored(OURS[:1], b"")]
+    other = stored([5], TOKENS[4:8], salt="")
+    other.request_id = "not ours"
+    assert told(other) == []
     told.translator.note_request("r", b"")
     assert told(stored([2], TOKENS[4:8], salt="")) == []
 

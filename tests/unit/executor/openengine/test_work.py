@@ -49,11 +49,13 @@ def test_a_request_that_is_refused_is_refused_alone(code: grpc.StatusCode, reaso
 def test_a_request_that_fails_in_mid_stream_takes_its_siblings_with_it(
     code: pb.ErrorCode.ValueType, reason: str
 ) -> None:
-    with running(Traits(max_top=0)) as (engine, double, heard):
+    with running(Traits(fails_once=True)) as (engine, double, heard):
+        double.llm.step_seconds = 0.002
         double.traits.fails_with = pb.EngineError(code=code, message="no luck")
-        engine.submit(request(1, prompt(5), 200, n=2))
+        engine.submit(request(1, prompt(5), 400, n=2))
         (end,) = heard.wait_for_ends(1)
-        assert reason_of(end.error) == reason
+        assert (reason_of(end.error), heard.finished) == (reason, {})
+        assert len(double.traits.aborted) == 1, "its sibling"
         until(lambda: not double.num_active)
 
 
