@@ -343,7 +343,7 @@ def test_seconds_are_those_of_the_clock(fake: FakeEngine) -> None:
     (end,) = heard.wait_for_ends(1)
     assert end.prefill_seconds >= 0.01
     assert end.decode_seconds >= 0.03
-    assert 0 <= end.queue_seconds < 1
+    assert 0 <= end.queue_seconds < 60
     fake.close()
 
 

@@ -131,7 +131,7 @@ async def test_a_server_that_hangs_costs_its_time_limit_and_then_nothing(server:
         for _ in range(100):
             assert await held(tier, [1]) == []
             assert not await tier.put(*block(2))
-        assert time.monotonic() - begun < 3, "two hundred time limits would be a hundred seconds"
+        assert time.monotonic() - begun < 30, "two hundred time limits would be a hundred seconds"
         server.signal(signal.SIGCONT)
         await works_again(tier, 3)
         assert await held(tier, [1]) == [1]
