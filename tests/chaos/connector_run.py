@@ -66,10 +66,12 @@ _STORE_BYTES: Final = 96 << 10
 _ROOTS: Final = tuple(scope_root(HashScope("m", "r", "t", tenant_salt=salt)) for salt in ("", "acme"))
 # Iterations that anybody may be parked: far more than all that waits for something is made to wait.
 _MOST_PARKED: Final = 10_000
+# Each of these ends the engine; nothing else may.
+_DEADLY: Final = ("copy in fails", "load hangs", "lease cannot be read")
 _STORE_FAULTS: Final = {**dict.fromkeys(FAULTS, 0.005), "store sends other bytes": 0.002}
 _RANK_FAULTS: Final = {
     **dict.fromkeys(RANK_FAULTS, 0.002),
-    **dict.fromkeys(("copy in fails", "load hangs", "lease cannot be read"), 0.0002),
+    **dict.fromkeys(_DEADLY, 0.001),
     "copy out hangs": 0.0005,
 }
 _HERE: Final = {"no room for a prefix": 0.01, "prefix dropped too soon": 0.02}
@@ -151,6 +153,7 @@ class Service:
         for asked in [*self._waiting, *self._inside.values()]:
             self._let_go(asked)
         await self._loader.close()
+        await self._clock.advance(0.1)  # for loads that were just cancelled to end
         for worker in self.ranks.workers:
             worker.close()
         self._run.counts["leases"] += self._loader.held_bytes + self._area.staged_bytes
@@ -216,6 +219,7 @@ class Service:
         if dice.random() < 0.01:
             self._area.sweep(self._clock.time())
             self._run.store.sweep()
+        self._run.toggle_outage()
         self._look_for_parked()
 
     def _draw_request(self) -> _Asked:
@@ -294,12 +298,14 @@ class Run:
         await self.store.open()
         with tempfile.TemporaryDirectory(dir=_memory()) as folder:
             while self.counts["operations"] < operations:
-                service = Service(self, Path(folder))
+                service, deadly = Service(self, Path(folder)), self._deadly()
                 try:
                     # Also without a fault an engine does not live for ever.
                     await service.live(min(operations, self.counts["operations"] + self.dice.choice((1000, 4000))))
                 except LoadFailedError:
                     self.counts["engine deaths"] += 1
+                    if self._deadly() == deadly:  # then it is ours
+                        raise
                 finally:
                     await service.close()
             self.counts["leases"] += len(list(Path(folder).iterdir()))
@@ -311,7 +317,18 @@ class Run:
             self.counts.update({f"injected {kind}": times for kind, times in faults.injected.items()})
         (tier,) = self.store.reports()
         self.counts.update(evicted=tier.counters.evicted, stored=tier.counters.stored)
+        self.counts["breaker"] = sum(map(_by_breaker, (self.metrics.loads, self.metrics.offers)))
         return self.counts
+
+    def toggle_outage(self) -> None:
+        """Now and then nobody hears of the store for a while: long enough for breakers to open, and to close again."""
+        away = self.transport.is_away
+        if self.dice.random() < (0.05 if away else 0.001):
+            self.transport.is_away = not away
+            self.counts["outages"] += not away
+
+    def _deadly(self) -> int:
+        return sum(self.faults["ranks"].injected[kind] for kind in _DEADLY)
 
     def _make_store(self) -> BlockStore:
         """One tier, too small for what is put there."""
@@ -321,6 +338,13 @@ class Run:
         return BlockStore(
             ram, Bounds(max_live_leases=48), Random(self.dice.random()), new_lease_id=lambda: f"lease-{next(ids)}"
         )
+
+
+def _by_breaker(outcomes: Any) -> int:
+    """How often the store was not asked, because it had just failed several times."""
+    (family,) = outcomes.collect()
+    told = [each for each in family.samples if each.name.endswith("_total")]
+    return int(sum(each.value for each in told if each.labels["outcome"] == "breaker"))
 
 
 def _memory() -> str | None:
@@ -333,6 +357,7 @@ def summary(counts: Counter[str]) -> str:
     faults = ", ".join(f"{kind} {n}" for kind, n in injected.items())
     return (
         f"operations {counts['operations']}, faults injected {sum(injected.values())} ({faults}), "
+        f"outages {counts['outages']} (held back by a breaker {counts['breaker']}), "
         f"requests {counts['requests']}, aborts {counts['aborts']}, engine deaths {counts['engine deaths']}, "
         f"prefixes offered {counts['offer hit']}, blocks loaded {counts['blocks loaded']}, "
         f"saved {counts['blocks saved']}, dropped {counts['blocks dropped']}, "
@@ -353,7 +378,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     total, started = Counter[str](), time.monotonic()
     seeds = [asked.seed] if asked.seed is not None else [random.randrange(2**32) for _ in range(10)]
-    for seed in seeds:
+    for number, seed in enumerate(seeds, 1):
         try:
             counts = asyncio.run(Run(seed).go(asked.operations // len(seeds)))
             assert is_clean(counts), summary(counts)
@@ -361,6 +386,8 @@ def main() -> int:
             print(f"seed {seed}: failed; repeat with --seed {seed} --operations {asked.operations // len(seeds)}")
             raise
         total += counts
+        told = f"operations {total['operations']}, requests {total['requests']}, wrong hits {total['wrong hits']}"
+        print(f"{number}/{len(seeds)} seed {seed}: {told}, {time.monotonic() - started:.0f} s", flush=True)
     print(summary(total) + f", {time.monotonic() - started:.0f} s")
     return 0
 

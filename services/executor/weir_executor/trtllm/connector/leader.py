@@ -34,6 +34,7 @@ class Leader:
         self._allocated: dict[int, Sequence[int]] = {}  # block ids of what is offered
         self._requests: dict[int, Tracked] = {}
         self._roots: OrderedDict[int, bytes | None] = OrderedDict()  # scopes of what is not scheduled yet
+        self._withdrawn: list[int] = []  # as `StepPlan`'s next
         self._spent: list[str] = []  # leases of loads that every rank has begun by the next iteration
         self._numbers = count()
         self.counts: Counter[str] = Counter()
@@ -70,10 +71,14 @@ class Leader:
             saves += self._begin(data)
         for data in scheduler_output.cached_requests:
             saves += self._go_on(data)
-        return StepPlan(list(self._take_loads()), saves)
+        withdrawn, self._withdrawn = self._withdrawn, []
+        return StepPlan(list(self._take_loads()), saves, withdrawn)
 
     def request_finished(self, request: Any, cache_block_ids: Sequence[int]) -> bool:  # noqa: ARG002
         """Whether its blocks are to stay until every rank says that it copies them no more."""
+        offer = self._offers.get(request.request_id)
+        if offer is not None and offer.is_async:
+            self._withdrawn.append(request.request_id)  # the engine waits for it all the same
         self._withdraw(request.request_id)
         self._roots.pop(request.request_id, None)
         tracked = self._requests.pop(request.request_id, None)

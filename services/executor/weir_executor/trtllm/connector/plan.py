@@ -32,3 +32,4 @@ class Save:
 class StepPlan:
     loads: Sequence[Load] = ()
     saves: Sequence[Save] = ()
+    withdrawn: Sequence[int] = ()  # requests that ended before their blocks were to be loaded: they will not be

@@ -20,7 +20,11 @@ class Staging:
         self._staged: dict[int, StagedName] = {}  # by the request's key
 
     def note_scope(self, root: bytes) -> None:
-        self._area.note_scope(root)
+        """Where it cannot be noted, engines that need it share nothing of it with the store."""
+        try:
+            self._area.note_scope(root)
+        except OSError as error:
+            _log.warning("a scope cannot be noted in %s: %s", self._area.path, error)
 
     async def stage(self, request: GenerationRequest) -> bool:
         """Whether its stored prefix is there for the engine to find. What cannot be staged is computed."""
@@ -35,9 +39,9 @@ class Staging:
         return name is not None
 
     def drop(self, key: int) -> None:
-        """Nobody new takes it. Twice is once."""
+        """Nobody new takes it. Twice is once. A gigabyte takes a tenth of a second, so that a thread does it."""
         if (name := self._staged.pop(key, None)) is not None:
-            self._area.drop(name)
+            asyncio.get_running_loop().run_in_executor(None, self._area.drop, name)
 
     async def run(self) -> None:
         """Ends what the engine's processes have forgotten, for ever."""

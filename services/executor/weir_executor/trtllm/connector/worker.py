@@ -75,6 +75,7 @@ class RankWorker:
         self._loading: dict[int, Future[None]] = {}
         self._asked_saved: set[int] = set()
         self._asked_loaded: dict[int, float] = {}
+        self._withdrawn: set[int] = set()  # until they are asked for
         self.counts: Counter[str] = Counter()
 
     def register_kv_caches(self, pool: Any) -> None:
@@ -87,6 +88,7 @@ class RankWorker:
 
     def start_load_kv(self, plan: StepPlan, stream: Any) -> None:
         """Raises LoadFailedError."""
+        self._withdrawn.update(plan.withdrawn)
         for load in plan.loads:
             try:
                 self._load(load, stream)
@@ -119,7 +121,7 @@ class RankWorker:
 
     @property
     def busy(self) -> bool:
-        return bool(self._saving or self._loading or self._asked_saved or self._asked_loaded)
+        return bool(self._saving or self._loading or self._asked_saved or self._asked_loaded or self._withdrawn)
 
     # ── loads ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -149,7 +151,11 @@ class RankWorker:
         loaded = []
         for request_id, asked_at in list(self._asked_loaded.items()):
             future = self._loading.get(request_id)
-            if future is not None and future.done():
+            if request_id in self._withdrawn:
+                self._withdrawn.discard(request_id)
+                del self._asked_loaded[request_id]
+                loaded.append(request_id)
+            elif future is not None and future.done():
                 if (error := future.exception()) is not None:
                     raise LoadFailedError(f"request {request_id}: {type(error).__name__}: {error}") from error
                 del self._loading[request_id], self._asked_loaded[request_id]

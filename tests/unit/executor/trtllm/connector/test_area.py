@@ -83,7 +83,7 @@ def test_nobody_sees_a_part_of_one_and_a_failure_leaves_nothing(area: Area) -> N
     with pytest.raises(OSError, match="no space left"):
         area.stage(StoredPrefix(0, Blocks([b"x", b"y"])), HASHES)
     assert seen == [[]]
-    assert (area.staged_bytes, [each.name for each in area.path.iterdir() if each.is_file()]) == (0, [])
+    assert (area.staged_bytes, [each.name for each in area.path.iterdir() if each.is_file()]) == (0, ["owner"])
 
 
 def test_leases_that_were_forgotten_end_and_younger_ones_do_not(area: Area) -> None:
@@ -103,6 +103,33 @@ def test_it_is_for_nobody_else_and_goes_with_its_owner(area: Area) -> None:
     area.close()
     assert not area.path.exists()
     area.close()
+
+
+def test_what_a_killed_service_left_is_removed_by_the_next_and_what_is_alive_is_not(tmp_path: Path) -> None:
+    dead, alive = new_area(tmp_path), new_area(tmp_path)
+    dead.stage(prefix(0, 2), HASHES)
+    assert dead._owner is not None
+    os.close(dead._owner)  # as its process's end does
+    (tmp_path / "weir-connector-half-made").mkdir()
+    new = new_area(tmp_path)
+    left = {alive.path.name, new.path.name, "weir-connector-half-made"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_too_little_memory_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=f"trtllm_staging_dir {tmp_path} has .* fewer than kvstore_load_bytes"):
+        new_area(tmp_path, max_bytes=1 << 62)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_dropped_when_the_folder_is_gone_is_gone_too(area: Area) -> None:
+    name = area.stage(prefix(0, 2), HASHES)
+    assert name is not None
+    area.close()
+    area.drop(name)
+    assert area.staged_bytes == 0
+    area.drop(name)
+    assert area.staged_bytes == 0, "twice is once"
 
 
 def test_scopes_are_known_by_the_numbers_of_their_salts(area: Area) -> None:

@@ -97,6 +97,19 @@ def test_much_is_loaded_beside_the_batch_and_its_blocks_are_kept_meanwhile(area:
     assert list(save.hashes) == HASHES[3:]
 
 
+def test_the_ranks_hear_of_a_load_that_will_not_come(area: Area) -> None:
+    """The engine parks whoever loads beside the batch from the moment that this was offered."""
+    leader = new_leader(area, sync_blocks=2)
+    area.stage(prefix(0, 3), HASHES)
+    assert leader.get_num_new_matched_tokens(ask(1), 0) == (3 * SIZE, True)
+    leader.update_state_after_alloc(ask(1), [4, 5, 6, 7, 8, 9])
+    assert not leader.request_finished(ask(1), [4, 5, 6, 7, 8, 9]), "nothing copies into them"
+    plan = leader.build_connector_meta(output())
+    assert (plan.loads, plan.withdrawn) == ([], [1])
+    assert leader.build_connector_meta(output()).withdrawn == []
+    assert (leader.leases, leader.requests, area.sweep()) == (0, 0, 0)
+
+
 def test_prompts_in_chunks_and_generated_tokens_are_saved_as_they_become_whole(leader: Leader) -> None:
     request = ask(1, TOKENS, newer=False)
     leader.get_num_new_matched_tokens(request, 0)

@@ -112,6 +112,20 @@ def save(request_id: int = 1, ids: Sequence[int] = (3, 5)) -> StepPlan:
     return StepPlan(saves=[Save(request_id, ROOT, b"", HASHES[: len(ids)], ids)])
 
 
+@pytest.mark.parametrize("asked_first", [True, False])
+def test_a_load_that_will_not_come_is_told_of_as_over(world: World, asked_first: bool) -> None:
+    plan = StepPlan(withdrawn=[1])
+    if asked_first:
+        assert world.worker.get_finished([], [1]) == ([], [])
+        world.worker.start_load_kv(plan, None)
+        assert world.worker.get_finished([], []) == ([], [1])
+    else:
+        world.worker.start_load_kv(plan, None)
+        assert world.worker.get_finished([], [1]) == ([], [1])
+    assert world.worker.get_finished([], []) == ([], [])
+    assert not world.worker.busy
+
+
 def test_what_is_loaded_in_line_is_there_when_the_step_begins(world: World) -> None:
     world.stage(0, 3)
     world.worker.start_load_kv(load(False, skip=1), None)
