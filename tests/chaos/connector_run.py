@@ -216,6 +216,8 @@ class Service:
         for key in [key for key in self._inside if key in self.ranks.saving]:
             self._end(key)  # aborted while it was loaded
         self._threads.turn()
+        if dice.random() < 0.1:
+            dice.choice(self.ranks.workers).worker.end_saves()
         if dice.random() < 0.01:
             self._area.sweep(self._clock.time())
             self._run.store.sweep()

@@ -7,6 +7,7 @@ import heapq
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
+from pathlib import Path
 from random import Random
 
 import grpc
@@ -92,17 +93,20 @@ async def serve_in_memory(
 
 @asynccontextmanager
 async def serve_on_loopback(
-    *registrations: Registration, interceptor: grpc.aio.ServerInterceptor | None = None, health: Health | None = None
+    *registrations: Registration,
+    interceptor: grpc.aio.ServerInterceptor | None = None,
+    health: Health | None = None,
+    socket: Path | None = None,
 ) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to these services over a real connection, on a free port."""
+    """A channel to these services over a real connection, on a free port. `socket`: there instead, for others too."""
     # Held for the life of the process: gRPC otherwise stops its poller whenever the last object of a test is collected,
     # and joins a thread from inside the garbage collector.
     grpc.aio.init_grpc_aio()
     server = grpc.aio.server(interceptors=[interceptor or plain_interceptor()], options=server_options(128))
     register(server, registrations, health or Health())
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port("127.0.0.1:0" if socket is None else f"unix:{socket}")
     await server.start()
-    channel = open_channel(f"127.0.0.1:{port}")
+    channel = open_channel(f"127.0.0.1:{port}" if socket is None else f"unix:{socket}")
     try:
         yield channel
     finally:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from random import SystemRandom
+from threading import Event, Thread
 from typing import Any, Final
 
 from weir_chassis.clock import SystemClock
@@ -30,6 +31,8 @@ from weir_executor.trtllm.library import ConnectorLibrary, load_connector_librar
 SYNC_BLOCKS: Final = 8
 # One loads while another hands on what is saved.
 _THREADS: Final = 2
+# How often it is looked whether copies out are there, besides the engine's own iterations.
+_LOOK_SECONDS: Final = 0.05
 _ARGUMENTS: Final = (
     "pipeline_parallel_size", "context_parallel_size", "max_beam_width", "speculative_config",
     "cache_transceiver_config", "enable_attention_dp", "kv_cache_config",
@@ -68,14 +71,19 @@ def make_leader(llm_args: Any, library: ConnectorLibrary) -> Leader:
 def make_rank(llm_args: Any, number: int) -> Rank:
     """Raises Unsupported as `make_leader`."""
     told, threads = _read_told(llm_args), ThreadPoolExecutor(_THREADS, "weir-connector")
-    links: list[StoreLink] = []
+    links, ended = list[StoreLink](), Event()
 
     def connect(layout: ShardLayout) -> StoreLink:
         shard = shard_names(llm_args.tensor_parallel_size)[number]
         links.append(store_link(told, layout, shard, clock=SystemClock(), random=SystemRandom()))
         return links[-1]
 
+    def look() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            worker.end_saves()
+
     def close() -> None:
+        ended.set()
         threads.shutdown(wait=False, cancel_futures=True)
         for link in links:
             link.close()
@@ -90,6 +98,7 @@ def make_rank(llm_args: Any, number: int) -> Rank:
         run=threads.submit,
         clock=SystemClock(),
     )
+    Thread(target=look, name="weir-connector-saves", daemon=True).start()
     return Rank(worker, close)
 
 

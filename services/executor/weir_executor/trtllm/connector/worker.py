@@ -69,9 +69,8 @@ class RankWorker:
         self._make_copies = make_copies
         self._copies: Copies | None = None
         self._store: Store | None = None
-        self._saving: list[_Saving] = []
-        self._lock = Lock()  # guards the next one
-        self._copying_bytes = 0
+        self._saving_lock, self._saving = Lock(), list[_Saving]()
+        self._bytes_lock, self._copying_bytes = Lock(), 0
         self._loading: dict[int, Future[None]] = {}
         self._asked_saved: set[int] = set()
         self._asked_loaded: dict[int, float] = {}
@@ -108,9 +107,8 @@ class RankWorker:
         now = self._clock.monotonic()
         self._asked_saved.update(finished)
         self._asked_loaded.update(dict.fromkeys(loading, now))
-        self._end_saves(now)
         loaded = self._end_loads(now)
-        busy = {saving.save.request_id for saving in self._saving}
+        busy = self.end_saves()
         busy |= {request_id for request_id, future in self._loading.items() if not future.done()}
         saved = sorted(self._asked_saved - busy)
         self._asked_saved.difference_update(saved)
@@ -118,6 +116,19 @@ class RankWorker:
             if request_id not in self._asked_loaded:
                 self._loading.pop(request_id, None)  # nobody will ask for it any more
         return saved, loaded
+
+    def end_saves(self) -> set[int]:
+        """What is in host memory goes on from there. Returns the requests whose blocks are still copied out.
+
+        Any thread, and one of ours again and again: an engine with nothing to do calls no hook, perhaps for hours.
+        """
+        now, still = self._clock.monotonic(), list[_Saving]()
+        with self._saving_lock:
+            for saving in self._saving:
+                if not self._has_ended(saving, now):
+                    still.append(saving)
+            self._saving = still
+            return {saving.save.request_id for saving in still}
 
     @property
     def busy(self) -> bool:
@@ -176,28 +187,28 @@ class RankWorker:
         if not wanted:
             return
         copied = copies.copy_out([save.block_ids[place] for place in wanted], stream)
-        self._saving.append(_Saving(save, copied, self._clock.monotonic(), wanted))
-        with self._lock:
+        with self._bytes_lock:
             self._copying_bytes += len(wanted) * copies.block_bytes
+        with self._saving_lock:
+            self._saving.append(_Saving(save, copied, self._clock.monotonic(), wanted))
 
-    def _end_saves(self, now: float) -> None:
-        """What is in host memory goes on from there; the engine may have its blocks back."""
-        still = []
-        for saving in self._saving:
+    def _has_ended(self, saving: _Saving, now: float) -> bool:
+        try:
             if saving.copied.ready:
                 self._hand_on(saving)
-            elif now - saving.begun_at > _SAVE_SECONDS:
-                self._let_go(saving, "given up")
-            else:
-                still.append(saving)
-        self._saving = still
+                return True
+        except Exception as error:  # the device's, which whoever computes on it will hear of
+            self._let_go(saving, "failed")
+            self._fail("copy", error)
+            return True
+        if now - saving.begun_at > _SAVE_SECONDS:
+            self._let_go(saving, "given up")
+            return True
+        return False
 
     def _hand_on(self, saving: _Saving) -> None:
-        try:
-            self._run(self._offer, saving)
-        except Exception as error:  # no thread any more: the process ends
-            self._let_go(saving, "failed")
-            self._fail("offer", error)
+        """Raises where there are no threads any more: the process ends."""
+        self._run(self._offer, saving)
 
     def _offer(self, saving: _Saving) -> None:
         """On a thread of ours: this copies once more."""
@@ -210,7 +221,7 @@ class RankWorker:
             self._let_go(saving, "saved")
 
     def _let_go(self, saving: _Saving, outcome: str) -> None:
-        with self._lock:
+        with self._bytes_lock:
             self._copying_bytes -= len(saving.wanted) * self._ready().block_bytes
         self.counts[outcome] += len(saving.wanted)
 

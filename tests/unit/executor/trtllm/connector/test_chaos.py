@@ -22,8 +22,11 @@ async def test_nothing_wrong_is_found_nobody_is_parked_and_nothing_is_left() -> 
     assert sum(number for name, number in counts.items() if name.startswith("injected ")) > 10
 
 
-async def broken(seed: int = 7) -> Any:
-    return await Run(seed).go(2 * OPERATIONS)
+async def broken(ranks: int | None = None) -> Any:
+    """`ranks`: of the first engine."""
+    run = Run(7)
+    run.num_ranks = ranks or run.num_ranks
+    return await run.go(2 * OPERATIONS)
 
 
 async def test_blocks_that_are_freed_while_they_are_copied_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +46,7 @@ async def test_another_ranks_part_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
             self._rank = mine
 
     monkeypatch.setattr(RankWorker, "_parts", others)
-    assert (await broken())["wrong hits"]
+    assert (await broken(ranks=3))["wrong hits"]
 
 
 async def test_one_scope_for_another_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

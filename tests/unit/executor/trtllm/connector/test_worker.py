@@ -234,6 +234,25 @@ async def test_a_copy_out_that_hangs_is_given_up(world: World) -> None:
     assert world.worker.counts["given up"] == 2
 
 
+def test_an_engine_that_calls_no_hook_any_more_saves_all_the_same(world: World) -> None:
+    world.worker.wait_for_save(save(), None)
+    assert world.worker.end_saves() == {1}
+    world.event.ready = True
+    assert world.worker.end_saves() == set()
+    world.run_threads()
+    assert [block.block_hash for block in world.store.blocks] == HASHES[:2]
+
+
+def test_a_copy_out_that_the_device_fails_is_nobodys_trouble(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def query(self: Event) -> bool:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(Event, "query", query)
+    world.worker.wait_for_save(save(), None)
+    assert world.worker.get_finished([1], []) == ([1], [])
+    assert (world.worker.counts["failed"], world.worker.busy) == (3, False)
+
+
 def test_a_save_that_fails_is_nobodys_trouble(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.worker.wait_for_save(save(ids=(3, 99)), None)
     world.event.ready = True
