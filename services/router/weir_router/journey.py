@@ -112,20 +112,17 @@ class Journey:
         return receipt
 
     def _timings(self, end: RequestEnd) -> Timings:
-        timings = Timings(
+        progress = self.progress
+        return Timings(
             admission=duration(self.admission_seconds),
             tokenize=duration(self.tokenize_seconds),
             queue=end.queue,
             prefill=end.prefill,
             decode=end.decode,
             total=duration(self.clock.monotonic() - self.started_at),
+            time_to_first_token=_between(progress.accepted_at, progress.first_delta_at),
+            postprocess=_between(progress.drawn_at, progress.written_at),
         )
-        progress = self.progress
-        if progress.first_delta_at is not None and progress.accepted_at is not None:
-            timings.time_to_first_token.CopyFrom(duration(progress.first_delta_at - progress.accepted_at))
-        if progress.drawn_at is not None and progress.written_at is not None:
-            timings.postprocess.CopyFrom(duration(max(0.0, progress.written_at - progress.drawn_at)))
-        return timings
 
 
 def _nest(receipt: Receipt, told: Receipt) -> None:
@@ -155,6 +152,11 @@ def _joined(first: RequestEnd | None, last: RequestEnd) -> RequestEnd:
     seconds = sum(each.ToTimedelta().total_seconds() for each in (first.decode, last.queue, last.prefill, last.decode))
     end.decode.FromNanoseconds(round(seconds * 1e9))
     return end
+
+
+def _between(since: float | None, until: float | None) -> Duration | None:
+    """None when one of them has not come to be."""
+    return None if since is None or until is None else duration(max(0.0, until - since))
 
 
 def duration(seconds: float) -> Duration:

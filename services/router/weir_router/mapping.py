@@ -112,7 +112,12 @@ def _by_weight(targets: Sequence[TargetView]) -> list[str]:
 
 
 def worker_score(scored: Scored) -> WorkerScore:
-    return WorkerScore(worker=scored.candidate.address, score=scored.score, terms=scored.terms)
+    message = WorkerScore(worker=scored.candidate.address, score=scored.score)
+    # One by one: a message that is given a whole mapping takes three times as long.
+    terms = message.terms
+    for name, value in scored.terms.items():
+        terms[name] = value
+    return message
 
 
 def _provided(snapshot: FleetSnapshot) -> Iterator[Model]:

@@ -51,6 +51,11 @@ MAX_IDEMPOTENCY_KEY_BYTES = 128
 MAX_REGIONS = 16
 MAX_REGION_BYTES = 64
 
+# Made once: asked for, they are a new list each time.
+_POOLINGS = frozenset(Pooling.values())
+_SPECULATION_MODES = frozenset(SpeculationMode.values())
+_CONTINUATION_MODES = frozenset(ContinuationMode.values())
+
 # Field: lowest, highest, whether the lowest itself is allowed.
 _FLOAT_RANGES: dict[str, tuple[float, float, bool]] = {
     "temperature": (0, 100, True),
@@ -85,7 +90,8 @@ def check_embed(request: EmbedRequest) -> None:
     _check_bytes("model", request.model, MAX_MODEL_BYTES)
     _check_bytes("adapter", request.adapter, MAX_ADAPTER_BYTES)
     _check_int("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
-    _require(request.pooling in Pooling.values(), "pooling", f"{request.pooling} is none that the contract knows")
+    if request.pooling not in _POOLINGS:
+        raise InvalidArgument("pooling", f"{request.pooling} is none that the contract knows")
     _check_count("inputs", request.inputs, MAX_EMBED_INPUTS, least=1)
     for index, one in enumerate(request.inputs):
         _check_embed_input(f"inputs[{index}]", one)
@@ -136,7 +142,8 @@ def check_sampling(sampling: SamplingParameters) -> None:
 
 def check_one_output(sampling: SamplingParameters) -> None:
     """For what has one answer."""
-    _require(not sampling.HasField("n") or sampling.n == 1, "sampling.n", f"must be 1 or unset, is {sampling.n}")
+    if sampling.HasField("n") and sampling.n != 1:
+        raise InvalidArgument("sampling.n", f"must be 1 or unset, is {sampling.n}")
 
 
 def check_guide(guide: Guide) -> None:
@@ -158,18 +165,19 @@ def check_watermark(field: str, watermark: Watermark) -> None:
 
 
 def _check_speculation(speculation: Speculation) -> None:
-    _require(
-        speculation.mode in SpeculationMode.values(), "sampling.speculation.mode", f"{speculation.mode} is unknown"
-    )
+    if speculation.mode not in _SPECULATION_MODES:
+        raise InvalidArgument("sampling.speculation.mode", f"{speculation.mode} is unknown")
     if speculation.HasField("max_draft_tokens"):
         _check_int("sampling.speculation.max_draft_tokens", speculation.max_draft_tokens, 1, MAX_DRAFT_TOKENS)
 
 
 def check_stopping(stopping: StoppingConditions) -> None:
     if stopping.HasField("max_tokens"):
-        _require(stopping.max_tokens >= 1, "stopping.max_tokens", f"must be at least 1, is {stopping.max_tokens}")
-        limit = f"must be at most max_tokens ({stopping.max_tokens}), is {stopping.min_tokens}"
-        _require(stopping.min_tokens <= stopping.max_tokens, "stopping.min_tokens", limit)
+        least, most = stopping.min_tokens, stopping.max_tokens
+        if most < 1:
+            raise InvalidArgument("stopping.max_tokens", f"must be at least 1, is {most}")
+        if least > most:
+            raise InvalidArgument("stopping.min_tokens", f"must be at most max_tokens ({most}), is {least}")
     _check_count("stopping.stop", stopping.stop, MAX_STOPS)
     for index, stop in enumerate(stopping.stop):
         _check_bytes(f"stopping.stop[{index}]", stop, MAX_STOP_BYTES, least=1)
@@ -179,8 +187,8 @@ def check_stopping(stopping: StoppingConditions) -> None:
 def check_routing(routing: RoutingOptions) -> None:
     _check_bytes("routing.session", routing.session, MAX_SESSION_BYTES)
     _check_bytes("routing.idempotency_key", routing.idempotency_key, MAX_IDEMPOTENCY_KEY_BYTES)
-    known = routing.continuation in ContinuationMode.values()
-    _require(known, "routing.continuation", f"{routing.continuation} is unknown")
+    if routing.continuation not in _CONTINUATION_MODES:
+        raise InvalidArgument("routing.continuation", f"{routing.continuation} is unknown")
     if routing.HasField("retain"):
         _check_duration("routing.retain", routing.retain)
     if routing.HasField("hedge_after"):
@@ -212,9 +220,13 @@ def _check_common(request: GenerateRequest | ChatRequest) -> None:
     _check_bytes("model", request.model, MAX_MODEL_BYTES)
     _check_bytes("adapter", request.adapter, MAX_ADAPTER_BYTES)
     _check_int("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
-    check_sampling(request.sampling)
-    check_stopping(request.stopping)
-    check_routing(request.routing)
+    # What is not set is as it should be, and costs nothing.
+    if request.HasField("sampling"):
+        check_sampling(request.sampling)
+    if request.HasField("stopping"):
+        check_stopping(request.stopping)
+    if request.HasField("routing"):
+        check_routing(request.routing)
 
 
 def _check_embed_input(path: str, one: EmbedInput) -> None:
@@ -234,7 +246,8 @@ def _check_message(path: str, message: ChatMessage) -> None:
         kind = part.WhichOneof("part")
         if kind == "image":
             raise Unsupported(f"{path}.content[{index}].image: no model here takes images")
-        _require(kind is not None, f"{path}.content[{index}]", "is required: `text`")
+        if kind is None:
+            raise InvalidArgument(f"{path}.content[{index}]", "is required: `text`")
 
 
 def _check_logit_bias(sampling: SamplingParameters) -> None:
@@ -243,31 +256,38 @@ def _check_logit_bias(sampling: SamplingParameters) -> None:
         _check_float(f"sampling.logit_bias[{token_id}]", bias, -100, 100)
 
 
+# Every request is checked, and most are right: what is wrong is put into words only when something is.
+
+
 def _check_float(field: str, value: float, low: float, high: float, *, inclusive: bool = True) -> None:
     # Written so that NaN, for which every comparison is false, is refused.
-    inside = low <= value <= high if inclusive else low < value <= high
-    opening = "[" if inclusive else "("
-    _require(inside, field, f"must be in {opening}{low:g}, {high:g}], is {value:g}")
+    if not (low <= value <= high if inclusive else low < value <= high):
+        opening = "[" if inclusive else "("
+        raise InvalidArgument(field, f"must be in {opening}{low:g}, {high:g}], is {value:g}")
 
 
 def _check_int(field: str, value: int, low: int, high: int) -> None:
-    _require(low <= value <= high, field, f"must be in [{low}, {high}], is {value}")
+    if not low <= value <= high:
+        raise InvalidArgument(field, f"must be in [{low}, {high}], is {value}")
 
 
 def _check_duration(field: str, value: Duration, *, may_be_zero: bool = False) -> None:
     seconds = value.seconds + value.nanos / 1e9
-    least = "0 s or more" if may_be_zero else "more than 0 s"
-    _require(seconds > 0 or (may_be_zero and seconds == 0), field, f"must be {least}, is {seconds:g} s")
+    if seconds < 0 or (seconds == 0 and not may_be_zero):
+        least = "0 s or more" if may_be_zero else "more than 0 s"
+        raise InvalidArgument(field, f"must be {least}, is {seconds:g} s")
 
 
 def _check_bytes(field: str, value: str, most: int, *, least: int = 0) -> None:
     size = len(value.encode())
-    _require(least <= size <= most, field, f"must be {least} to {most} bytes of UTF-8, has {size}")
+    if not least <= size <= most:
+        raise InvalidArgument(field, f"must be {least} to {most} bytes of UTF-8, has {size}")
 
 
 def _check_count(field: str, values: Sized, most: int, *, least: int = 0) -> None:
     count = len(values)
-    _require(least <= count <= most, field, f"must have {least} to {most} entries, has {count}")
+    if not least <= count <= most:
+        raise InvalidArgument(field, f"must have {least} to {most} entries, has {count}")
 
 
 def _require(valid: bool, field: str, description: str) -> None:
