@@ -225,6 +225,11 @@ image-cuda: ## the executor's image with our own engine on CUDA
 image-trtllm: ## the executor's image with TensorRT-LLM, on NVIDIA's (IMAGE_FLAGS="--build-arg BASE_IMAGE=…")
 	$(call IMAGE,executor-trtllm,,executor-trtllm)
 
+.PHONY: image-trtllm-check
+image-trtllm-check: ## its Dockerfile to the end, on a stand-in for NVIDIA's image: what TensorRT-LLM pins stays
+	$(DOCKER) build $(IMAGE_FLAGS) -t weir/trtllm-stand-in:check tests/oracles/trtllm_stand_in
+	$(DOCKER) build $(IMAGE_FLAGS) --build-arg BASE_IMAGE=weir/trtllm-stand-in:check -f deploy/images/executor-trtllm.Dockerfile -t weir/executor-trtllm:check .
+
 # Linters that are programs of their own, out of everybody's way.
 LINTERS := .weir/linters/.done
 $(LINTERS): $(SETUP) Makefile
@@ -237,7 +242,7 @@ COMPOSE_GPU := $(COMPOSE) -f deploy/compose/compose.gpu.yaml
 
 .PHONY: deploy-check
 deploy-check: $(LINTERS) ## what can be looked at of deploy/ without a cluster; compose and kubectl where they are there
-	$(dir $(LINTERS))bin/hadolint deploy/images/*.Dockerfile
+	$(dir $(LINTERS))bin/hadolint deploy/images/*.Dockerfile tests/oracles/trtllm_stand_in/Dockerfile
 	$(dir $(LINTERS))bin/shellcheck -x -P deploy/images/mpi deploy/images/mpi/*
 	@if $(DOCKER) compose version >/dev/null 2>&1; then set -x; $(COMPOSE) config -q; $(COMPOSE_GPU) config -q; else echo "no compose: its files are looked at by the tests alone"; fi
 	$(BIN)/pytest -q tests/unit/deploy

@@ -2,7 +2,7 @@
 #   docker build -f deploy/images/executor-trtllm.Dockerfile -t weir/executor-trtllm:0.1.0 .
 # Or on another CUDA 13 image of theirs, with the wheel from their index, which is named when it is wanted:
 #   --build-arg BASE_IMAGE=nvcr.io/nvidia/pytorch:26.02-py3 --build-arg TRTLLM_INDEX=https://…
-# Secrets as in service.Dockerfile. Not built: NVIDIA's registry was not at hand.
+# Secrets as in service.Dockerfile. Built on a stand-in alone (make image-trtllm-check): NVIDIA's registry was not at hand.
 ARG TRTLLM_VERSION=1.2.1
 ARG BASE_IMAGE=nvcr.io/nvidia/tensorrt-llm/release:${TRTLLM_VERSION}
 

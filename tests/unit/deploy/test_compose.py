@@ -23,6 +23,7 @@ from unit.deploy.what_is_deployed import (
 )
 from weir_chassis.settings import load_settings
 from weir_executor.trtllm import engine as trtllm_engine
+from weir_router.settings import RouterSettings
 
 COMPOSE = DEPLOY / "compose"
 (STACK,) = read_yaml(COMPOSE / "compose.yaml")
@@ -60,8 +61,7 @@ def test_what_a_service_is_told_are_settings_of_its(service: str, monkeypatch: p
     assert told("weir.env").keys() <= VARIABLES.keys()
     found = settings(service, service, monkeypatch, "weir.env")
     assert (found.port, found.metrics_port, found.host) == (PORTS[service], PORTS[service] + 2000, "0.0.0.0")
-    if service != "router":
-        assert found.advertise == f"{service}:{PORTS[service]}"
+    assert found.advertise == f"{service}:{PORTS[service]}"
     assert found.nats_url.get_secret_value() == "nats://nats:4222"
 
 
@@ -121,6 +121,12 @@ def test_the_gpu_executor_is_given_memory_and_time(monkeypatch: pytest.MonkeyPat
     assert container["ulimits"] == {"memlock": -1, "stack": 64 << 20}  # as NVIDIA's image wants to be run
     drain = settings("executor", "executor-trtllm", monkeypatch, "weir.env", "weir.gpu.env").drain_seconds
     assert seconds(container["stop_grace_period"]) > drain + engine_end_seconds()
+    assert seconds(container["healthcheck"]["start_period"]) >= largest_start_seconds()
+
+
+def largest_start_seconds() -> float:
+    """Of the largest models, from a slow disk."""
+    return float(RouterSettings.model_fields["operation_seconds"].default)
 
 
 def engine_end_seconds() -> float:

@@ -19,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from oracles.trtllm_stand_in.metadata import REQUIRES
+from oracles.trtllm_stand_in.metadata import VERSION as TRTLLM_VERSION
 from unit.deploy.dockerfile import Stage, read
 from unit.deploy.what_is_deployed import DEPLOY, PORTS, ROOT, SETTINGS, VARIABLES, VERSION
 from weir_executor.trtllm.surface import surface
@@ -74,6 +76,15 @@ def test_an_image_runs_its_service_where_others_look_for_it(image: str) -> None:
     assert runs.command("HEALTHCHECK") == ["python3", "-m", "weir_chassis.probe", f"127.0.0.1:{PORTS[service]}"]
     assert runs.all("USER")[-1] == "10001:10001"
     assert runs.all("STOPSIGNAL") == ["SIGTERM"]
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_kernels_are_where_the_executor_is_told_to_find_them(target: str) -> None:
+    dockerfile = read(IMAGES / "executor.Dockerfile")
+    library = dockerfile.whole(target).environment()["WEIR_NATIVE_LIBRARY"]
+    assert any(rest.endswith(f"/kernels-*.so {library}") for rest in dockerfile.stages["install"].all("RUN"))
+    (copied,) = dockerfile.stages[target].all("COPY")
+    assert library.startswith(f"{copied.split()[-1]}/")
 
 
 def test_only_bases_are_named_that_can_be_replaced() -> None:
@@ -161,16 +172,6 @@ def test_torch_is_of_the_version_that_the_extra_asks_for() -> None:
 
 # ── beside TensorRT-LLM ───────────────────────────────────────────────────────────────────────────────────────────────
 
-# What the metadata of its 1.2.1 requires.
-TRTLLM = {
-    "numpy": "<2",
-    "protobuf": ">=6.33.5",
-    "pydantic": ">=2.9.1",
-    "torch": ">=2.9.1,<=2.10.0a0",
-    "transformers": "==4.57.3",
-    "xgrammar": "==0.1.32",
-}
-
 
 def constraints(name: str) -> dict[str, SpecifierSet]:
     lines = (line.partition("#")[0].strip() for line in (DEPLOY / "constraints" / name).read_text().splitlines())
@@ -181,7 +182,7 @@ def constraints(name: str) -> dict[str, SpecifierSet]:
 def test_what_tensorrt_llm_pins_stays_as_it_is() -> None:
     """Every version that the constraints allow of what is its own, it allows too."""
     ours = constraints("trtllm.txt")
-    for name, specifier in TRTLLM.items():
+    for name, specifier in REQUIRES.items():
         wanted = {str(each) for each in SpecifierSet(specifier)}
         assert wanted <= {str(each) for each in ours[name]}, name
     assert "<7" in {str(each) for each in ours["protobuf"]}  # from 1.3 on
@@ -196,12 +197,13 @@ def test_what_is_brought_along_is_pinned_and_wanted() -> None:
         versions = ["1.26.4", "6.33.5", "0.1.32", *(pin.version for pin in ours[name] if pin.operator == "==")]
         both = ours[name] & requirement.specifier
         assert any(both.contains(version) for version in versions), f"{requirement} and {ours[name]}"
-    for pinned in ours.keys() - TRTLLM.keys() - {"hatchling"}:
+    for pinned in ours.keys() - REQUIRES.keys() - {"hatchling"}:
         assert ours[pinned] == tested[pinned], f"{pinned}: other than the tests run with"
 
 
 def test_the_image_is_of_a_version_that_somebody_has_read() -> None:
     version = read(IMAGES / "executor-trtllm.Dockerfile").arguments["TRTLLM_VERSION"]
+    assert version == TRTLLM_VERSION
     assert version.startswith(tuple(f"{each}." for each in surface().versions))
 
 
@@ -226,6 +228,15 @@ def test_pins_that_were_broken_stop_the_build(tmp_path: Path) -> None:
     done = check_pins("engine[old]", path=tmp_path)
     assert done.returncode == 1
     assert "engine requires numpy<1.0; extra == 'old', and " in done.stdout
+
+
+def test_the_build_looks_that_the_engines_pins_are_as_they_were() -> None:
+    runs, _ = stages("executor-trtllm")
+    (install,) = [rest for rest in runs.all("RUN") if "'.[" in rest]
+    extras = ",".join(re.findall(r"'\.\[(.+?)\]'", install))
+    assert f'&& python3 check_pins.py tensorrt_llm "weir[{extras}]"' in install
+    assert "PIP_CONSTRAINT=/src/constraints.txt" in install
+    assert "deploy/constraints/trtllm.txt constraints.txt" in runs.all("COPY")
 
 
 # ── several nodes ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,6 +264,19 @@ def node(tmp_path: Path) -> dict[str, str]:
         "LWS_GROUP_SIZE": "3",
         "NCCL_DEBUG": "WARN",
         "WEIR_EXECUTOR_MODEL": "demo",
+    }
+
+
+def test_the_image_has_what_starts_ranks_on_other_nodes() -> None:
+    runs, _ = stages("executor-trtllm")
+    assert "--chmod=0755 deploy/images/mpi/ /usr/local/bin/" in runs.all("COPY")
+    installed = {word for rest in runs.all("RUN") if "apt-get install" in rest for word in rest.split()}
+    assert {"openssh-client", "openssh-server"} <= installed
+    scripts = {path.name: path.read_text() for path in (IMAGES / "mpi").iterdir()}
+    defaults = {name: re.findall(r"WEIR_MPI_PID_FILE:-([\w/.-]+)\}", text) for name, text in scripts.items()}
+    assert defaults["weir-mpi-service"] == defaults["weir-mpi-drain"] != []
+    assert {value for name in scripts for value in re.findall(r"WEIR_MPI_KEYS:-([\w/.-]+)\}", scripts[name])} == {
+        "/etc/weir/mpi"
     }
 
 

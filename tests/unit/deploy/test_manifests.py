@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from unit.deploy.dockerfile import read
-from unit.deploy.test_compose import engine_end_seconds
+from unit.deploy.test_compose import engine_end_seconds, largest_start_seconds
 from unit.deploy.test_images import BUILDS, IMAGES
 from unit.deploy.what_is_deployed import DEPLOY, MPI_VARIABLES, PORTS, SETTINGS, VARIABLES, VERSION, read_yaml, size
 from weir_chassis.settings import ServiceSettings, load_settings
@@ -251,13 +251,10 @@ def test_probes_know_of_health_and_not_of_load(overlay: str) -> None:
 def test_a_start_may_take_what_it_takes(overlay: str) -> None:
     for service, _, container in serving(rendered(overlay)).values():
         probe = container["startupProbe"]
+        assert probe["grpc"] == {"port": PORTS[service]}
         budget = probe["periodSeconds"] * probe["failureThreshold"]
-        if "trtllm" in container["image"]:
-            wanted = float(
-                RouterSettings.model_fields["operation_seconds"].default
-            )  # the largest models', from a slow disk
-        else:
-            wanted = START_SECONDS if service == "executor" else 60.0
+        slowest = START_SECONDS if service == "executor" else 60.0
+        wanted = largest_start_seconds() if "trtllm" in container["image"] else slowest
         assert budget >= wanted, service
 
 
@@ -361,6 +358,36 @@ def test_ranks_have_memory_to_speak_through(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_a_service_reads_or_writes_is_mounted(overlay: str) -> None:
+    for name, (_, _, container) in serving(rendered(overlay)).items():
+        mounts = [each["mountPath"] for each in container["volumeMounts"]]
+        named = [path for value in given(container).values() for path in re.findall(r"(?:^|=)(/[\w./-]+)", value)]
+        assert named or name == "weir-kvstore"
+        for path in named:
+            assert any(path.startswith(f"{mount}/") for mount in mounts), f"{name}: {path}"
+
+
+def test_the_base_is_all_that_lies_there() -> None:
+    (kustomization,) = read_yaml(KUBERNETES / "base/kustomization.yaml")
+    written = {path.name for path in (KUBERNETES / "base").glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(kustomization["resources"]) == written
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_outsiders_reach_the_router_and_metrics_alone(overlay: str) -> None:
+    policies = {each["metadata"]["name"]: each["spec"] for each in of_kind(rendered(overlay), "NetworkPolicy")}
+    ours = {"matchLabels": {"app.kubernetes.io/part-of": "weir"}}
+    among, metrics = policies["weir"]["ingress"]
+    assert policies["weir"]["podSelector"] == ours
+    assert among == {"from": [{"podSelector": ours}]}
+    (ports,) = metrics["ports"]
+    assert (ports["port"], ports["endPort"]) == (min(PORTS.values()) + 2000, max(PORTS.values()) + 2000)
+    assert policies["weir-router"]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "weir-router"}
+    assert policies["weir-router"]["ingress"] == [{"from": [{"podSelector": {}}], "ports": [{"port": PORTS["router"]}]}]
+    assert all(each["policyTypes"] == ["Ingress"] for each in policies.values())
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_images_are_ours_by_version(overlay: str) -> None:
     for service, _, container in serving(rendered(overlay)).values():
         name, _, tag = container["image"].partition(":")
@@ -427,10 +454,12 @@ def test_a_group_has_as_many_gpus_as_ranks(monkeypatch: pytest.MonkeyPatch) -> N
     size_of_group = group["spec"]["leaderWorkerTemplate"]["size"]
     assert told["tensor_parallel"] * told["pipeline_parallel"] == size_of_group * per_node
     assert serves["image"] == ranks["image"]
+    commands = [serves["command"], ranks["command"], serves["lifecycle"]["preStop"]["exec"]["command"]]
+    assert commands == [["weir-mpi-leader"], ["weir-mpi-worker"], ["weir-mpi-drain"]]
     for container in (serves, ranks):
-        (command,) = container["command"]
-        assert (IMAGES / "mpi" / command).exists()
-    assert (IMAGES / "mpi" / serves["lifecycle"]["preStop"]["exec"]["command"][0]).exists()
+        assert "/etc/weir/mpi" in {each["mountPath"] for each in container["volumeMounts"]}, (
+            "where its keys are looked for"
+        )
 
 
 def test_a_group_ends_together_and_its_workers_last(monkeypatch: pytest.MonkeyPatch) -> None:
