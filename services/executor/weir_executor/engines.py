@@ -77,9 +77,10 @@ def _load_paged(settings: ExecutorSettings) -> Engine:
 
 
 def _load_trtllm(settings: ExecutorSettings) -> Engine:
-    from weir_executor.trtllm.config import TrtConfig  # noqa: PLC0415  # what else needs it
+    from weir_executor.trtllm.config import ADAPTER_MODULES, TrtConfig  # noqa: PLC0415  # what else needs it
     from weir_executor.trtllm.load import load_engine as load_trtllm  # noqa: PLC0415
     from weir_executor.trtllm.probe import UnknownVersionError  # noqa: PLC0415
+    from weir_executor.trtllm.retention import Retention  # noqa: PLC0415
 
     backend = settings.trtllm_guided_backend
     config = TrtConfig(
@@ -105,7 +106,9 @@ def _load_trtllm(settings: ExecutorSettings) -> Engine:
         guided_backend=None if backend == "none" else backend,
         max_adapters=settings.max_adapters,
         max_adapter_rank=settings.max_adapter_rank,
+        adapter_modules=tuple(settings.trtllm_adapter_modules or ADAPTER_MODULES),
         speculation=settings.trtllm_speculation,
+        retention=Retention(**settings.trtllm_retention.model_dump()),
         stream_interval=settings.trtllm_stream_interval,
         allow_unknown_version=settings.trtllm_allow_unknown_version,
         extra=settings.trtllm_extra,

@@ -48,6 +48,17 @@ class TenantSettings(BaseModel):
     max_blocks: int | None = Field(default=None, ge=1)
 
 
+class RetentionSettings(BaseModel):
+    """How long TensorRT-LLM keeps blocks: priorities of [0, 100], and how long each lasts; none: for good."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt_priority: int = Field(default=35, ge=0, le=100)
+    prompt_seconds: float | None = Field(default=None, gt=0.0, le=1e6)
+    output_priority: int = Field(default=35, ge=0, le=100)
+    output_seconds: float | None = Field(default=None, gt=0.0, le=1e6)
+
+
 class PriceSettings(BaseModel):
     """As `weir.fleet.v1.Price`: for a million tokens, in millionths of one unit of the currency."""
 
@@ -164,6 +175,14 @@ class ExecutorSettings(ServiceSettings):
     trtllm_expert_parallel: int | None = Field(default=None, ge=1, le=1024)
     trtllm_gpus_per_node: int | None = Field(default=None, ge=1, le=64)
     trtllm_guided_backend: Literal["xgrammar", "none"] = "xgrammar"
+    trtllm_retention: RetentionSettings = Field(
+        default=RetentionSettings(),
+        description='JSON: {"prompt_priority": 60, "prompt_seconds": 600, "output_priority": 20}: which of the '
+        "blocks that others may find go last when the engine needs room; 35 is its own",
+    )
+    trtllm_adapter_modules: list[str] | None = Field(
+        default=None, max_length=64, description="JSON: what adapters may change, by the engine's names"
+    )
     trtllm_stream_interval: int = Field(default=1, ge=1, le=64, description="steps between two messages of an output")
     trtllm_speculation: dict[str, Any] | None = Field(
         default=None, description='JSON: {"decoding_type": "MTP", …}, as the engine itself takes it'

@@ -65,6 +65,10 @@ class _Executor:
 
     def __init__(self) -> None:
         self._fatal_error: Exception | None = None
+        self.doing_shutdown = False
+
+    def is_shutdown(self) -> bool:
+        return self.doing_shutdown
 
 
 class LLM:
@@ -98,6 +102,12 @@ class LLM:
         if kwargs.get("guided_decoding_backend") is not None and skip_tokenizer_init:
             # Of a rank's `assert tokenizer is not None`.
             raise RuntimeError("Executor worker returned error")
+        if kwargs.get("enable_lora") and not kwargs["lora_config"].lora_target_modules:
+            # Of a rank's `assert len(lora_config.lora_target_modules) >= 1`.
+            raise RuntimeError("Executor worker returned error")
+        self._speculation = kwargs.get("speculative_config")
+        if self._speculation is not None and not isinstance(self._speculation, params.DecodingBaseConfig):
+            raise ValueError("speculative_config: Input should be an instance of DecodingBaseConfig")
         self._guided: GuidedDecoder | None = None  # made for the first who asks: a test without guides does without
         self._chunks = kwargs.get("enable_chunked_prefill", False)
         num_blocks = (cache.max_tokens or 100 * cache.tokens_per_block) // cache.tokens_per_block
@@ -125,6 +135,8 @@ class LLM:
         self.context_reason: str | None = "not_finished"
         self.takes_back = 0
         self.submitted: list[dict[str, Any]] = []
+        # The first request's: statistics and events go there and nowhere else.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="fake-trtllm", daemon=True)
         self._thread.start()
 
@@ -152,6 +164,7 @@ class LLM:
         self._check_handover(disaggregated_params, sampling_params)
         sampling_params.used = True
         result = RequestOutput(self._next_id, list(inputs), asyncio.get_running_loop())
+        self._loop = self._loop or asyncio.get_running_loop()
         self._next_id += 1
         lora = lora_request.lora_int_id if lora_request is not None else 0
         self.submitted.append(
@@ -163,6 +176,7 @@ class LLM:
                 "disaggregated": disaggregated_params,
                 "streaming": streaming,
                 "retention": kv_cache_retention_config,
+                "result": result,
             }
         )
         request = _Request(result, sampling_params, cache_salt or "", lora, handover=disaggregated_params)
@@ -175,17 +189,29 @@ class LLM:
         return result
 
     async def get_stats_async(self, timeout: float | None = 2) -> AsyncIterator[Any]:
-        """What has not been told yet; then it ends, after so long."""
+        """What has not been told yet. Where nothing is, that is an error for who does not want to wait."""
+        self._check_loop()
         while self._stats:
             yield json.dumps(self._stats.popleft())
+        if timeout is not None and timeout <= 0:
+            raise asyncio.QueueEmpty
 
     async def get_kv_cache_events_async(self, timeout: float | None = 2) -> AsyncIterator[Any]:
+        assert self._loop is not None, "KV Event IterationResult is not properly instantiated."
+        self._check_loop()
         with self._lock:
             events = self._pool.events()
         for event in events:
             yield event
+        if timeout is not None and timeout <= 0:
+            raise asyncio.QueueEmpty
+
+    def _check_loop(self) -> None:
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise RuntimeError("is bound to a different event loop")
 
     def shutdown(self) -> None:
+        self._executor.doing_shutdown = True
         with self._lock:
             self._stopped, self.pins.is_up = True, False
             self._lock.notify_all()
@@ -291,7 +317,7 @@ class LLM:
         batch = [request.result for request in self._running]
         error, self._failing = self._failing, None
         budget = self._max_num_tokens
-        prefilled = generated = 0
+        prefilled = generated = drafts = 0
         for request in list(self._running):
             if error is not None:
                 self._leave(request)
@@ -308,8 +334,8 @@ class LLM:
                     self._draw(request)
             else:
                 generated += 1
-                self._draw(request)
-        self._note(prefilled, generated)
+                drafts += self._draw_several(request)
+        self._note(prefilled, generated, drafts)
         return batch
 
     def _go_on_fetching(self, request: _Request, fetch: Fetch) -> None:
@@ -350,7 +376,15 @@ class LLM:
         request.cancel_in = _CANCEL_STEPS if request.cancel_in is None else request.cancel_in - 1
         return request.cancel_in <= 0
 
-    def _draw(self, request: _Request) -> None:
+    def _draw_several(self, request: _Request) -> int:
+        """With speculation a step brings several tokens, in one message. How many of them were guessed."""
+        guesses = 0 if self._speculation is None else int(self._speculation.max_draft_len)
+        for left in range(guesses, -1, -1):
+            if request in self._running:
+                self._draw(request, more=left > 0)
+        return guesses
+
+    def _draw(self, request: _Request, *, more: bool = False) -> None:
         sampling = request.sampling
         token_id = self._next_token(request)
         request.generated.append(token_id)
@@ -366,7 +400,8 @@ class LLM:
         elif len(request.generated) == sampling.max_tokens:
             self._finish(request, "length", token_id, logprobs)
         else:
-            request.result.tell(partial(_add, request.result, token_id, logprobs))
+            tell = request.result.tell_with_next if more else request.result.tell
+            tell(partial(_add, request.result, token_id, logprobs))
 
     def _hand_over(self, request: _Request, token_id: int, logprobs: dict[int, Logprob] | None) -> None:
         """Its blocks stay. What is told comes all at once, and by an end that is none."""
@@ -398,7 +433,7 @@ class LLM:
         if sampling.min_tokens and len(request.generated) < sampling.min_tokens and not sampling.ignore_eos:
             banned.add(sampling.end_id)
         if sampling.logits_processor is not None:
-            logits = _Logits()
+            logits = Logits()
             sampling.logits_processor(request.result.request_id, logits, [request.token_ids], None, None)
             banned |= logits.banned
         for token_id, bias in (sampling.embedding_bias or {}).items():
@@ -466,7 +501,7 @@ class LLM:
         if request.held is not None:
             self._pool.release(request.held)
 
-    def _note(self, prefilled: int, generated: int) -> None:
+    def _note(self, prefilled: int, generated: int, drafts: int) -> None:
         self._iteration += 1
         self._stats.append(
             {
@@ -485,6 +520,7 @@ class LLM:
                     "numCtxTokens": prefilled,
                     "numGenRequests": generated,
                 },
+                "specDecodingStats": {"numDraftTokens": drafts},
             }
         )
 
@@ -499,7 +535,7 @@ def _add_first(result: RequestOutput, token_id: int, logprobs: list[dict[int, Lo
     _add(result, token_id, logprobs[0] if logprobs else None)
 
 
-class _Logits:
+class Logits:
     """As much of a tensor as a processor that forbids tokens needs."""
 
     def __init__(self) -> None:
@@ -513,7 +549,9 @@ class _Logits:
 
 def library(version: str = "1.2.1", **changes: Any) -> Library:
     """What `load_library` finds, of fakes."""
-    names: dict[str, Any] = {
+    from fakes.trtllm import names  # which names what is here
+
+    found: dict[str, Any] = {
         "version": version,
         "LLM": LLM,
         "SamplingParams": params.SamplingParams,
@@ -526,12 +564,15 @@ def library(version: str = "1.2.1", **changes: Any) -> Library:
         "DisaggregatedParams": params.DisaggregatedParams,
         "CacheTransceiverConfig": params.CacheTransceiverConfig,
         "KvCacheConnectorConfig": params.KvCacheConnectorConfig,
+        "KvCacheRetentionConfig": params.KvCacheRetentionConfig,
         "Logprob": Logprob,
         "RequestError": RequestError,
         "EngineDeadError": EngineDeadError,
         "make_bias": lambda _, bias: dict(bias),
+        "make_speculation": params.DecodingBaseConfig.from_dict,
+        "find": names.find,
     }
-    return Library(**{**names, **changes})
+    return Library(**{**found, **changes})
 
 
 def never() -> None:

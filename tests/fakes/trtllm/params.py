@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import timedelta
+from typing import Any, ClassVar
 
 
 @dataclass(kw_only=True)
@@ -102,6 +103,7 @@ class LoraConfig:
     max_lora_rank: int = 64
     max_loras: int | None = None
     max_cpu_loras: int | None = None
+    lora_target_modules: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -134,6 +136,43 @@ class CacheTransceiverConfig:
     backend: str | None = None
     max_tokens_in_buffer: int | None = None
     kv_transfer_timeout_ms: int | None = None
+
+
+@dataclass
+class _TokenRange:
+    token_start: int
+    token_end: int | None = None
+    priority: int = 35
+    duration_ms: timedelta | None = None
+
+
+@dataclass
+class KvCacheRetentionConfig:
+    """Of C++: no signature tells its parameters."""
+
+    TokenRangeRetentionConfig: ClassVar[type[_TokenRange]] = _TokenRange
+
+    token_range_retention_configs: list[_TokenRange]
+    decode_retention_priority: int = 35
+    decode_duration_ms: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        told = [self.decode_retention_priority, *(each.priority for each in self.token_range_retention_configs)]
+        if not all(0 <= priority <= 100 for priority in told):
+            raise ValueError("Invalid priority level")
+
+
+class DecodingBaseConfig:
+    """Of speculation. Older versions take no dict in its place, and this reads one."""
+
+    def __init__(self, decoding_type: str, max_draft_len: int) -> None:
+        self.decoding_type, self.max_draft_len = decoding_type, max_draft_len
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> DecodingBaseConfig:
+        if data.get("decoding_type") not in ("MTP", "Eagle3", "NGram", "Draft_Target"):
+            raise ValueError(f"Invalid decoding type: {data.get('decoding_type')}")
+        return cls(data["decoding_type"], data.get("max_draft_len", 1))
 
 
 @dataclass(kw_only=True)

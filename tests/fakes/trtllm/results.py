@@ -78,7 +78,7 @@ class RequestOutput:
 
     def tell_with_next(self, step: Callable[[], None]) -> None:
         """Read together with what is told next."""
-        self._before = step
+        self._before = step if self._before is None else partial(_both, self._before, step)
 
     @property
     def is_read(self) -> bool:

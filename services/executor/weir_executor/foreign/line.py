@@ -151,9 +151,13 @@ class Line(ABC):
 
     def _begin(self, live: LiveRequest) -> None:
         self._lives.begin(live, time.monotonic())
+        self._begin_outputs(live)
+
+    def _begin_outputs(self, live: LiveRequest) -> None:
+        """Those that are wanted and that the engine has not had yet."""
         try:
             for output in live.outputs:
-                if not output.over:
+                if not output.over and output.result is None:
                     self._begin_output(live, output)
         except Exception as error:  # what the engine says of a request before it has it
             live.error = self._refusal(error)

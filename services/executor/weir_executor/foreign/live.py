@@ -86,6 +86,7 @@ class LiveRequest:
     # By output index, what the backend goes on by after another engine that has computed the prompt.
     handed: Mapping[int, Any] = field(default_factory=dict)
     fetched: bool = False  # its prompt's blocks have come from there
+    salt: str = ""  # under which its outputs find one another's blocks, where the engine has such a thing
     withdrawn: bool = False  # nobody wants any more of it
     # Of the prompt, begin and end of what was staged for the engine to load.
     staged_tokens: tuple[int, int] = (0, 0)
@@ -106,7 +107,9 @@ class LiveRequest:
 
     @property
     def num_in_engine(self) -> int:
-        return sum(output.result is not None for output in self.outputs)
+        """Until the last word on each, and before the first where one output goes ahead of the others."""
+        begun = self.begun_at is not None
+        return sum(output.result is not None or (begun and not output.over) for output in self.outputs)
 
     @property
     def completion_tokens(self) -> int:

@@ -15,9 +15,11 @@ from itertools import count
 from typing import Any, Final
 
 from weir_executor.engine import EngineInfo, GenerationRequest
-from weir_executor.foreign.salts import private_salt, shared_salt, shares_blocks
+from weir_executor.foreign.live import LiveRequest
+from weir_executor.foreign.salts import private_salt, scope_of, shared_salt, shares_blocks
 from weir_executor.trtllm.library import Library
 from weir_executor.trtllm.probe import Capabilities
+from weir_executor.trtllm.retention import Retention, make_retention
 from weir_executor.trtllm.sampling import sampling_arguments
 
 _PRIORITIES: Final = 200.0  # ours are [-100, 100], the engine's [0, 1]
@@ -45,13 +47,30 @@ class Asked:
 class Asker:
     """`adapters`: LoRARequest by name. `machine_id` sets this process's requests apart from those of other engines."""
 
-    def __init__(self, llm: Any, library: Library, can: Capabilities, info: EngineInfo, machine_id: int) -> None:
-        self._llm, self._library, self._can, self._info, self._machine_id = llm, library, can, info, machine_id
+    def __init__(
+        self,
+        llm: Any,
+        library: Library,
+        can: Capabilities,
+        info: EngineInfo,
+        *,
+        machine_id: int,
+        retention: Retention,
+    ) -> None:
+        self._llm, self._library, self._can, self._info = llm, library, can, info
+        self._machine_id, self._retention = machine_id, retention
         self.adapters: dict[str, Any] = {}
         self._salts = count(1)
 
-    def ask(self, request: GenerationRequest, output_index: int, part: Part, handed: Mapping[str, Any]) -> Any:
-        """The engine's RequestOutput. `handed`: of DisaggregatedParams, for a GENERATION. Raises as the engine does."""
+    def salt(self, request: GenerationRequest) -> str:
+        """Prompts find one another's blocks where they name the same scope, and nobody's where they name none."""
+        if shares_blocks(request, self._info.block_size):
+            return shared_salt(request.cache_scope)
+        return private_salt(next(self._salts))
+
+    def ask(self, live: LiveRequest, output_index: int, part: Part) -> Any:
+        """The engine's RequestOutput. Raises as the engine does."""
+        request = live.request
         resumed = request.resumed.get(output_index, ())
         sampling = sampling_arguments(
             request, output_index, self._info, self._can, self._library, goes_on=part is Part.GENERATION
@@ -63,11 +82,15 @@ class Asker:
             "sampling_params": self._library.SamplingParams(**sampling),
             "lora_request": self.adapters.get(request.adapter),
             "streaming": part is not Part.CONTEXT,
-            "cache_salt": self._salt(request),
+            "cache_salt": live.salt,
         }
         if self._can.priority:
             arguments["priority"] = 0.5 + request.priority / _PRIORITIES
+        if self._can.retention:
+            is_shared = scope_of(live.salt) is not None
+            arguments["kv_cache_retention_config"] = make_retention(self._library, self._retention, is_shared=is_shared)
         if part in (Part.CONTEXT, Part.GENERATION):
+            handed = live.handed[output_index] if part is Part.GENERATION else {}
             arguments["disaggregated_params"] = self._disaggregated(part, handed)
         return self._llm.generate_async(**arguments)
 
@@ -76,9 +99,3 @@ class Asker:
         if part is Part.CONTEXT and self._can.make_disaggregated_id is not None:
             fields["disagg_request_id"] = self._can.make_disaggregated_id(self._machine_id)
         return self._library.DisaggregatedParams(request_type=part.value, **fields)
-
-    def _salt(self, request: GenerationRequest) -> str:
-        """Prompts find one another's blocks where they name the same scope, and nobody's where they name none."""
-        if shares_blocks(request, self._info.block_size):
-            return shared_salt(request.cache_scope)
-        return private_salt(next(self._salts))

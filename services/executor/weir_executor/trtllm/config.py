@@ -8,19 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from weir_chassis.errors import Unsupported
 from weir_executor.trtllm.connector.check import check_arguments
 from weir_executor.trtllm.connector.told import MODULE, SCHEDULER, WORKER
 from weir_executor.trtllm.library import Library
 from weir_executor.trtllm.probe import Capabilities
+from weir_executor.trtllm.retention import Retention
 
 # Events are dropped in silence when there are more between two looks; what NVIDIA's own server asks for.
 _EVENT_BUFFER = 100_000
 # Guides are compiled for admission by xgrammar, so that the engine must follow them by it too: its other backend,
 # llguidance, takes grammars in another language and no tags, and a guide that it cannot compile ends the engine.
 GuidedBackend = Literal["xgrammar"]
+# By the engine's names, what an adapter of a dense model may change: q, k, v, o, gate, down, up.
+ADAPTER_MODULES: Final = ("attn_q", "attn_k", "attn_v", "attn_dense", "mlp_h_to_4h", "mlp_4h_to_h", "mlp_gate")
 TransceiverBackend = Literal["DEFAULT", "UCX", "NIXL", "MOONCAKE", "MPI"]
 
 
@@ -79,7 +82,9 @@ class TrtConfig:
     guided_backend: GuidedBackend | None = "xgrammar"
     max_adapters: int = 0
     max_adapter_rank: int = 64
+    adapter_modules: tuple[str, ...] = ADAPTER_MODULES
     speculation: Mapping[str, Any] | None = None  # `decoding_type` and its own fields, handed on as they are
+    retention: Retention = field(default_factory=Retention)
     stream_interval: int = 1
     transceiver: Transceiver | None = None  # None: prompts are computed where they are decoded
     allow_unknown_version: bool = False
@@ -136,10 +141,14 @@ def llm_arguments(config: TrtConfig, library: Library, can: Capabilities, max_mo
     if config.max_adapters:
         arguments["enable_lora"] = True
         arguments["lora_config"] = library.LoraConfig(
-            max_lora_rank=config.max_adapter_rank, max_loras=config.max_adapters, max_cpu_loras=config.max_adapters
+            max_lora_rank=config.max_adapter_rank,
+            max_loras=config.max_adapters,
+            max_cpu_loras=config.max_adapters,
+            # Without one adapter's directory to look at, the engine does not start without these.
+            lora_target_modules=list(config.adapter_modules),
         )
     if config.speculation is not None:
-        arguments["speculative_config"] = dict(config.speculation)
+        arguments["speculative_config"] = _speculation(config.speculation, library)
     if config.transceiver is not None:
         fields = _transceiver(config.transceiver, can, max_model_len)
         arguments["cache_transceiver_config"] = library.CacheTransceiverConfig(**fields)
@@ -155,6 +164,11 @@ def llm_arguments(config: TrtConfig, library: Library, can: Capabilities, max_mo
     if config.connector is not None:
         check_arguments(arguments, config.block_size)
     return arguments
+
+
+def _speculation(asked: Mapping[str, Any], library: Library) -> Any:
+    """Older versions take an object of the kind that `decoding_type` names, newer ones the dict as well."""
+    return dict(asked) if library.make_speculation is None else library.make_speculation(dict(asked))
 
 
 def _transceiver(how: Transceiver, can: Capabilities, max_model_len: int) -> dict[str, Any]:

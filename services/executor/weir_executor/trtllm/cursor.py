@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from weir_executor.engine import FinishReason, TokenLogprobs
 from weir_executor.foreign.live import News
 
+# As TensorRT-LLM's own servers say it.
+_LOWEST: Final = -9999.0
 # By the engine's own words. A time limit is never set there, so that its `timeout` is a fault.
 _REASONS: Mapping[str, FinishReason | None] = {
     "stop": FinishReason.STOP,
@@ -61,9 +64,13 @@ class Cursor:
     def _logprobs(self, token_id: int, entry: Any) -> TokenLogprobs:
         """`{token id: Logprob}` of the drawn token and the best ones, or the drawn token's number alone."""
         if isinstance(entry, (int, float)):
-            return TokenLogprobs(min(0.0, float(entry)))
-        drawn = entry[token_id]
-        best = sorted(entry.items(), key=lambda pair: -pair[1].logprob)[: self._top]
-        return TokenLogprobs(
-            min(0.0, drawn.logprob), [token_id for token_id, _ in best], [min(0.0, each.logprob) for _, each in best]
-        )
+            return TokenLogprobs(_clamped(entry))
+        drawn = _clamped(entry[token_id].logprob)
+        told = [(token_id, _clamped(each.logprob)) for token_id, each in entry.items()]
+        best = sorted(told, key=lambda pair: -pair[1])[: self._top]
+        return TokenLogprobs(drawn, [token_id for token_id, _ in best], [logprob for _, logprob in best])
+
+
+def _clamped(logprob: float) -> float:
+    """Rounding may say more than certain, and a token that is forbidden has minus infinity or none."""
+    return _LOWEST if math.isnan(logprob) else max(_LOWEST, min(0.0, logprob))

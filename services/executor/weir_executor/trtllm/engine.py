@@ -68,17 +68,19 @@ class TrtEngine:
         config: TrtConfig,
         info: EngineInfo,
         *,
+        loop: LoopThread,
         end_process: Callable[[], object],
         staging: Staging | None = None,
     ) -> None:
-        """`end_process`: what is done, by a thread, when it does not end. `staging`: of a connector's prefixes; the
-        engine closes it."""
+        """`loop`: on which it was warmed up. `end_process`: what is done, by a thread, when it does not end. `staging`:
+        of a connector's prefixes. The engine closes loop and staging."""
         self._llm, self._library, self._can, self._config, self._info = llm, library, can, config, info
         self._lives = Lives(config.max_waiting)
         self._observer = Observer(llm, info.block_size, info.num_blocks, has_events=config.prefix_cache)
         self._outlet = Outlet(self._tell_events, self._show_load)
         how = config.transceiver
-        self._asker = Asker(llm, library, can, info, how.machine_id if how is not None else 0)
+        machine_id = how.machine_id if how is not None else 0
+        self._asker = Asker(llm, library, can, info, machine_id=machine_id, retention=config.retention)
         self._work = Work(
             self._asker,
             library,
@@ -95,7 +97,7 @@ class TrtEngine:
         self._load = self._make_load()
         self._adapter_ids = count(1)
         self._end_process = end_process
-        self._loop = LoopThread("trtllm-engine")
+        self._loop = loop
         self._supervisor = Supervisor(llm, can, self.die)
 
     @property
@@ -118,7 +120,7 @@ class TrtEngine:
             raise NotFound(request.adapter, f"adapter {request.adapter!r} is not loaded here")
         end_id, top = min(self._info.eos_token_ids), request.sampling.top_logprobs
         live = begin(request, lambda _: Cursor(end_id, top), time.monotonic())
-        live.handed = self._handed(request)
+        live.handed, live.salt = self._handed(request), self._asker.salt(request)
         self._lives.enter(live)
         self._loop.call(self._work.enter, live)
 

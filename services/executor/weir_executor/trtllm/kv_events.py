@@ -16,11 +16,12 @@ from weir_executor.foreign.salts import scope_of
 
 
 class EventTranslator:
-    """One rank's events, in the order of their numbers."""
+    """Each rank's events come in the order of their numbers. With attention data parallelism there are several ranks,
+    and each has blocks of its own; whatever one of them holds, the engine holds."""
 
     def __init__(self, block_size: int) -> None:
         self.names = BlockNames(block_size)
-        self._next_id: int | None = None
+        self._next_ids: dict[int, int] = {}  # by rank
         self._window = 0
         self.gaps = 0
 
@@ -28,10 +29,11 @@ class EventTranslator:
         """What is to be told of it; nothing of what is nobody else's business."""
         events: list[KvEvent] = []
         event_id, window = event.get("event_id"), event.get("window_size") or 0
+        rank = event.get("attention_dp_rank") or 0
         if isinstance(event_id, int):
-            if self._next_id is not None and event_id != self._next_id:
+            if event_id != self._next_ids.get(rank, event_id):
                 events += self._lose_all()
-            self._next_id = event_id + 1
+            self._next_ids[rank] = event_id + 1
         if window < self._window:
             return events  # of a layer that remembers less
         if window > self._window:
@@ -40,17 +42,18 @@ class EventTranslator:
         data = event.get("data") or {}
         match data.get("type"):
             case "stored":
-                events += self._stored(data)
+                events += self._stored(data, rank)
             case "removed":
-                events += self.names.remove(data.get("block_hashes") or ())
+                events += self.names.remove((rank, each) for each in data.get("block_hashes") or ())
         return events
 
-    def _stored(self, data: Mapping[str, Any]) -> list[KvEvent]:
+    def _stored(self, data: Mapping[str, Any], rank: int) -> list[KvEvent]:
         told = data.get("blocks") or ()
         # What tokens alone do not name ends what has a name.
-        blocks = [(block["block_hash"], _tokens(block)) for block in takewhile(lambda b: not b.get("mm_keys"), told)]
+        plain = takewhile(lambda block: not block.get("mm_keys"), told)
+        blocks = [((rank, block["block_hash"]), _tokens(block)) for block in plain]
         if (engine_hash := data.get("parent_hash")) is not None:
-            parent = self.names.find(engine_hash)
+            parent = self.names.find((rank, engine_hash))
             return [] if parent is None else self.names.store(blocks, parent=parent)
         root = scope_of(told[0].get("cache_salt")) if told else None
         return [] if root is None else self.names.store(blocks, root=root)

@@ -34,12 +34,15 @@ class Library:
     DisaggregatedParams: Any
     CacheTransceiverConfig: Any
     KvCacheConnectorConfig: Any
+    KvCacheRetentionConfig: Any  # None: versions that keep all blocks alike
     Logprob: Any
     RequestError: type[Exception]
     # Raised to whoever waits when a rank has died; None before there was such a thing.
     EngineDeadError: type[Exception] | None
     # [vocabulary] of float32, zero but at these token ids.
     make_bias: Callable[[int, Mapping[int, float]], Any]
+    # From `decoding_type` and its fields; None: they are taken as they are.
+    make_speculation: Callable[[dict[str, Any]], Any] | None
     find: Callable[[str], Any] = find_name
 
 
@@ -70,10 +73,12 @@ def load_library() -> Library:
         DisaggregatedParams=find_name(f"{llmapi}.DisaggregatedParams"),
         CacheTransceiverConfig=find_name(f"{llmapi}.CacheTransceiverConfig"),
         KvCacheConnectorConfig=find_name(f"{llmapi}.KvCacheConnectorConfig"),
+        KvCacheRetentionConfig=_optional(f"{llmapi}.KvCacheRetentionConfig"),
         Logprob=find_name("tensorrt_llm.executor.result.Logprob"),
         RequestError=find_name("tensorrt_llm.executor.utils.RequestError"),
         EngineDeadError=getattr(find_name("tensorrt_llm.executor.utils"), "EngineDeadError", None),
         make_bias=_bias,
+        make_speculation=_optional(f"{llmapi}.llm_args.DecodingBaseConfig.from_dict"),
     )
 
 
@@ -96,6 +101,14 @@ def _first(names: Sequence[str]) -> Any:
         except (ImportError, AttributeError):
             continue
     return find_name(names[-1])
+
+
+def _optional(name: str) -> Any:
+    """None where it is not."""
+    try:
+        return find_name(name)
+    except (ImportError, AttributeError):
+        return None
 
 
 def _bias(vocab_size: int, logit_bias: Mapping[int, float]) -> Any:

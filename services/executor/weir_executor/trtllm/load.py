@@ -25,11 +25,12 @@ from weir_executor.trtllm.connector.told import Told, telling
 from weir_executor.trtllm.engine import TrtEngine
 from weir_executor.trtllm.handover import format_of
 from weir_executor.trtllm.library import Library, load_library
+from weir_executor.trtllm.observer import what_is_told
 from weir_executor.trtllm.probe import probe
 
 _log = logging.getLogger(__name__)
 _MAX_N, _MAX_TOP_LOGPROBS = 16, 20
-_CANARY_SECONDS, _STATS_SECONDS = 600.0, 5.0
+_CANARY_SECONDS, _STATS_SECONDS, _LOOP_SECONDS = 600.0, 5.0, 5.0
 # Its prompt is nobody's, and must meet nobody's blocks.
 _CANARY_SALT = "weir-canary"
 
@@ -39,7 +40,8 @@ def load_engine(config: TrtConfig, library: Library | None = None, *, end_proces
 
     Raises ImportError where it is not installed, UnknownVersionError, Unsupported, ValueError, RuntimeError."""
     library = library or load_library()
-    can = probe(library, allow_unknown=config.allow_unknown_version)
+    with_connector = config.connector is not None
+    can = probe(library, allow_unknown=config.allow_unknown_version, with_connector=with_connector)
     model = _read_json(config, "config.json")
     max_model_len = config.max_model_len or int(model["max_position_embeddings"])
     arguments = llm_arguments(config, library, can, max_model_len)
@@ -50,14 +52,16 @@ def load_engine(config: TrtConfig, library: Library | None = None, *, end_proces
         _log.info("TensorRT-LLM %s is loading %s", library.version, config.model_dir)
         llm = _construct(library, arguments, config, area)
         undo.callback(llm.shutdown)
-        iteration = _warm_up(llm, library, read_eos(config.model_dir, model), config)
+        loop = LoopThread("trtllm-engine")
+        undo.callback(loop.close, _LOOP_SECONDS)
+        iteration = _warm_up(llm, library, read_eos(config.model_dir, model), config, loop)
         info = _info(config, model, max_model_len, iteration.total_blocks or _capacity(llm), library.version)
         if area is not None:
             info = _with_shards(info, area.layout(config.tensor_parallel), config.tensor_parallel)
         undo.pop_all()
     _log.info("the engine is ready: %d blocks of %d tokens", info.num_blocks, info.block_size)
     staging = None if area is None else Staging(area)
-    return TrtEngine(llm, library, can, config, info, end_process=end_process, staging=staging)
+    return TrtEngine(llm, library, can, config, info, loop=loop, end_process=end_process, staging=staging)
 
 
 def _open_area(config: TrtConfig, undo: ExitStack) -> Area | None:
@@ -123,13 +127,12 @@ def _info(config: TrtConfig, model: Mapping[str, Any], max_model_len: int, num_b
     )
 
 
-def _warm_up(llm: Any, library: Library, eos: frozenset[int], config: TrtConfig) -> Iteration:
-    """One small request through the whole engine: it is ready when that comes back, and tells its size then."""
-    thread = LoopThread("trtllm-warm-up")
-    try:
-        return thread.run(_canary(llm, library, min(eos), config)).result(_CANARY_SECONDS)
-    finally:
-        thread.close(_STATS_SECONDS)
+def _warm_up(llm: Any, library: Library, eos: frozenset[int], config: TrtConfig, loop: LoopThread) -> Iteration:
+    """One small request through the whole engine: it is ready when that comes back, and tells its size then.
+
+    On the loop that all others come by: some versions tell statistics and events to the first request's loop only.
+    """
+    return loop.run(_canary(llm, library, min(eos), config)).result(_CANARY_SECONDS)
 
 
 async def _canary(llm: Any, library: Library, end_id: int, config: TrtConfig) -> Iteration:
@@ -141,8 +144,10 @@ async def _canary(llm: Any, library: Library, end_id: int, config: TrtConfig) ->
     async with asyncio.timeout(_CANARY_SECONDS):
         await result
     iteration = Iteration()
-    async for told in llm.get_stats_async(timeout=_STATS_SECONDS):
+    async for told in what_is_told(llm.get_stats_async(timeout=_STATS_SECONDS)):
         iteration = stats.add(iteration, told)
+        if iteration.total_blocks:
+            break  # more may take as long as the time limit
     return iteration
 
 

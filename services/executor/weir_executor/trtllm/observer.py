@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 from weir_executor.engine import KvEvent
@@ -15,6 +15,8 @@ from weir_executor.trtllm.kv_events import EventTranslator
 _log = logging.getLogger(__name__)
 # Between two looks: either is told once a step at most.
 _LOOK_SECONDS: Final = 0.01
+# After one that failed, so that a version that cannot be read fills no log.
+_FAILED_SECONDS: Final = 5.0
 
 
 class Observer:
@@ -40,7 +42,7 @@ class Observer:
     async def read_stats(self) -> bool:
         """Whether there is anything new."""
         before = self.iteration
-        async for told in self._llm.get_stats_async(timeout=0.0):
+        async for told in what_is_told(self._llm.get_stats_async(timeout=0.0)):
             self.iteration = stats.add(self.iteration, told)
         return self.iteration is not before
 
@@ -50,17 +52,26 @@ class Observer:
         if not self._has_events:
             return events
         async with self._reading:
-            async for event in self._llm.get_kv_cache_events_async(timeout=0.0):
+            async for event in what_is_told(self._llm.get_kv_cache_events_async(timeout=0.0)):
                 events += self.translator.translate(event)
         return events
 
 
+async def what_is_told(items: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """To the last that is there: versions end there, or raise that there is nothing, or that time is over."""
+    try:
+        async for item in items:
+            yield item
+    except (asyncio.QueueEmpty, TimeoutError):
+        return
+
+
 async def _again(look: Callable[[], Awaitable[None]]) -> None:
-    """Until it is cancelled; a look that fails is another version's, and not the engine's end."""
+    """Until it is cancelled; a look that fails is not the engine's end, and the next may see more."""
     while True:
         try:
             await look()
         except Exception:
             _log.exception("%s: the engine cannot be read; requests go on without", look.__name__)
-            return
+            await asyncio.sleep(_FAILED_SECONDS)
         await asyncio.sleep(_LOOK_SECONDS)

@@ -1,7 +1,8 @@
 """Whether the engine lives: asked of it, and read from a flag by a thread that a frozen loop cannot hold up.
 
 poll, in a thread      `_check_health()`; one that does not answer in time is as bad as a no
-flag, in a thread      `_fatal_error`, which newer versions set when a rank has died
+flag, in a thread      `_fatal_error`, which newer versions set when a rank has died, and `is_shutdown()`, which is all
+                       that older ones say: an error in their background threads shuts them down by themselves
 """
 
 from __future__ import annotations
@@ -37,10 +38,8 @@ class Supervisor:
 
     def _watch_flag(self) -> None:
         while not self._stopped.wait(_FLAG_SECONDS):
-            executor = getattr(self._llm, "_executor", None)
-            error = getattr(executor, "_fatal_error", None)
-            if error is not None:
-                self._tell(error if isinstance(error, Exception) else RuntimeError(str(error)))
+            if (error := _fatal_error(getattr(self._llm, "_executor", None))) is not None:
+                self._tell(error)
                 return
 
     def _watch_health(self) -> None:
@@ -56,6 +55,15 @@ class Supervisor:
     def _tell(self, error: Exception) -> None:
         if not self._stopped.is_set() and self._told.acquire(blocking=False):
             self._on_dead(error)
+
+
+def _fatal_error(executor: Any) -> Exception | None:
+    """By attributes alone: nothing is sent to processes that may be dead."""
+    error = getattr(executor, "_fatal_error", None)
+    if error is not None:
+        return error if isinstance(error, Exception) else RuntimeError(str(error))
+    is_shutdown = getattr(executor, "is_shutdown", None)
+    return RuntimeError("the engine has shut itself down") if is_shutdown is not None and is_shutdown() else None
 
 
 class _Answer:

@@ -59,7 +59,12 @@ def differences(find: Callable[[str], Any] | None = None) -> list[str]:
 
     `find`: the thing of a dotted name, or an AttributeError or ImportError. None: imports it.
     """
-    return list(_differences(find or find_name))
+    return [*_missing_names(find or find_name), *_other_defaults(find or find_name)]
+
+
+def missing(find: Callable[[str], Any] | None = None) -> list[str]:
+    """The same, but for defaults: of what is filled all the same, they do not matter."""
+    return list(_missing_names(find or find_name))
 
 
 def find_name(name: str) -> Any:
@@ -92,7 +97,7 @@ def field_defaults(kind: type) -> Mapping[str, Any]:
     return {name: each.default for name, each in inspect.signature(kind).parameters.items()}
 
 
-def _differences(find: Callable[[str], Any]) -> Iterator[str]:
+def _missing_names(find: Callable[[str], Any]) -> Iterator[str]:
     known = surface()
     for name, names in known.callables.items():
         if (found := _found(find, name, names.also)) is None:
@@ -102,17 +107,23 @@ def _differences(find: Callable[[str], Any]) -> Iterator[str]:
     for name, names in known.fields.items():
         if (found := _found(find, name, names.also)) is None:
             yield f"{name} is missing"
+        else:
+            yield from _missing(name, names.needed, field_defaults(found))
+    for name, names in known.attributes.items():
+        if (found := _found(find, name)) is not None:
+            yield from _missing(name, names.needed, {each for each in names.needed if hasattr(found, each)})
+        elif names.needed:
+            yield f"{name} is missing"
+
+
+def _other_defaults(find: Callable[[str], Any]) -> Iterator[str]:
+    for name, names in surface().fields.items():
+        if (found := _found(find, name, names.also)) is None:
             continue
         defaults = field_defaults(found)
-        yield from _missing(name, names.needed, defaults)
         for key, value in names.defaults.items():
             if key in defaults and defaults[key] != value:
                 yield f"{name}.{key} defaults to {defaults[key]!r}, not to {value!r}"
-    for name, names in known.attributes.items():
-        if (found := _found(find, name)) is None:
-            yield f"{name} is missing"
-        else:
-            yield from _missing(name, names.needed, {each for each in names.needed if hasattr(found, each)})
 
 
 def _found(find: Callable[[str], Any], name: str, also: str = "") -> Any:

@@ -87,7 +87,28 @@ class Work(Line):
             self._follow_by(self._stage(live, live.request.stored_prefix, self._staging), live)
 
     def _begin_output(self, live: LiveRequest, output: LiveOutput) -> None:
-        self._ask(live, output, self._part(live, output))
+        if not self._finds_blocks_later(live, output):
+            self._ask(live, output, self._part(live, output))
+
+    def _finds_blocks_later(self, live: LiveRequest, output: LiveOutput) -> bool:
+        """One output goes ahead, and the others find the prompt's blocks then: it is computed once, not `n` times."""
+        shares = self._config.prefix_cache and len(live.request.token_ids) > self._info.block_size
+        if not shares or live.handed or live.first_token_at is not None:
+            return False
+        return any(other.result is not None for other in live.outputs if other is not output)
+
+    def _take(self, live: LiveRequest, output: LiveOutput, news: News) -> None:
+        super()._take(live, output, news)
+        if news.token_ids:
+            self._begin_outputs(live)  # those that have let it go ahead
+
+    def _close(self, live: LiveRequest, output: LiveOutput) -> None:
+        super()._close(live, output)
+        self._begin_outputs(live)
+
+    def _give_up(self, live: LiveRequest, output: LiveOutput) -> None:
+        super()._give_up(live, output)
+        self._begin_outputs(live)
 
     def _part(self, live: LiveRequest, output: LiveOutput) -> Part:
         """Whoever hands off wants the first token, and the blocks to stay where there are any and room for them."""
@@ -108,7 +129,7 @@ class Work(Line):
         known = request.resumed.get(output.index, ()) if part is Part.GENERATION else ()
         output.cursor = Cursor(min(self._info.eos_token_ids), request.sampling.top_logprobs, known)
         output.asked = Asked(part)
-        output.result = self._asker.ask(request, output.index, part, live.handed.get(output.index, {}))
+        output.result = self._asker.ask(live, output.index, part)
         self._follow_by(self._follow(live, output, output.result), live)
         if part is Part.GENERATION:
             self._later(
@@ -132,6 +153,8 @@ class Work(Line):
         return len(self._strays)
 
     def _refusal(self, error: Exception) -> WeirError:
+        if self._library.EngineDeadError is not None and isinstance(error, self._library.EngineDeadError):
+            self._die(error)
         return refusal(error, self._library)
 
     def _later(self, seconds: float, call: Callable[..., None], *args: Any) -> None:
@@ -156,7 +179,7 @@ class Work(Line):
             async for newest in result:
                 finished = newest.finished
                 if output.result is result:
-                    self._tell(live, output, newest)
+                    self._hear(live, output, newest)
                 elif result in self._strays:
                     self._strays.abort(result)  # its blocks have come after all
                 else:
@@ -175,6 +198,17 @@ class Work(Line):
             self._strays.remove(result)
             self._conclude(live)
             self._pump()
+
+    def _hear(self, live: LiveRequest, output: LiveOutput, newest: Any) -> None:
+        """What is not understood fails the request, and not the engine: its next caller would meet the same."""
+        try:
+            self._tell(live, output, newest)
+        except Exception as error:
+            if output.over:
+                return  # nobody listens
+            _log.exception("the engine's words are not understood")
+            live.error = live.error or Internal(f"the engine's words are not understood: {first_line(error)}")
+            self._withdraw(live, None)
 
     def _tell(self, live: LiveRequest, output: LiveOutput, newest: Any) -> None:
         """The engine will change the same object with the next step."""

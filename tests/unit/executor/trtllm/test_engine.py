@@ -11,7 +11,7 @@ import pytest
 from adapters_fixture import save_adapter
 from contract.engine_contract import SEEDED, hashes, prompt, request
 from fakes.trtllm.llm import LLM, library, never
-from fakes.trtllm.results import RequestError
+from fakes.trtllm.results import EngineDeadError, RequestError
 from models_fixture import tiny_model
 from unit.executor.trtllm.making import config, running, until
 from weir_chassis.errors import Internal, InvalidArgument, Overloaded, Unsupported, WeirError, WorkerLost, reason_name
@@ -179,6 +179,48 @@ def test_an_engine_that_says_it_is_not_well_is_dead() -> None:
         engine.check_health()
         well.clear()
         until(lambda: engine._lives.error is not None)
+
+
+def test_a_dead_engine_that_says_so_when_it_is_asked_is_dead() -> None:
+    with running() as (engine, llm, heard):
+        llm.generate_async = _raising(EngineDeadError("rank 3"))  # type: ignore[method-assign]
+        engine.submit(request(1, prompt(5), 2))
+        assert isinstance(heard.wait_for_ends(1)[0].error, WorkerLost)
+        until(lambda: isinstance(engine._lives.error, EngineDeadError))
+
+
+def test_words_that_are_not_understood_fail_their_request_and_not_the_engine() -> None:
+    """Whoever asks for them again would end the next engine, too."""
+
+    class Strange(LLM):
+        def _logprobs(self, request: Any, token_id: int) -> Any:
+            return {"the best": token_id}
+
+    with running(library(LLM=Strange)) as (engine, _, heard):
+        engine.submit(request(1, prompt(50), 9, n=2, sampling=Sampling(top_logprobs=2)))
+        engine.submit(request(2, prompt(5), 9))
+        told, well = heard.wait_for_ends(1, 2)
+        assert isinstance(told.error, Internal)
+        assert "not understood" in str(told.error)
+        assert (well.error, well.completion_tokens) == (None, 9)
+        engine.check_health()
+
+
+def test_guesses_that_stand_come_together_and_none_is_lost() -> None:
+    wanted: list[list[int]] = []
+    for speculation in (None, {"decoding_type": "NGram", "max_draft_len": 3}):
+        with running(speculation=speculation) as (engine, _, heard):
+            steps: list[int] = []
+            heard.on_step = lambda step, steps=steps: steps.extend(  # type: ignore[misc]
+                len(output.token_ids) for output in step.outputs
+            )
+            engine.submit(request(1, prompt(20), 15, n=2, sampling=SEEDED))
+            heard.wait_for_ends(1)
+            wanted.append([*heard.tokens[1, 0], *heard.tokens[1, 1]])
+            until(lambda: engine.load().prefill_tokens >= 20)
+            assert (max(steps) > 1, engine.load().draft_tokens > 0) == (speculation is not None,) * 2
+    assert wanted[0] == wanted[1]
+    assert len(wanted[0]) == 30
 
 
 def test_a_cancelled_request_keeps_its_place_until_the_engine_has_said_so() -> None:

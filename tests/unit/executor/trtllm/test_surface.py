@@ -6,52 +6,11 @@ from typing import Any
 
 import pytest
 
-from fakes.trtllm import connector, fabric, llm, params, results
+from fakes.trtllm import connector, llm, params, results
+from fakes.trtllm.names import CONNECTORS, find
 from weir_executor.trtllm.library import load_library
 from weir_executor.trtllm.probe import UnknownVersionError, probe
 from weir_executor.trtllm.surface import differences, field_defaults, parameters, surface
-
-FAKES: dict[str, Any] = {
-    "tensorrt_llm.LLM": llm.LLM,
-    "tensorrt_llm.LLM.generate_async": llm.LLM.generate_async,
-    "tensorrt_llm.LLM.get_stats_async": llm.LLM.get_stats_async,
-    "tensorrt_llm.LLM.get_kv_cache_events_async": llm.LLM.get_kv_cache_events_async,
-    "tensorrt_llm.LLM.shutdown": llm.LLM.shutdown,
-    "tensorrt_llm.SamplingParams": params.SamplingParams,
-    "tensorrt_llm.executor.request.LoRARequest": params.LoRARequest,
-    "tensorrt_llm.executor.utils": results,
-    "tensorrt_llm.executor.result": results,
-    "tensorrt_llm.llmapi.disagg_utils": fabric,
-} | {
-    f"tensorrt_llm.llmapi.{kind.__name__}": kind
-    for kind in (
-        params.GuidedDecodingParams,
-        params.KvCacheConfig,
-        params.SchedulerConfig,
-        params.CudaGraphConfig,
-        params.LoraConfig,
-        params.DisaggregatedParams,
-        params.CacheTransceiverConfig,
-        params.KvCacheConnectorConfig,
-    )
-}
-
-
-CONNECTORS = "tensorrt_llm._torch.pyexecutor.connectors.kv_cache_connector"
-for kind in (connector.KvCacheConnectorScheduler, connector.KvCacheConnectorWorker):
-    FAKES |= {f"{CONNECTORS}.{kind.__name__}.{name}": getattr(kind, name) for name in dir(kind) if name[0] != "_"}
-FAKES |= {
-    f"{CONNECTORS}.RequestData": connector.RequestData,
-    f"{CONNECTORS}.SchedulerOutput": connector.SchedulerOutput,
-    "tensorrt_llm.mpi_rank": lambda: 0,
-    "tensorrt_llm.inputs.utils": connector,
-}
-
-
-def find(name: str) -> Any:
-    if name not in FAKES:
-        raise AttributeError(name)
-    return FAKES[name]
 
 
 def test_the_fake_has_all_that_is_used() -> None:
@@ -128,8 +87,9 @@ def test_versions_that_were_read_are_taken_and_others_only_when_told(version: st
 
 def test_what_a_version_can_do_is_looked_for() -> None:
     old = probe(llm.library(EngineDeadError=None), allow_unknown=False)
-    found = (old.priority, old.engine_dead_error, old.health_check, old.disk_cache, old.trace_headers)
+    found = (old.priority, old.engine_dead_error, old.health_check, old.disk_cache, old.retention)
     assert found == (False, False, False, False, True)
+    assert not probe(llm.library(KvCacheRetentionConfig=None), allow_unknown=False).retention
 
     class Newer(llm.LLM):
         def _check_health(self) -> bool:
