@@ -211,7 +211,8 @@ class TrtEngine:
             self._work.waiting,
             total_blocks=self._info.num_blocks,
             cached_blocks=len(self._observer.translator.names),
-            progress=self._outlet.progress,
+            # A chunk of a long prompt is progress too, and no token for a while.
+            progress=self._outlet.progress + self._observer.iteration.prefill_tokens,
             steps=self._outlet.steps,
             chunk_tokens=self._config.max_batched_tokens,
             prefill_token_seconds=None,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,5 +63,8 @@ def test_log_probabilities_are_of_the_drawn_token_and_as_many_as_asked() -> None
     (none,) = Cursor(END, 0).advance(output).logprobs
     assert none == TokenLogprobs(-3.0, [], [])
     assert Cursor(END, None).advance(output).logprobs == []
+    forbidden = {7: Logprob(0.25, 1), 5: Logprob(-math.inf, 9), 8: Logprob(math.nan)}
+    (found,) = Cursor(END, 3).advance(CompletionOutput(token_ids=[5], logprobs=[forbidden])).logprobs
+    assert found == TokenLogprobs(-9999.0, [7, 5, 8], [0.0, -9999.0, -9999.0])
     simple = CompletionOutput(token_ids=[5], logprobs=[-0.25])  # type: ignore[list-item]  # newer versions may
     assert Cursor(END, 1).advance(simple).logprobs == [TokenLogprobs(-0.25)]

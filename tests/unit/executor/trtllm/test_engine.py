@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
+import time
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -17,8 +19,10 @@ from unit.executor.trtllm.making import config, running, until
 from weir_chassis.errors import Internal, InvalidArgument, Overloaded, Unsupported, WeirError, WorkerLost, reason_name
 from weir_executor.adapters.files import read_config
 from weir_executor.engine import FinishReason, Sampling, Watermark
+from weir_executor.engine_watch import EngineWatch
 from weir_executor.foreign import line
 from weir_executor.guided.guide import Guide, GuideKind
+from weir_executor.trtllm import engine as engine_module
 from weir_executor.trtllm.load import load_engine
 from weir_executor.trtllm.probe import UnknownVersionError
 
@@ -338,3 +342,73 @@ def test_a_finished_engine_leaves_no_thread() -> None:
         assert heard.finished[1, 0].finish_reason is FinishReason.LENGTH
     until(lambda: threading.active_count() <= before)
     assert os.getpid()
+
+
+def test_an_engine_that_does_not_shut_down_is_left_behind_and_takes_the_process_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(engine_module, "_SHUTDOWN_SECONDS", 0.05)
+    monkeypatch.setattr(engine_module, "_EXIT_SECONDS", 0.05)
+    hung = threading.Event()
+
+    class Hanging(LLM):
+        def shutdown(self) -> None:
+            hung.wait()
+            super().shutdown()
+
+    with running(library(LLM=Hanging)) as (engine, _, heard):
+        engine.submit(request(1, prompt(5), 400))
+        engine.close()
+        assert isinstance(heard.wait_for_ends(1)[0].error, WorkerLost)
+    until(lambda: codes)
+    hung.set()
+    assert codes == [1]
+
+
+def test_a_dead_engine_is_not_asked_to_shut_down() -> None:
+    """It would send to ranks that are gone, and wait for them."""
+    asked: list[bool] = []
+
+    class Noted(LLM):
+        def shutdown(self) -> None:
+            asked.append(True)
+            super().shutdown()
+
+    with running(library(LLM=Noted)) as (engine, llm, _):
+        llm.die()
+        until(lambda: engine._lives.error is not None)
+    assert not asked
+    with running(library(LLM=Noted)):
+        pass
+    assert asked
+
+
+def _stands_still(engine: Any) -> bool:
+    before = engine.load().progress
+    time.sleep(0.2)  # far longer than a step of the fake
+    return bool(engine.load().progress == before)
+
+
+def test_one_that_stands_still_without_a_word_is_found_by_its_want_of_progress() -> None:
+    """As versions do that have no flag, no health and no error for a dead rank."""
+    now, nothing = 0.0, cast("Any", None)
+    clock: Any = SimpleNamespace(monotonic=lambda: now)
+    with running() as (engine, llm, heard):
+        watch = EngineWatch(engine, nothing, nothing, clock, hang_seconds=10)
+        watch._check_progress(engine.load())
+        engine.submit(request(1, prompt(20), 400, n=2))
+        heard.wait_for(lambda: heard.tokens[1, 1], "a token of the last output")
+        llm.hang()
+        now = 100.0
+        until(lambda: _stands_still(engine))
+        watch._check_progress(engine.load())
+        now = 109.0
+        watch._check_progress(engine.load())
+        now = 111.0
+        with pytest.raises(Internal, match="for 10 s"):
+            watch._check_progress(engine.load())
+        llm.resume()
+        engine.abort(1)
+        heard.wait_for_ends(1)

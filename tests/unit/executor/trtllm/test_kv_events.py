@@ -60,6 +60,24 @@ def test_a_gap_makes_all_void() -> None:
     assert (len(translator.names), translator.gaps) == (0, 1)
 
 
+def test_ranks_of_their_own_count_by_themselves() -> None:
+    """With attention data parallelism each has blocks, hashes and numbers of its own."""
+    translator, tokens = EventTranslator(SIZE), list(range(8))
+    first, second = block_hashes(ROOT, tokens, SIZE)
+    for rank in (0, 1):
+        told = stored(1, None, block(11, tokens[:4]))
+        events = translator.translate({**told, "attention_dp_rank": rank})
+        assert events == ([BlockStored([first], b"")] if not rank else [])
+    on = {**stored(2, 11, block(12, tokens[4:])), "attention_dp_rank": 1}
+    assert translator.translate(on) == [BlockStored([second], first)]
+    gone = event(2, type="removed", block_hashes=[11, 12])
+    assert translator.translate({**gone, "attention_dp_rank": 0}) == []
+    assert translator.translate({**event(3, type="removed", block_hashes=[12]), "attention_dp_rank": 1}) == [
+        BlockRemoved([second])
+    ]
+    assert translator.gaps == 0
+
+
 def test_only_the_largest_window_counts() -> None:
     translator = EventTranslator(SIZE)
     small = {**stored(1, None, block(1, [1, 2, 3, 4])), "window_size": 128}
