@@ -104,7 +104,7 @@ def test_speculation_is_what_the_version_takes() -> None:
 def test_settings_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every one of them, by other values than the defaults."""
     heard: list[TrtConfig] = []
-    monkeypatch.setattr(load, "load_engine", heard.append)
+    monkeypatch.setattr(load, "load_engine", lambda config, **_: heard.append(config))
     settings = ExecutorSettings(
         model_dir=tiny_model("llama3"),
         model="tiny",

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from adapters_fixture import save_adapter
-from contract.engine_contract import SEEDED, hashes, prompt, request
+from contract.engine_contract import SEEDED, Listener, hashes, prompt, request
 from fakes.trtllm.llm import LLM, library, never
 from fakes.trtllm.results import EngineDeadError, RequestError
 from models_fixture import tiny_model
@@ -347,24 +347,21 @@ def test_a_finished_engine_leaves_no_thread() -> None:
 def test_an_engine_that_does_not_shut_down_is_left_behind_and_takes_the_process_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.setattr(engine_module, "_SHUTDOWN_SECONDS", 0.05)
-    monkeypatch.setattr(engine_module, "_EXIT_SECONDS", 0.05)
-    hung = threading.Event()
+    hung, ended = threading.Event(), threading.Event()
 
     class Hanging(LLM):
         def shutdown(self) -> None:
             hung.wait()
             super().shutdown()
 
-    with running(library(LLM=Hanging)) as (engine, _, heard):
-        engine.submit(request(1, prompt(5), 400))
-        engine.close()
-        assert isinstance(heard.wait_for_ends(1)[0].error, WorkerLost)
-    until(lambda: codes)
+    engine, heard = load_engine(config(), library(LLM=Hanging), end_process=ended.set), Listener()
+    engine.start(heard)
+    engine.submit(request(1, prompt(5), 400))
+    engine.close()
+    assert isinstance(heard.wait_for_ends(1)[0].error, WorkerLost)
+    assert ended.wait(30)
     hung.set()
-    assert codes == [1]
 
 
 def test_a_dead_engine_is_not_asked_to_shut_down() -> None:
@@ -396,7 +393,7 @@ def test_one_that_stands_still_without_a_word_is_found_by_its_want_of_progress()
     now, nothing = 0.0, cast("Any", None)
     clock: Any = SimpleNamespace(monotonic=lambda: now)
     with running() as (engine, llm, heard):
-        watch = EngineWatch(engine, nothing, nothing, clock, hang_seconds=10)
+        watch = EngineWatch(engine, nothing, nothing, clock, hang_seconds=10, show_serving=nothing)
         watch._check_progress(engine.load())
         engine.submit(request(1, prompt(20), 400, n=2))
         heard.wait_for(lambda: heard.tokens[1, 1], "a token of the last output")
