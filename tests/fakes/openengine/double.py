@@ -23,6 +23,7 @@ from fakes.trtllm.results import RequestOutput
 from weir.openengine.v1 import openengine_pb2 as pb
 from weir.openengine.v1 import openengine_pb2_grpc as pb_grpc
 from weir_executor.trtllm.config import TrtConfig, llm_arguments
+from weir_executor.trtllm.observer import what_is_told
 from weir_executor.trtllm.probe import probe
 
 _EVENT_SECONDS = 0.005
@@ -320,7 +321,9 @@ class Servicer(pb_grpc.InferenceServicer, pb_grpc.ControlServicer):
     async def pump_events(self) -> None:
         while True:
             await asyncio.sleep(_EVENT_SECONDS)
-            events = [event async for event in self._llm.get_kv_cache_events_async(timeout=0.0)]
+            if not self._llm.submitted:
+                continue  # it tells nothing before
+            events = [event async for event in what_is_told(self._llm.get_kv_cache_events_async(timeout=0.0))]
             told = [each for event in events if (each := kv_event(event, self._config.block_size)) is not None]
             if not told:
                 continue
