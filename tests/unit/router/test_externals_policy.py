@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -159,6 +160,12 @@ def test_a_choice_says_that_it_is_outside_and_needs_no_postprocessor() -> None:
     assert (choice.executor, choice.external, choice.postprocessor, choice.region) == ("provider:p", True, "", "us")
     beside = fleet(executor())
     assert not choose(beside, demand(version().revision), POLICY).external
+
+
+def test_executors_whose_text_nobody_makes_leave_a_request_to_those_outside() -> None:
+    beside = replace(fleet(executor()), externals=(external(),))
+    assert not choose(beside, demand(version().revision), POLICY).external
+    assert choose(replace(beside, postprocessors=()), demand(version().revision), POLICY).external
 
 
 def test_a_residency_holds_outside_too() -> None:
