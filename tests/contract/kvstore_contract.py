@@ -159,7 +159,7 @@ async def fails(call: Awaitable[object], reason: str, text: str = "") -> None:
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not await condition():  # the store may be another process: it sets no event here
             await asyncio.sleep(0.01)
 

@@ -228,7 +228,7 @@ async def test_a_job_of_a_worker_that_dies_goes_to_the_next(nats: NatsServer, mo
 async def test_no_queue_is_no_assignment_at_once(nats: NatsServer) -> None:
     async with hall(nats) as here:
         queue = await here.router()
-        async with asyncio.timeout(5):  # no worker has ever been there to make it
+        async with asyncio.timeout(30):  # no worker has ever been there to make it
             assert await here.assign(queue, Worker("a:1")) is None
         unconnected = PrefillQueue(here.connect("router"), 10.0, RouterMetrics(Metrics("router")), 0)
         assert await here.assign(unconnected, Worker("a:1")) is None

@@ -61,7 +61,7 @@ def full_blocks(hashes: Sequence[bytes] = HASHES) -> list[FullBlock]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # of things that have no event to wait for
             await asyncio.sleep(0.002)
 

@@ -124,7 +124,7 @@ async def bench(limits: TransferLimits = LIMITS, engine: Engine | None = None) -
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # of things that have no event to wait for
             await asyncio.sleep(0.002)
 

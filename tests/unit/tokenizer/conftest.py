@@ -19,7 +19,7 @@ LoadModel = Callable[..., TextModel]
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for what a thread brings about, which no event tells."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
 
