@@ -28,7 +28,7 @@ from weir_executor.kv_transfer.transport import Put, PutResult
 NAMESPACE, SIZE = b"n" * 16, 4000
 HASHES = [bytes([i]) * 16 for i in range(1, 8)]
 PAYLOADS = {block_hash: block_hash * (SIZE // 16) for block_hash in HASHES}
-SECONDS = 5.0
+SECONDS = 30.0
 
 
 @asynccontextmanager
@@ -295,10 +295,11 @@ async def test_a_put_that_is_cancelled_is_given_back_when_nothing_writes_any_mor
 
 async def test_a_commit_that_comes_too_late_is_given_back(tmp_path: Path) -> None:
     store = SharingDouble(tmp_path)
-    store.sending.clear()
     async with connected(store) as transport:
+        await transport.put(Put(NAMESPACE, full_blocks(HASHES[:1])), timeout=SECONDS)  # it has the arena by now
+        store.sending.clear()
         with pytest.raises(grpc.RpcError):
-            await transport.put(Put(NAMESPACE, full_blocks()), timeout=0.1)
+            await transport.put(Put(NAMESPACE, full_blocks(HASHES[1:])), timeout=0.5)
         await until(lambda: store.cancelled == 1)
 
 
