@@ -103,8 +103,9 @@ class Door:
     def __init__(self, max_running: int, max_waiting: int):
         self.clock = VirtualClock()
         self.leases = LeaseLedger(self.clock)
-        metrics = RouterMetrics(Metrics("test"))
-        self.admission = Admission(AdmissionQueue(max_running, max_waiting), self.clock, self.leases, metrics)
+        self.metrics = Metrics("test")
+        queue = AdmissionQueue(max_running, max_waiting)
+        self.admission = Admission(queue, self.clock, self.leases, RouterMetrics(self.metrics))
         self.inside: list[str] = []
         self.waited: dict[str, float] = {}
 
@@ -130,6 +131,7 @@ async def test_a_waiting_request_gets_the_place_that_is_given_back() -> None:
     await door.clock.advance(1.0)
     await asyncio.gather(*tasks)
     assert door.waited == {"first": 0.0, "second": 3.0}
+    assert door.metrics.registry.get_sample_value("weir_test_admission_seconds_sum") == 3.0
     assert_no_leases(door.leases)
 
 

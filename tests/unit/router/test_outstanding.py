@@ -37,6 +37,17 @@ def test_prompts_that_are_not_computed_are_counted_until_they_are() -> None:
     assert count.foreign_prefill_tokens == 0
 
 
+def test_each_change_of_a_count_is_noted() -> None:
+    count, noted = Outstanding(), [0]
+    reservation = count.reserve(100, prefill_tokens=60)
+    noted.append(count.changes.of_counts)
+    reservation.spend(10)
+    noted.append(count.changes.of_counts)
+    reservation.prefilled()
+    noted.append(count.changes.of_counts)
+    assert noted == [0, 1, 2, 3]
+
+
 @given(st.lists(st.tuples(st.integers(1, 100), st.lists(st.integers(0, 60), max_size=5)), max_size=8))
 def test_whatever_is_spent_the_count_is_what_is_left_and_ends_at_zero(requests: list[tuple[int, list[int]]]) -> None:
     count = Outstanding()

@@ -7,7 +7,13 @@ import pytest
 from unit.router.views import demand, executor
 from weir_router.fleet.snapshot import ExecutorView, Load
 from weir_router.policies.policy import Candidate
-from weir_router.policies.prediction import first_token_seconds, queue_seconds, token_seconds, uncached_tokens
+from weir_router.policies.prediction import (
+    first_token_seconds,
+    queue_seconds,
+    token_seconds,
+    uncached_tokens,
+    waits_for_blocks,
+)
 
 
 def candidate(view: ExecutorView) -> Candidate:
@@ -37,3 +43,19 @@ def test_what_is_held_need_not_be_computed_but_for_the_last_token() -> None:
     assert uncached_tokens(one, demand(prompt_tokens=50, cached_tokens={"a": 20, "b": 40})) == 30
     assert uncached_tokens(one, demand(prompt_tokens=50, cached_tokens={"a": 50})) == 1
     assert first_token_seconds(one, demand(prompt_tokens=50, cached_tokens={"a": 20}), 0.01) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("load", "waits"),
+    [
+        (Load(1, 1, 0.0, waiting_requests=1, free_blocks=2, total_blocks=9), True),
+        (Load(1, 1, 0.0, waiting_requests=1, free_blocks=3, total_blocks=9), False),
+        (Load(1, 1, 0.0, waiting_requests=0, free_blocks=0, total_blocks=9), False),
+        (Load(1, 1, 0.0, waiting_requests=1), False),
+        (None, False),
+    ],
+)
+def test_a_prompt_waits_for_blocks_where_others_wait_and_its_own_are_not_free(load: Load | None, waits: bool) -> None:
+    """Two blocks of 16 tokens are not enough for 40, and three are."""
+    held = demand(prompt_tokens=50, cached_tokens={"a": 10})
+    assert waits_for_blocks(candidate(executor("a", load=load)), held) is waits
