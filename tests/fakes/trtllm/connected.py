@@ -66,7 +66,7 @@ class ConnectedLLM(llm.LLM):
             request = self._by_id.pop(live.request_id)
             if request in self._running:
                 self._finish(request, "cancelled")
-        self._note(0, len(batch))
+        self._note(0, len(batch), 0)
         return batch
 
     def _admit(self) -> None:
