@@ -14,7 +14,9 @@ OPERATIONS = 15_000
 
 
 async def test_nothing_wrong_is_found_nobody_is_parked_and_nothing_is_left() -> None:
-    counts = await Run(7).go(OPERATIONS)
+    run = Run(7)
+    run.num_ranks = 2
+    counts = await run.go(OPERATIONS)
     assert is_clean(counts), summary(counts)
     assert counts["operations"] >= OPERATIONS
     assert counts["offer hit"] > 50
