@@ -12,6 +12,7 @@ from contract.engine_contract import hashes, prompt, request
 from fakes.trtllm import llm as fake
 from fakes.trtllm.params import SchedulerConfig
 from unit.executor.trtllm.making import running, until
+from weir_executor.foreign import line
 from weir_executor.foreign.salts import shared_salt
 
 ROOT = b"contract tests.."
@@ -78,7 +79,10 @@ def test_a_prompt_without_a_block_to_share_and_one_without_a_cache_are_begun_at_
             heard.wait_for_ends(1)
 
 
-def test_outputs_that_let_another_go_ahead_are_begun_when_that_is_aborted_and_not_when_they_are() -> None:
+def test_outputs_that_let_another_go_ahead_are_begun_when_that_is_aborted_and_not_when_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(line, "_ABORT_SECONDS", 3600.0)  # not by the time limit
     with running() as (engine, llm, heard):
         llm.hang()
         engine.submit(request(1, prompt(50), 6, n=3))

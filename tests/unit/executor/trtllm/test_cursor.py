@@ -30,6 +30,8 @@ def test_what_the_engine_takes_back_stays_said() -> None:
     output.token_ids, output.finish_reason, output.stop_reason = [5], "stop", 6
     last = cursor.advance(output)
     assert (last.token_ids, last.finish_reason, last.stop_token_id) == ([], FinishReason.STOP, 6)
+    output.token_ids = [5, 6, 7]
+    assert cursor.advance(output).token_ids == [], "nor is it said again"
 
 
 @pytest.mark.parametrize(
