@@ -135,6 +135,27 @@ def test_any_shape_by_every_instruction_set(shape: dict[str, Any], isa: str) -> 
         assert (ours - theirs).norm() <= 5e-5 * theirs.norm()
 
 
+def _drawn_shape(seed: int) -> dict[str, Any]:
+    """Any that the kernels say they cover, and small enough for a test."""
+    drawn = random.Random(seed)
+    kv_heads = drawn.randint(1, 4)
+    return {
+        "head_dim": 2 * drawn.randint(2, 64),
+        "num_attention_heads": kv_heads * drawn.randint(1, 6),
+        "num_key_value_heads": kv_heads,
+        "hidden_size": 2 * drawn.randint(4, 150),
+        "intermediate_size": 2 * drawn.randint(4, 150),
+        "vocab_size": drawn.randint(300, 700),
+        "num_hidden_layers": drawn.randint(1, 3),
+    }
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_drawn_shape_by_every_instruction_set(seed: int, isa: str) -> None:
+    test_any_shape_by_every_instruction_set(_drawn_shape(seed), isa)
+
+
 @pytest.mark.parametrize("block_size", [8, 24, 32])
 def test_any_block_size(block_size: int) -> None:
     model_dir, steps = tiny_model("qwen2_windows"), _steps(block_size)
