@@ -7,9 +7,11 @@ store. The fake engine's blocks are bytes that follow from the tokens, so a wron
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -25,6 +27,7 @@ from weir_chassis.server import new_chassis
 from weir_chassis.testing import assert_no_leases, serve_on_loopback
 from weir_executor.trtllm.config import ConnectorConfig
 from weir_executor.trtllm.connector import entry
+from weir_executor.trtllm.connector.area import Area
 from weir_executor.trtllm.engine import TrtEngine
 from weir_executor.trtllm.load import load_engine
 from weir_kvstore.service import build as build_kvstore
@@ -94,6 +97,27 @@ async def test_what_one_engine_computed_another_loads(tmp_path: Path, ranks: int
             await caller.until_told(2)
             assert caller.ended[2].store_cached_tokens == 0, "it shares nothing with anybody"
     assert [path.name for path in tmp_path.iterdir() if path != socket] == []
+
+
+async def test_the_engine_hears_of_a_request_once_its_prefix_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    socket, stage, seen = tmp_path / "store", Area.stage, list[int]()
+
+    def slowly(self: Area, *told: Any) -> Any:
+        time.sleep(0.1)
+        seen.append(len(engine._llm.submitted))
+        return stage(self, *told)
+
+    async with kvstore(socket) as store:
+        for _ in range(2):
+            engine = await asyncio.to_thread(make_engine, socket, 1)
+            monkeypatch.setattr(Area, "stage", slowly)
+            async with executor("memory", engine, store) as stub, calling(stub) as caller:
+                await caller.submit(1, PROMPT, share=True, sampling=GREEDY, max_tokens=24)
+                await caller.until_told(1)
+                await until_stored(store, 7)
+    assert seen == [1], "only the canary of its start"
 
 
 async def test_an_engine_of_other_parts_finds_nothing_that_would_be_wrong(tmp_path: Path) -> None:
