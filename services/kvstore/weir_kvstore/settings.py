@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from weir_chassis.followed_file import read_config
@@ -63,7 +63,7 @@ class KvStoreSettings(ServiceSettings):
     )
     disk_path: Path | None = Field(default=None, description="directory of the disk tier, where no file names one")
     disk_bytes: int = Field(default=16 * 1024**3, ge=1, description="payload bytes held there")
-    redis_url: str | None = Field(default=None, description="of the tier that hosts share, where no file names one")
+    redis_url: SecretStr | None = Field(default=None, description="of the tier that hosts share, where no file names one")
     redis_bytes: int = Field(default=4 * 1024**3, ge=1, description="payload bytes held there, of all hosts together")
     peer_address: str | None = Field(default=None, description="host:port of a kvstore that is asked after all tiers")
 
@@ -75,7 +75,7 @@ class KvStoreSettings(ServiceSettings):
         if self.disk_path is not None:
             tiers.append(DiskTier(path=self.disk_path, max_bytes=self.disk_bytes))
         if self.redis_url is not None:
-            tiers.append(RedisTier(url=self.redis_url, max_bytes=self.redis_bytes))
+            tiers.append(RedisTier(url=self.redis_url.get_secret_value(), max_bytes=self.redis_bytes))
         if self.peer_address is not None:
             tiers.append(PeerTier(address=self.peer_address))
         return TiersConfig(tier=tuple(tiers))

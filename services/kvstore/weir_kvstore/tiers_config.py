@@ -105,7 +105,8 @@ class RedisTier(_Bounded):
     fixed: ClassVar = ("url", "name")
 
     kind: Literal["redis"] = "redis"
-    url: str = Field(min_length=1, max_length=2048, pattern=r"^(redis|rediss|unix)://")
+    # It may hold a password.
+    url: str = Field(min_length=1, max_length=2048, pattern=r"^(redis|rediss|unix)://", repr=False)
     name: str = Field(default="weir", min_length=1, max_length=64, pattern=r"^[^{}\s]+$")
     max_bytes: Size = 4 * GIB
     policy: Literal["lru", "lfu", "fifo"] = "lru"

@@ -305,7 +305,7 @@ def test_who_speaks_to_nats_or_redis_knows_its_secret(overlay: str, monkeypatch:
     told = {service: settings(container, monkeypatch) for service, _, container in serving(manifests).values()}
     for service, found in told.items():
         assert found.nats_token.get_secret_value() == "nats-token", service
-    urls = [told["router"].model_dump()["redis_url"].get_secret_value(), told["kvstore"].model_dump()["redis_url"]]
+    urls = [told[name].model_dump()["redis_url"].get_secret_value() for name in ("router", "kvstore")]
     assert urls == ["redis://:redis-password@weir-redis:6379/0", "redis://:redis-password@weir-redis:6379/1"]
     (made,) = re.findall(
         r"create secret generic weir-secrets (.*?)\n```", (DEPLOY / "README.md").read_text(), re.DOTALL

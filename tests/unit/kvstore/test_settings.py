@@ -56,7 +56,9 @@ def test_tiers_are_told_by_settings_or_by_a_file(monkeypatch: pytest.MonkeyPatch
     assert ram.max_bytes == 4096
     monkeypatch.setenv("WEIR_KVSTORE_REDIS_URL", "redis://:secret@there:6379")
     monkeypatch.setenv("WEIR_KVSTORE_PEER_ADDRESS", "there:7703")
-    assert [tier.kind for tier in load_settings(KvStoreSettings).tiers().tier] == ["ram", "disk", "redis", "peer"]
+    settings = load_settings(KvStoreSettings)
+    assert [tier.kind for tier in settings.tiers().tier] == ["ram", "disk", "redis", "peer"]
+    assert "secret" not in repr(settings) + repr(settings.tiers())
     (tmp_path / "tiers.toml").write_text("min_prefix_tokens = 7")
     monkeypatch.setenv("WEIR_KVSTORE_TIERS_FILE", str(tmp_path / "tiers.toml"))
     with pytest.raises(SettingsError, match=r"with TIERS_FILE.*CAPACITY_BYTES, DISK_PATH, REDIS_URL, PEER_ADDRESS"):

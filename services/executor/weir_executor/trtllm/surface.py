@@ -80,7 +80,7 @@ def find_name(name: str) -> Any:
         for part in parts[count:]:
             found = getattr(found, part)
         return found
-    raise ModuleNotFoundError(name=parts[0])
+    raise ModuleNotFoundError(f"no module named {parts[0]}", name=parts[0])
 
 
 def parameters(function: Callable[..., Any]) -> frozenset[str]:

@@ -10,7 +10,7 @@ from fakes.trtllm import connector, llm, params, results
 from fakes.trtllm.names import CONNECTORS, find
 from weir_executor.trtllm.library import load_library
 from weir_executor.trtllm.probe import UnknownVersionError, probe
-from weir_executor.trtllm.surface import differences, field_defaults, parameters, surface
+from weir_executor.trtllm.surface import differences, field_defaults, find_name, parameters, surface
 
 
 def test_the_fake_has_all_that_is_used() -> None:
@@ -51,6 +51,11 @@ def test_what_differs_is_told(name: str, found: Any, words: str) -> None:
         return found if asked == name else find(asked)
 
     assert any(words in line for line in differences(other))
+
+
+def test_what_is_not_installed_is_named() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no module named nothing_such"):
+        find_name("nothing_such.LLM")
 
 
 def test_what_older_versions_have_elsewhere_is_found_there() -> None:

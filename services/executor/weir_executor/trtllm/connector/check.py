@@ -22,6 +22,12 @@ def check_arguments(arguments: Mapping[str, Any], block_size: int) -> None:
     for name in _UNSET:
         if arguments.get(name):
             raise Unsupported(f"{name} with a connector to the kvstore: positions would not be what they seem")
+    ranks, per_node = arguments.get("tensor_parallel_size") or 1, arguments.get("gpus_per_node")
+    if per_node and ranks > per_node:
+        raise Unsupported(
+            f"tensor_parallel_size {ranks} on nodes of gpus_per_node {per_node} with a connector to the kvstore: "
+            "its folder in memory is one host's"
+        )
     _check_cache(arguments["kv_cache_config"], block_size)
 
 

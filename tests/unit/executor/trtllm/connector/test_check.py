@@ -23,6 +23,7 @@ def arguments(cache: dict[str, Any] | None = None, **others: Any) -> dict[str, A
 
 def test_what_a_connector_can_be_together_with() -> None:
     check_arguments(arguments(pipeline_parallel_size=1, context_parallel_size=None, max_beam_width=1), 16)
+    check_arguments(arguments(tensor_parallel_size=8, gpus_per_node=8), 16)
     check_model({"num_hidden_layers": 2})
     check_model({"sliding_window": 4096, "use_sliding_window": False})
     check_model({"sliding_window": None, "layer_types": ["full_attention"] * 2})
@@ -34,6 +35,7 @@ def test_what_a_connector_can_be_together_with() -> None:
         ({"pipeline_parallel_size": 2}, "pipeline_parallel_size 2"),
         ({"context_parallel_size": 4}, "context_parallel_size 4"),
         ({"max_beam_width": 2}, "max_beam_width 2"),
+        ({"tensor_parallel_size": 16, "gpus_per_node": 8}, "tensor_parallel_size 16 on nodes of gpus_per_node 8"),
         ({"speculative_config": {"decoding_type": "MTP"}}, "speculative_config"),
         ({"cache_transceiver_config": object()}, "cache_transceiver_config"),
         ({"enable_attention_dp": True}, "enable_attention_dp"),
