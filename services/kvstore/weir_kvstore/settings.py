@@ -63,7 +63,7 @@ class KvStoreSettings(ServiceSettings):
     )
     disk_path: Path | None = Field(default=None, description="directory of the disk tier, where no file names one")
     disk_bytes: int = Field(default=16 * 1024**3, ge=1, description="payload bytes held there")
-    redis_url: SecretStr | None = Field(default=None, description="of the tier that hosts share, where no file names one")
+    redis_url: SecretStr | None = Field(default=None, description="of the tier that hosts share; unset: none")
     redis_bytes: int = Field(default=4 * 1024**3, ge=1, description="payload bytes held there, of all hosts together")
     peer_address: str | None = Field(default=None, description="host:port of a kvstore that is asked after all tiers")
 
