@@ -19,3 +19,6 @@ import os
 # become another program, and one child in some forty then ends by SIGSEGV. uvloop starts programs by a fork (Python's
 # own loop by a vfork, which gRPC does not hear of). No child of ours uses its parent's gRPC.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+# Logs are lines of JSON. Without this gRPC writes lines of its own between them, such as for a connection that has ended.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
