@@ -20,5 +20,5 @@ import os
 # own loop by a vfork, which gRPC does not hear of). No child of ours uses its parent's gRPC.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-# Logs are lines of JSON. Without this gRPC writes lines of its own between them, such as for a connection that has ended.
+# Logs are lines of JSON. Without this gRPC writes its own between them, for a connection that has ended for instance.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
