@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,7 @@ async def story(world: World) -> AsyncIterator[str]:
         gateway, door = RouterServiceStub(far), RouterServiceStub(near)
         for stub in (gateway, door):
             for tenant in ("stays", "moves"):
-                assert (await _first(stub, tenant)).receipt.region == "eu"
+                assert (await _ask(stub, tenant)).receipt.region == "eu"
         yield f"both are served at home, by either way; {await _nothing_in_us(world)}"
 
         began = [await _begin(stub, "stays") for stub in (gateway, door)]
@@ -57,7 +56,7 @@ async def story(world: World) -> AsyncIterator[str]:
 
         await _restore_eu(world)
         for stub in (gateway, door):
-            assert (await _first(stub, "stays")).receipt.region == "eu"
+            assert (await _ask(stub, "stays")).receipt.region == "eu"
             assert (await _ask(stub, "moves")).receipt.region == "eu"
         yield "eu is back, and both are at home again"
 
@@ -82,18 +81,6 @@ async def _ask(stub: Stub, tenant: str, tokens: int = _FEW_TOKENS) -> Answer:
     answer = await collect(_call(stub, tenant, tokens))
     answer.check_complete()
     return answer
-
-
-async def _first(stub: Stub, tenant: str) -> Answer:
-    """Once it is known everywhere who serves what: a healthy worker may not have said yet which models it has."""
-    ends_at = time.monotonic() + _SECONDS
-    while True:
-        try:
-            return await _ask(stub, tenant)
-        except grpc.RpcError as error:
-            if reason_name(from_rpc_error(error).reason) != "NO_WORKER" or time.monotonic() > ends_at:
-                raise
-        await asyncio.sleep(0.1)
 
 
 async def _begin(stub: Stub, tenant: str) -> tuple[asyncio.Task[Answer], Answer]:

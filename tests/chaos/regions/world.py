@@ -16,6 +16,9 @@ from pathlib import Path
 
 from chaos.services import DEMO_MODEL, Service
 from servers import free_ports
+from weir.router.v1.fleet_pb2 import WORKER_STATE_SERVING, GetFleetRequest
+from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
+from weir_chassis.channel import open_channel
 
 REGIONS = ("eu", "us")
 # Long enough that a signal which follows a token is there before the next one.
@@ -121,15 +124,30 @@ async def until_known(world: World, regions: int) -> None:
     """Every router knows its own workers; the door, and the gateway by their routers, those of so many regions."""
     for region in world.regions.values():
         if not region.router.has_ended:
-            await _until_healthy(region.router, "executor", 1)
-    await _until_healthy(world.door, "executor", regions)
-    await _until_healthy(world.gateway, "router", regions)
+            await _until_healthy(region.router, 1)
+    await _until_healthy(world.door, regions)
+    await _until_routers_serve(world.gateway, regions)
 
 
-async def _until_healthy(router: Service, kind: str, count: int) -> None:
-    name = f'weir_router_healthy_workers{{kind="{kind}"}}'
+async def _until_healthy(router: Service, count: int) -> None:
+    """So many of each kind: a request needs all three."""
+    names = [f'weir_router_healthy_workers{{kind="{kind}"}}' for kind in ("tokenizer", "executor", "postprocess")]
     async with asyncio.timeout(60):
-        while (await router.metrics()).get(name, 0) != count:
+        while True:
+            metrics = await router.metrics()
+            if all(metrics.get(name, 0) == count for name in names):
+                return
+            await asyncio.sleep(0.05)
+
+
+async def _until_routers_serve(gateway: Service, count: int) -> None:
+    """A router serves before it knows its workers, and what its models are is asked for now and then."""
+    async with asyncio.timeout(60), open_channel(gateway.address) as channel:
+        fleet = FleetServiceStub(channel)
+        while True:
+            workers = (await fleet.GetFleet(GetFleetRequest(), timeout=5)).workers
+            if sum(w.state == WORKER_STATE_SERVING and bool(w.instance.model_versions) for w in workers) == count:
+                return
             await asyncio.sleep(0.05)
 
 
