@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +14,19 @@ from typing import Final
 
 import grpc
 
-from weir_chassis.errors import AlreadyExists, NotFound, Unsupported, WeirError
+from weir_chassis.errors import WeirError
 from weir_executor.adapters.config import AdapterConfig
-from weir_executor.adapters.files import read_weights
 from weir_executor.engine import (
     AdapterInfo,
     Deliver,
     EngineInfo,
     EngineLoad,
     GenerationRequest,
-    RequestState,
     Wants,
 )
+from weir_executor.foreign.block_names import BlockNames
+from weir_executor.foreign.engine import ForeignEngine
 from weir_executor.foreign.live import begin
-from weir_executor.foreign.lives import Lives
 from weir_executor.foreign.load_report import load
 from weir_executor.foreign.loop_thread import LoopThread
 from weir_executor.foreign.outlet import Outlet
@@ -46,20 +45,20 @@ from weir_executor.request_checks import check_request
 _log = logging.getLogger(__name__)
 _WIND_UP_SECONDS, _LOOP_SECONDS = 10.0, 5.0
 _ADAPTER_SECONDS: Final = 300.0
-# Of one adapter: a rank of 256 on the largest models.
-_MAX_ADAPTER_BYTES: Final = 8 << 30
 
 
-class OpenEngine:
+class OpenEngine(ForeignEngine):
     """See `Engine`. `server` was connected on `loop`, and has said that it is `can`; `info` follows from that."""
+
+    _work: Work
 
     def __init__(
         self, server: Server, can: Capabilities, config: OpenEngineConfig, info: EngineInfo, loop: LoopThread
     ) -> None:
-        self._server, self._can, self._config, self._info, self._loop = server, can, config, info, loop
+        super().__init__(info, config.max_waiting, loop)
+        self._server, self._can, self._config = server, can, config
         self._run_id = f"weir-{SystemRandom().getrandbits(48):012x}"
         self._adapters: dict[str, tuple[int, str]] = {}
-        self._lives = Lives(config.max_waiting)
         only_scope = None if can.cache_salt else config.plain_scope
         self._observer = Observer(server, EventTranslator(info.block_size, only_scope))
         self._outlet = Outlet(_no_wait, self._show_load)
@@ -86,10 +85,6 @@ class OpenEngine:
         )
         self._load = self._make_load()
 
-    @property
-    def info(self) -> EngineInfo:
-        return self._info
-
     def start(self, deliver: Deliver, wants: Wants | None = None) -> None:  # noqa: ARG002
         """`wants` is never asked: the server's blocks stay there."""
         self._outlet.deliver = deliver
@@ -99,22 +94,12 @@ class OpenEngine:
     def submit(self, request: GenerationRequest) -> None:
         check_request(request, self._info)
         check_supported(request, self._can, self._config)
-        if request.adapter and request.adapter not in self._adapters:
-            raise NotFound(request.adapter, f"adapter {request.adapter!r} is not loaded here")
+        self._check_adapter(request)
         if (away := self._link.away) is not None:
             raise type(away)(away.message)
         live = begin(request, lambda index: self._cursor(request, index), time.monotonic())
         self._lives.enter(live)
         self._loop.call(self._work.enter, live)
-
-    def abort(self, key: int, output_index: int | None = None) -> None:
-        if self._loop.is_current:  # whoever is being delivered to: what is under way is not said any more
-            self._work.abort(key, output_index)
-        else:
-            self._loop.call(self._work.abort, key, output_index)
-
-    def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
-        return self._observer.translator.names.leading(block_hashes)
 
     def read_held(self, key: int, first: int, count: int) -> Sequence[bytes] | None:  # noqa: ARG002
         """The contract hands prompts over between servers of one kind, in their own way."""
@@ -127,11 +112,7 @@ class OpenEngine:
         self, name: str, directory: Path, config: AdapterConfig, note: Callable[[int, int], None]
     ) -> AdapterInfo:
         """The server reads the files too, under the same path. Ids are never used twice: they are of the contents."""
-        if len(self._adapters) >= self._info.max_adapters:
-            raise Unsupported(f"adapters: {len(self._adapters)} are loaded, the limit is {self._info.max_adapters}")
-        if name in self._adapters:
-            raise AlreadyExists(name, f"an adapter {name!r} is loaded")
-        weights, fingerprint = read_weights(directory, _MAX_ADAPTER_BYTES, note)
+        fingerprint, num_weights = self._read_adapter(name, directory, note)
         number, where = 1 + int(fingerprint[:15], 16), str(directory.absolute())
         call = self._server.load_adapter(number, name, where, _ADAPTER_SECONDS)
         try:
@@ -139,7 +120,7 @@ class OpenEngine:
         except grpc.aio.AioRpcError as error:
             raise from_status(error.code(), error.details() or "") from error
         self._adapters[name] = (number, where)
-        return AdapterInfo(name, config.rank, fingerprint, len(weights))
+        return AdapterInfo(name, config.rank, fingerprint, num_weights)
 
     def unload_adapter(self, name: str) -> None:
         """A server that is away has none any more."""
@@ -150,14 +131,6 @@ class OpenEngine:
     def load(self) -> EngineLoad:
         return replace(self._load, away=self._link.away is not None)
 
-    def requests(self) -> Sequence[RequestState]:
-        now = time.monotonic()
-        return [live.state(now, live.begun_at is None, self._info.block_size) for live in self._lives.all()]
-
-    def check_health(self) -> None:
-        if self._lives.error is not None:
-            raise self._lives.error
-
     def close(self) -> None:
         if not self._lives.close():
             return
@@ -167,6 +140,14 @@ class OpenEngine:
             self._loop.run(self._server.close()).result(_LOOP_SECONDS)
         if not self._loop.close(_LOOP_SECONDS):
             _log.error("the engine's loop does not end; it is left behind")
+
+    @property
+    def _names(self) -> BlockNames:
+        return self._observer.translator.names
+
+    @property
+    def _adapter_names(self) -> Collection[str]:
+        return self._adapters
 
     def _cursor(self, request: GenerationRequest, output_index: int) -> Cursor:
         eos = frozenset() if request.ignore_eos else self._info.eos_token_ids
@@ -201,9 +182,6 @@ class OpenEngine:
             _log.exception("a task of the engine failed")
             if self._lives.fail(error):
                 self._work.end_all(from_status(grpc.StatusCode.UNAVAILABLE, ""))
-
-    def _show_load(self) -> None:
-        self._load = self._make_load()
 
     def _make_load(self) -> EngineLoad:
         seen = replace(

@@ -12,15 +12,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from weir_chassis.errors import AlreadyExists, NotFound, Unsupported, WorkerLost
+from weir_chassis.errors import WorkerLost
 from weir_executor.adapters.config import AdapterConfig
-from weir_executor.adapters.files import read_weights
 from weir_executor.engine import (
     AdapterInfo,
     Deliver,
@@ -28,11 +27,11 @@ from weir_executor.engine import (
     EngineLoad,
     GenerationRequest,
     KvEvent,
-    RequestState,
     Wants,
 )
+from weir_executor.foreign.block_names import BlockNames
+from weir_executor.foreign.engine import ForeignEngine
 from weir_executor.foreign.live import begin
-from weir_executor.foreign.lives import Lives
 from weir_executor.foreign.load_report import load
 from weir_executor.foreign.loop_thread import LoopThread
 from weir_executor.foreign.outlet import Outlet
@@ -53,12 +52,12 @@ from weir_executor.trtllm.work import Work
 
 _log = logging.getLogger(__name__)
 _WIND_UP_SECONDS, _SHUTDOWN_SECONDS, _LOOP_SECONDS = 10.0, 30.0, 5.0
-# Of one adapter: a rank of 256 on the largest models.
-_MAX_ADAPTER_BYTES: Final = 8 << 30
 
 
-class TrtEngine:
+class TrtEngine(ForeignEngine):
     """See `Engine`. `llm` is an `LLM` that is ready, with `info` as it was told."""
+
+    _work: Work
 
     def __init__(
         self,
@@ -74,8 +73,8 @@ class TrtEngine:
     ) -> None:
         """`loop`: on which it was warmed up. `end_process`: what is done, by a thread, when it does not end. `staging`:
         of a connector's prefixes. The engine closes loop and staging."""
-        self._llm, self._library, self._can, self._config, self._info = llm, library, can, config, info
-        self._lives = Lives(config.max_waiting)
+        super().__init__(info, config.max_waiting, loop)
+        self._llm, self._library, self._can, self._config = llm, library, can, config
         self._observer = Observer(llm, info.block_size, info.num_blocks, has_events=config.prefix_cache)
         self._outlet = Outlet(self._tell_events, self._show_load)
         how = config.transceiver
@@ -97,12 +96,7 @@ class TrtEngine:
         self._load = self._make_load()
         self._adapter_ids = count(1)
         self._end_process = end_process
-        self._loop = loop
         self._supervisor = Supervisor(llm, can, self.die)
-
-    @property
-    def info(self) -> EngineInfo:
-        return self._info
 
     def start(self, deliver: Deliver, wants: Wants | None = None) -> None:  # noqa: ARG002
         """`wants` is never asked: the engine's blocks go to the store by a connector, if they go."""
@@ -116,22 +110,12 @@ class TrtEngine:
         check_request(request, self._info)
         check_sampling(request)
         check_guide(request, self._config.guided_backend)
-        if request.adapter and request.adapter not in self._asker.adapters:
-            raise NotFound(request.adapter, f"adapter {request.adapter!r} is not loaded here")
+        self._check_adapter(request)
         end_id, top = min(self._info.eos_token_ids), request.sampling.top_logprobs
         live = begin(request, lambda _: Cursor(end_id, top), time.monotonic())
         live.handed, live.salt = self._handed(request), self._asker.salt(request)
         self._lives.enter(live)
         self._loop.call(self._work.enter, live)
-
-    def abort(self, key: int, output_index: int | None = None) -> None:
-        if self._loop.is_current:  # whoever is being delivered to: what is under way is not said any more
-            self._work.abort(key, output_index)
-        else:
-            self._loop.call(self._work.abort, key, output_index)
-
-    def cached_prefix_blocks(self, block_hashes: Sequence[bytes]) -> int:
-        return self._observer.translator.names.leading(block_hashes)
 
     def read_held(self, key: int, first: int, count: int) -> Sequence[bytes] | None:  # noqa: ARG002
         """The engines move blocks between them: see `handover.py`."""
@@ -144,29 +128,13 @@ class TrtEngine:
         self, name: str, directory: Path, config: AdapterConfig, note: Callable[[int, int], None]
     ) -> AdapterInfo:
         """The engine itself reads the files with the first request that names it; what is wrong with them ends that."""
-        adapters = self._asker.adapters
-        if len(adapters) >= self._config.max_adapters:
-            raise Unsupported(f"adapters: {len(adapters)} are loaded, the limit is {self._config.max_adapters}")
-        if name in adapters:
-            raise AlreadyExists(name, f"an adapter {name!r} is loaded")
-        weights, fingerprint = read_weights(directory, _MAX_ADAPTER_BYTES, note)
-        adapters[name] = self._library.LoRARequest(name, next(self._adapter_ids), str(directory))
-        return AdapterInfo(name, config.rank, fingerprint, len(weights))
+        fingerprint, num_weights = self._read_adapter(name, directory, note)
+        self._asker.adapters[name] = self._library.LoRARequest(name, next(self._adapter_ids), str(directory))
+        return AdapterInfo(name, config.rank, fingerprint, num_weights)
 
     def unload_adapter(self, name: str) -> None:
         """The engine forgets it when it needs the room: ids are never used twice."""
         del self._asker.adapters[name]
-
-    def load(self) -> EngineLoad:
-        return self._load
-
-    def requests(self) -> Sequence[RequestState]:
-        now = time.monotonic()
-        return [live.state(now, live.begun_at is None, self._info.block_size) for live in self._lives.all()]
-
-    def check_health(self) -> None:
-        if self._lives.error is not None:
-            raise self._lives.error
 
     def die(self, error: Exception) -> None:
         """The engine is of no more use: everybody is told, and nobody new is let in. Any thread, any time."""
@@ -186,6 +154,14 @@ class TrtEngine:
         if self._staging is not None:
             self._staging.close()
 
+    @property
+    def _names(self) -> BlockNames:
+        return self._observer.translator.names
+
+    @property
+    def _adapter_names(self) -> Collection[str]:
+        return self._asker.adapters
+
     def _handed(self, request: GenerationRequest) -> Mapping[int, Mapping[str, Any]]:
         """What another engine has said of its prompt, if this one can go on by it."""
         how = self._config.transceiver
@@ -200,9 +176,6 @@ class TrtEngine:
     async def _tell_events(self) -> None:
         events: list[KvEvent] = await self._observer.read_events()
         self._outlet.events(events)
-
-    def _show_load(self) -> None:
-        self._load = self._make_load()
 
     def _make_load(self) -> EngineLoad:
         return load(
