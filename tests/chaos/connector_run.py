@@ -9,13 +9,10 @@ is leased is counted when all is over. A copy into the engine that fails ends th
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
-import random
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +26,7 @@ from typing import Any, Final
 
 import structlog
 
+from chaos import seeds
 from fakes.chaotic_tiers import Dice
 from fakes.in_process_store import FAULTS, InProcessStore
 from fakes.trtllm.chaos import RANK_FAULTS, FaultyView, SlowCopies, SlowThreads
@@ -371,26 +369,21 @@ def is_clean(counts: Counter[str]) -> bool:
     return not (counts["wrong hits"] or counts["parked forever"] or counts["leases"])
 
 
+def _go(seed: int, operations: int) -> Counter[str]:
+    counts = asyncio.run(Run(seed).go(operations))
+    assert is_clean(counts), summary(counts)
+    return counts
+
+
+def _so_far(total: Counter[str]) -> str:
+    return f"operations {total['operations']}, requests {total['requests']}, wrong hits {total['wrong hits']}"
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--operations", type=int, default=1_000_000, help="in all (default: 1000000)")
-    parser.add_argument("--seed", type=int, default=None, help="repeat one run of this seed (default: ten, drawn)")
-    asked = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # the faults are our own
     logging.disable(logging.CRITICAL)
-    total, started = Counter[str](), time.monotonic()
-    seeds = [asked.seed] if asked.seed is not None else [random.randrange(2**32) for _ in range(10)]
-    for number, seed in enumerate(seeds, 1):
-        try:
-            counts = asyncio.run(Run(seed).go(asked.operations // len(seeds)))
-            assert is_clean(counts), summary(counts)
-        except BaseException:
-            print(f"seed {seed}: failed; repeat with --seed {seed} --operations {asked.operations // len(seeds)}")
-            raise
-        total += counts
-        told = f"operations {total['operations']}, requests {total['requests']}, wrong hits {total['wrong hits']}"
-        print(f"{number}/{len(seeds)} seed {seed}: {told}, {time.monotonic() - started:.0f} s", flush=True)
-    print(summary(total) + f", {time.monotonic() - started:.0f} s")
+    total, seconds = seeds.run(__doc__, _go, operations=1_000_000, runs=10, note=_so_far)
+    print(summary(total) + f", {seconds:.0f} s")
     return 0
 
 

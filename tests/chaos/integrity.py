@@ -8,15 +8,14 @@ repeats a run exactly. Only what computes is arithmetic.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import random
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from chaos import seeds
 from contract.engine_contract import Listener, hashes, prompt, request
 from weir_chassis.errors import Internal, WeirError
 from weir_executor.engine import SpeculationMode
@@ -187,27 +186,12 @@ class Run:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--operations", type=int, default=200_000, help="in all (default: 200000)")
-    parser.add_argument("--seed", type=int, default=None, help="repeat one run of this seed (default: many, drawn)")
-    asked = parser.parse_args()
     logging.disable(logging.ERROR)  # the failures are our own
-    total, started = Counter[str](), time.monotonic()
-    seeds = [asked.seed] if asked.seed is not None else [random.randrange(2**32) for _ in range(100)]
-    each = asked.operations // len(seeds) if asked.seed is None else asked.operations
-    for seed in seeds:
-        try:
-            total += Run(seed).go(each)
-        except BaseException:
-            print(f"seed {seed}: failed; repeat with --seed {seed} --operations {each}")
-            raise
-    print(
-        ", ".join(
-            f"{name} {total[name]}" for name in (*_SHARES, "refused", "steps", "drafts", "preemptions", "ended well")
-        )
-    )
+    total, seconds = seeds.run(__doc__, lambda seed, each: Run(seed).go(each), operations=200_000, runs=100)
+    told = (*_SHARES, "refused", "steps", "drafts", "preemptions", "ended well")
+    print(", ".join(f"{name} {total[name]}" for name in told))
     print(f"cancelled outputs that a later step computed: {total['computed after cancel']}")
-    print(f"operations {total['operations']}, leaks {total['leaks']}, {time.monotonic() - started:.0f} s")
+    print(f"operations {total['operations']}, leaks {total['leaks']}, {seconds:.0f} s")
     return 1 if total["leaks"] else 0
 
 

@@ -8,10 +8,8 @@ beforehand, so a single wrong byte is seen; what was committed is followed until
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
-import random
 import sys
 import time
 from collections import Counter
@@ -23,6 +21,7 @@ from typing import Final
 
 import structlog
 
+from chaos import seeds
 from fakes.chaotic_tiers import ChaoticSlots, ChaoticTier, Dice
 from weir_chassis.errors import DeadlineExceeded, LeaseExpired, NotFound, Overloaded
 from weir_chassis.leases import LeaseLedger
@@ -302,25 +301,18 @@ def is_clean(counts: Counter[str]) -> bool:
     return not (counts["wrong hits"] or counts["lost"] or counts["leaks"])
 
 
+def _go(seed: int, operations: int) -> Counter[str]:
+    counts = asyncio.run(Run(seed).go(operations))
+    assert is_clean(counts), summary(counts)
+    return counts
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--operations", type=int, default=1_000_000, help="in all (default: 1000000)")
-    parser.add_argument("--seed", type=int, default=None, help="repeat one run of this seed (default: ten, drawn)")
-    asked = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # the faults are our own
-    total, started = Counter[str](), time.monotonic()
-    seeds = [asked.seed] if asked.seed is not None else [random.randrange(2**32) for _ in range(10)]
-    for seed in seeds:
-        try:
-            counts = asyncio.run(Run(seed).go(asked.operations // len(seeds)))
-            assert is_clean(counts), summary(counts)
-        except BaseException:
-            print(f"seed {seed}: failed; repeat with --seed {seed} --operations {asked.operations // len(seeds)}")
-            raise
-        total += counts
+    total, seconds = seeds.run(__doc__, _go, operations=1_000_000, runs=10)
     told = (*_SHARES, "blocks read", "misses on reading", "evicted", "expired", "promoted", "demoted")
     print(", ".join(f"{name} {total[name]}" for name in told))
-    print(summary(total) + f", {time.monotonic() - started:.0f} s")
+    print(summary(total) + f", {seconds:.0f} s")
     return 0
 
 
