@@ -32,6 +32,7 @@ class ConnectedLLM(llm.LLM):
             speculative_config=None,
             cache_transceiver_config=None,
             enable_attention_dp=False,
+            gpus_per_node=8,
         )
         self.ranks = Ranks(
             getattr(module, how.connector_scheduler_class)(arguments),

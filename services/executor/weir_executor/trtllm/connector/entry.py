@@ -34,8 +34,8 @@ _THREADS: Final = 2
 # How often it is looked whether copies out are there, besides the engine's own iterations.
 _LOOK_SECONDS: Final = 0.05
 _ARGUMENTS: Final = (
-    "pipeline_parallel_size", "context_parallel_size", "max_beam_width", "speculative_config",
-    "cache_transceiver_config", "enable_attention_dp", "kv_cache_config",
+    "tensor_parallel_size", "gpus_per_node", "pipeline_parallel_size", "context_parallel_size", "max_beam_width",
+    "speculative_config", "cache_transceiver_config", "enable_attention_dp", "kv_cache_config",
 )  # fmt: skip
 
 
