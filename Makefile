@@ -30,8 +30,8 @@ $(SETUP): pyproject.toml deploy/constraints/dev.txt
 	@$(PIP) --quiet torch==2.13.0
 	@echo "setup 3/4: weir and its tools"
 	@$(PIP) --quiet --editable '.[dev]'
-	@echo "setup 4/4: native kernels"
-	@$(BIN)/python -m weir_executor.paged.native.build
+	@echo "setup 4/4: native libraries"
+	@$(BIN)/python -m weir_executor.native.build
 	@touch $@
 
 $(BUF): package.json

@@ -10,9 +10,9 @@ FROM ${BASE_IMAGE}
 ARG TRTLLM_VERSION
 ARG TRTLLM_INDEX=
 USER 0
-# For an engine on several nodes mpirun reaches the others by ssh.
+# For an engine on several nodes mpirun reaches the others by ssh. NVIDIA's images have a compiler; another may not.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends openssh-client openssh-server && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends g++ openssh-client openssh-server && rm -rf /var/lib/apt/lists/*
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem \
     if [ -n "$TRTLLM_INDEX" ]; then \
@@ -31,13 +31,17 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=
     PIP_CONSTRAINT=/src/constraints.txt python3 -m pip install '.[trtllm,nats]' \
     && python3 check_pins.py tensorrt_llm "weir[trtllm,nats]" \
     && rm -rf /src
+# What moves blocks to and from the kvstore, compiled ahead; it has a part for each instruction set.
+RUN WEIR_NATIVE_CACHE=/native python3 -m weir_executor.native.build copies \
+    && mkdir -p /opt/weir/native \
+    && mv /native/copies-*.so /opt/weir/native/copies.so
 COPY --chmod=0755 deploy/images/mpi/ /usr/local/bin/
 RUN groupadd --gid 10001 weir \
     && useradd --uid 10001 --gid weir --no-create-home --home-dir /tmp --shell /bin/bash weir \
     && install --directory --owner weir --group weir --mode 0700 /var/lib/weir
 WORKDIR /tmp
 # Compilers of kernels keep what they made below their user's home.
-ENV HOME=/tmp PYTHONUNBUFFERED=1
+ENV HOME=/tmp PYTHONUNBUFFERED=1 WEIR_NATIVE_LIBRARIES=/opt/weir/native
 ENV WEIR_EXECUTOR_ENGINE=trtllm WEIR_EXECUTOR_HOST=0.0.0.0 WEIR_EXECUTOR_PORT=7702 WEIR_EXECUTOR_METRICS_PORT=9702
 EXPOSE 7702 9702
 USER 10001:10001

@@ -22,9 +22,11 @@ COPY services/chassis services/chassis
 COPY services/executor services/executor
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf --mount=type=secret,id=ca.pem \
     /pip/bin/pip --python /opt/weir/bin/python3 install '.[executor,nats]'
-# The native kernels, so that the image needs no compiler. They have a part for each instruction set.
-RUN WEIR_NATIVE_CACHE=/kernels /opt/weir/bin/python3 -m weir_executor.paged.native.build \
-    && mv /kernels/kernels-*.so /opt/weir/kernels.so
+# The native libraries, so that the image needs no compiler. They have a part for each instruction set.
+RUN WEIR_NATIVE_CACHE=/native /opt/weir/bin/python3 -m weir_executor.native.build \
+    && mkdir /opt/weir/native \
+    && mv /native/copies-*.so /opt/weir/native/copies.so \
+    && mv /native/kernels-*.so /opt/weir/native/kernels.so
 
 FROM install AS install-cpu
 # xgrammar's Python package asks for these, and we use its compiled module alone: 800 MB of the image.
@@ -35,7 +37,7 @@ RUN groupadd --gid 10001 weir \
     && useradd --uid 10001 --gid weir --no-create-home --home-dir /tmp --shell /usr/sbin/nologin weir \
     && install --directory --owner weir --group weir --mode 0700 /var/lib/weir
 ENV PATH=/opt/weir/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
-ENV WEIR_NATIVE_LIBRARY=/opt/weir/kernels.so
+ENV WEIR_NATIVE_LIBRARIES=/opt/weir/native
 ENV WEIR_EXECUTOR_HOST=0.0.0.0 WEIR_EXECUTOR_PORT=7702 WEIR_EXECUTOR_METRICS_PORT=9702
 EXPOSE 7702 9702
 STOPSIGNAL SIGTERM

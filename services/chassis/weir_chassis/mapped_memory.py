@@ -46,14 +46,16 @@ class MappedMemory:
         """Never swaps out what was touched, if this process may say so."""
         return self._call("mlock2", 0, len(self), _MLOCK_ONFAULT) == 0
 
+    def address(self, offset: int, size_bytes: int) -> int:
+        """Where so many bytes from there on lie, for native code. Whoever uses it keeps this object."""
+        self._check(offset, size_bytes)
+        return self._address + offset
+
     def copy_in(self, offset: int, payload: bytes) -> None:
-        self._check(offset, len(payload))
-        ctypes.memmove(self._address + offset, payload, len(payload))
+        ctypes.memmove(self.address(offset, len(payload)), payload, len(payload))
 
     def copy_from(self, offset: int, source: MappedMemory, source_offset: int, size_bytes: int) -> None:
-        self._check(offset, size_bytes)
-        source._check(source_offset, size_bytes)
-        ctypes.memmove(self._address + offset, source._address + source_offset, size_bytes)
+        ctypes.memmove(self.address(offset, size_bytes), source.address(source_offset, size_bytes), size_bytes)
 
     def _check(self, offset: int, size_bytes: int) -> None:
         assert 0 <= offset <= offset + size_bytes <= len(self), (offset, size_bytes, len(self))

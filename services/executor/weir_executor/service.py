@@ -39,6 +39,7 @@ from weir_executor.handoff.table import HandoffTable
 from weir_executor.handoff.take_over import TakeOverLimits, TakeOvers
 from weir_executor.kv_events import recorder
 from weir_executor.kv_transfer import ArenaTransport, KvTransfer, LoaderLimits, TransferLimits, WriterLimits
+from weir_executor.kv_transfer.copier import load_copier
 from weir_executor.kv_transfer.hashes import Namespaces
 from weir_executor.kv_transfer.shards import ShardedTransport
 from weir_executor.kv_transfer.transport import BlockTransport
@@ -265,7 +266,8 @@ async def _connect_store(
         ),
         WriterLimits(settings.kvstore_queue_bytes, _PUT_SECONDS, settings.kvstore_bytes_per_second),
     )
-    transport: BlockTransport = ArenaTransport(channel, chassis.clock)
+    copier = await asyncio.to_thread(load_copier)
+    transport: BlockTransport = ArenaTransport(channel, chassis.clock, copier)
     if len(info.shards) > 1:
         transport = ShardedTransport(transport, info.shards)
     transfer = KvTransfer(transport, engine, limits, metrics=metrics, clock=chassis.clock, random=chassis.random)

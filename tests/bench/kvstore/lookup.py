@@ -16,6 +16,7 @@ from weir_chassis.channel import open_channel
 from weir_chassis.clock import SystemClock
 from weir_chassis.leases import LeaseLedger
 from weir_executor.kv_transfer.arena_transport import ArenaTransport
+from weir_executor.kv_transfer.copier import load_copier
 from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.record import Address, Record
 from weir_kvstore.rules import Rules
@@ -69,7 +70,7 @@ async def _through_grpc(scratch: Path) -> float:
         processes.store(scratch, capacity_bytes=64 * MIB) as address,
         open_channel(address) as channel,
     ):
-        transport = ArenaTransport(channel, SystemClock())
+        transport = ArenaTransport(channel, SystemClock(), load_copier())
         blocks = make_blocks(_BLOCKS * _SIZE, _SIZE)
         await put(transport, blocks)
         hashes = [block.block_hash for block in blocks]

@@ -13,6 +13,7 @@ from weir_chassis.channel import open_channel
 from weir_chassis.clock import SystemClock
 from weir_chassis.mapped_memory import MappedMemory, private_memory
 from weir_executor.kv_transfer.arena_transport import ArenaTransport
+from weir_executor.kv_transfer.copier import load_copier
 
 _TOTAL_BYTES = 368 * MIB  # a prefix of a thousand blocks of the measured model
 _ROUNDS = 7
@@ -36,7 +37,7 @@ async def _measure(scratch: Path, block_bytes: int) -> Figures:
         processes.store(scratch, capacity_bytes=capacity, max_staged_bytes=capacity) as address,
         open_channel(address) as channel,
     ):
-        transport = ArenaTransport(channel, SystemClock())
+        transport = ArenaTransport(channel, SystemClock(), load_copier())
         for _ in range(_ROUNDS + 2):  # in the first two the arena is touched and mapped
             blocks = make_blocks(_TOTAL_BYTES, block_bytes)
             puts.append(size_of(blocks) / await put(transport, blocks))

@@ -28,6 +28,7 @@ def test_a_copy_past_an_end_is_our_mistake() -> None:
         lambda: small.copy_in(-1, b"ab"),
         lambda: small.copy_from(0, big, 0, 4 * KIB + 1),
         lambda: big.copy_from(0, small, 1, 4 * KIB),
+        lambda: small.address(1, 4 * KIB),
         lambda: small.populate(0, 4 * KIB + 1),
     ):
         with pytest.raises(AssertionError):
@@ -69,7 +70,7 @@ def test_memory_asks_for_huge_pages_and_is_pinned_where_that_is_allowed() -> Non
 def _told_of(memory: MappedMemory, field: str) -> list[str]:
     """What the kernel says of it; it may have made one mapping of several neighbours."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
-    at = next(number for number, line in enumerate(lines) if _holds(line, memory._address))
+    at = next(number for number, line in enumerate(lines) if _holds(line, memory.address(0, 0)))
     return next(line for line in lines[at:] if line.startswith(field)).split()[1:]
 
 

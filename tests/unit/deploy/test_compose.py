@@ -167,7 +167,7 @@ def test_no_variable_is_named_that_nobody_reads() -> None:
     """In anything below deploy that is read by people or programs."""
     operators = set(re.findall(r"\$\{(WEIR_\w+):-", (COMPOSE / "compose.yaml").read_text()))
     operators |= set(re.findall(r"\$\{(WEIR_\w+):-", (COMPOSE / "compose.gpu.yaml").read_text()))
-    known = VARIABLES.keys() | MPI_VARIABLES | operators | {"WEIR_NATIVE_LIBRARY", "WEIR_NATIVE_CACHE"}
+    known = VARIABLES.keys() | MPI_VARIABLES | operators | {"WEIR_NATIVE_LIBRARIES", "WEIR_NATIVE_CACHE"}
     paths = [DEPLOY / "README.md", *(path for room in ROOMS for path in (DEPLOY / room).rglob("*") if path.is_file())]
     assert len(paths) > 20
     for path in paths:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,7 @@ from oracles.trtllm_stand_in.metadata import REQUIRES
 from oracles.trtllm_stand_in.metadata import VERSION as TRTLLM_VERSION
 from unit.deploy.dockerfile import Stage, read
 from unit.deploy.what_is_deployed import DEPLOY, PORTS, ROOT, SETTINGS, VARIABLES, VERSION
+from weir_executor.native.build import LIBRARIES
 from weir_executor.trtllm.surface import surface
 
 IMAGES = DEPLOY / "images"
@@ -70,7 +71,7 @@ def test_an_image_runs_its_service_where_others_look_for_it(image: str) -> None:
     assert environment[f"{prefix}HOST"] == "0.0.0.0"
     assert environment[f"{prefix}PORT"] == str(PORTS[service])
     assert environment[f"{prefix}METRICS_PORT"] == str(PORTS[service] + 2000)
-    ours = {name for name in environment if name.startswith("WEIR_")} - {"WEIR_NATIVE_LIBRARY"}
+    ours = {name for name in environment if name.startswith("WEIR_")} - {"WEIR_NATIVE_LIBRARIES"}
     assert {VARIABLES[name] for name in ours} == {service}
     assert runs.all("EXPOSE")[-1] == f"{PORTS[service]} {PORTS[service] + 2000}"
     assert runs.command("HEALTHCHECK") == ["python3", "-m", "weir_chassis.probe", f"127.0.0.1:{PORTS[service]}"]
@@ -78,13 +79,18 @@ def test_an_image_runs_its_service_where_others_look_for_it(image: str) -> None:
     assert runs.all("STOPSIGNAL") == ["SIGTERM"]
 
 
-@pytest.mark.parametrize("target", ["cpu", "cuda"])
-def test_kernels_are_where_the_executor_is_told_to_find_them(target: str) -> None:
-    dockerfile = read(IMAGES / "executor.Dockerfile")
-    library = dockerfile.whole(target).environment()["WEIR_NATIVE_LIBRARY"]
-    assert any(rest.endswith(f"/kernels-*.so {library}") for rest in dockerfile.stages["install"].all("RUN"))
-    (copied,) = dockerfile.stages[target].all("COPY")
-    assert library.startswith(f"{copied.split()[-1]}/")
+@pytest.mark.parametrize(
+    ("image", "libraries"),
+    [("executor", LIBRARIES), ("executor-cuda", LIBRARIES), ("executor-trtllm", ("copies",))],
+)
+def test_native_libraries_are_where_the_executor_is_told_to_find_them(image: str, libraries: Sequence[str]) -> None:
+    runs, installs = stages(image)
+    directory = runs.environment()["WEIR_NATIVE_LIBRARIES"]
+    (build,) = [rest for rest in installs.all("RUN") if "weir_executor.native.build" in rest]
+    moved = re.findall(r"mv /native/(\w+)-\*\.so (\S+)", build)
+    assert moved == [(name, f"{directory}/{name}.so") for name in libraries]
+    if runs is not installs:
+        assert any(directory.startswith(f"{copied.split()[-1]}/") for copied in runs.all("COPY"))
 
 
 def test_only_bases_are_named_that_can_be_replaced() -> None:

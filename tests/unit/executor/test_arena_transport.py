@@ -15,6 +15,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from unit.executor.copiers import COPIERS
 from unit.executor.store_double import SharingDouble, StoreDouble, serve_store
 from weir.kvstore.v1 import kvstore_pb2 as kv
 from weir_chassis.clock import SystemClock
@@ -34,7 +35,7 @@ SECONDS = 30.0
 @asynccontextmanager
 async def connected(store: StoreDouble, clock: Any = None) -> AsyncIterator[ArenaTransport]:
     async with serve_store(store) as channel:
-        transport = ArenaTransport(channel, clock or SystemClock())
+        transport = ArenaTransport(channel, clock or SystemClock(), COPIERS[-1])
         yield transport
         await transport.close()
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from xxhash import xxh3_64_intdigest
 
+from unit.executor.copiers import COPIERS, name_of
 from weir_chassis.errors import DataCorrupt
-from weir_executor.kv_transfer import attached_arena as module
 from weir_executor.kv_transfer.attached_arena import AttachedArena, Place
+from weir_executor.kv_transfer.copier import Copier, PlainCopier
 from weir_executor.kv_transfer.private_buffers import PrivateBuffers
 
 SIZE = 1 << 20
@@ -22,13 +23,19 @@ def make(directory: Path, arena_id: str = "a1", size_bytes: int = SIZE) -> Path:
     return path
 
 
+@pytest.fixture(params=COPIERS, ids=name_of)
+def copier(request: pytest.FixtureRequest) -> Copier:
+    found: Copier = request.param
+    return found
+
+
 def place(offset: int, payload: bytes) -> Place:
     return Place(bytes(16), offset, xxh3_64_intdigest(payload))
 
 
-def test_what_is_copied_in_can_be_copied_out(tmp_path: Path) -> None:
+def test_what_is_copied_in_can_be_copied_out(tmp_path: Path, copier: Copier) -> None:
     path = make(tmp_path)
-    arena, buffers = AttachedArena("a1", path, SIZE), PrivateBuffers()
+    arena, buffers = AttachedArena("a1", path, SIZE, copier), PrivateBuffers()
     payloads = [bytes([i]) * 5000 for i in range(3)]
     offsets = [0, 70_000, SIZE - 5000]
     arena.copy_in(offsets, payloads)
@@ -38,28 +45,16 @@ def test_what_is_copied_in_can_be_copied_out(tmp_path: Path) -> None:
     assert copied.corrupt is None
 
 
-def test_blocks_longer_than_a_strip_are_copied_and_verified_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_STRIP_BYTES", 1000)
-    arena, payload = AttachedArena("a1", make(tmp_path), SIZE), bytes(range(256)) * 10
-    for size in (999, 1000, 1001, 2000, 2560):
-        arena.copy_in([70], [payload[:size]])
-        sound, wrong = place(70, payload[:size]), place(70, payload[: size - 1] + b"x")
-        copied = arena.copy_out([sound, wrong], size, PrivateBuffers())
-        assert ([bytes(each) for each in copied.payloads], copied.corrupt) == ([payload[:size]], wrong)
-
-
-def test_copies_do_not_change_with_the_arena(tmp_path: Path) -> None:
-    arena = AttachedArena("a1", make(tmp_path), SIZE)
+def test_copies_do_not_change_with_the_arena(tmp_path: Path, copier: Copier) -> None:
+    arena = AttachedArena("a1", make(tmp_path), SIZE, copier)
     arena.copy_in([0], [b"a" * 100])
     (payload,) = arena.copy_out([place(0, b"a" * 100)], 100, PrivateBuffers()).payloads
     arena.copy_in([0], [b"b" * 100])
     assert bytes(payload) == b"a" * 100
 
 
-def test_it_ends_at_the_first_that_does_not_verify(tmp_path: Path) -> None:
-    arena = AttachedArena("a1", make(tmp_path), SIZE)
+def test_it_ends_at_the_first_that_does_not_verify(tmp_path: Path, copier: Copier) -> None:
+    arena = AttachedArena("a1", make(tmp_path), SIZE, copier)
     arena.copy_in([0, 100, 200], [b"a" * 100, b"b" * 100, b"c" * 100])
     wrong = place(100, b"B" * 100)
     copied = arena.copy_out([place(0, b"a" * 100), wrong, place(200, b"c" * 100)], 100, PrivateBuffers())
@@ -68,7 +63,7 @@ def test_it_ends_at_the_first_that_does_not_verify(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("offset", "size"), [(SIZE - 99, 100), (SIZE, 1), (2**64 - 1, 100), (0, SIZE + 1)])
 def test_places_outside_are_refused(tmp_path: Path, offset: int, size: int) -> None:
-    arena = AttachedArena("a1", make(tmp_path), SIZE)
+    arena = AttachedArena("a1", make(tmp_path), SIZE, PlainCopier())
     arena.require(SIZE - 100, 100)
     with pytest.raises(DataCorrupt):
         arena.require(offset, size)
@@ -89,4 +84,4 @@ def test_only_the_file_of_that_arena_is_mapped(tmp_path: Path) -> None:
         ("", tmp_path / "weir-kvstore-", 0),
     ):
         with pytest.raises(OSError):  # noqa: PT011  # any of them
-            AttachedArena(arena_id, wrong, size)
+            AttachedArena(arena_id, wrong, size, PlainCopier())

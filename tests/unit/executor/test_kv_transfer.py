@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from contract.executor_contract import calling, connect, prompt_of, submit, until_idle
+from unit.executor.copiers import COPIERS
 from unit.executor.store_double import SharingDouble, StoreDouble, serve_store
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.model_pb2 import ModelVersion
@@ -106,7 +107,7 @@ async def bench(limits: TransferLimits = LIMITS, engine: Engine | None = None) -
     engine = engine or FakeEngine()
     async with serve_store(store) as channel:
         transfer = KvTransfer(
-            ArenaTransport(channel, chassis.clock),
+            ArenaTransport(channel, chassis.clock, COPIERS[-1]),
             engine,
             limits,
             metrics=ExecutorMetrics(chassis.metrics),

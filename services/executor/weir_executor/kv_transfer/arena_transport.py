@@ -27,6 +27,7 @@ from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.assembler import BlockAssembler
 from weir_executor.kv_transfer.attached_arena import AttachedArena, Copied, Place
 from weir_executor.kv_transfer.attaching import Attaching
+from weir_executor.kv_transfer.copier import Copier
 from weir_executor.kv_transfer.copy_threads import CopyThreads
 from weir_executor.kv_transfer.grpc_transport import LEASE_SECONDS, GrpcTransport, begin_of
 from weir_executor.kv_transfer.private_buffers import PrivateBuffers
@@ -52,12 +53,12 @@ _COURTESY_SECONDS: Final = 5.0
 class ArenaTransport:
     """A `BlockTransport`."""
 
-    def __init__(self, channel: grpc.aio.Channel, clock: Clock) -> None:
+    def __init__(self, channel: grpc.aio.Channel, clock: Clock, copier: Copier) -> None:
         self._stub: KvStoreServiceAsyncStub = KvStoreServiceStub(channel)
         self._get_blocks = get_blocks(channel)
         self._clock = clock
         self._by_value = GrpcTransport(channel)
-        self._attaching = Attaching(self._stub, clock)
+        self._attaching = Attaching(self._stub, clock, copier)
         self._buffers = PrivateBuffers()
         self._threads = CopyThreads()
         self._lapses: dict[str, float] = {}  # live leases, of which a loader has a bounded number

@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from xxhash import xxh3_64, xxh3_64_intdigest
-
 from weir_chassis.errors import DataCorrupt
 from weir_chassis.mapped_memory import MappedMemory
-from weir_executor.kv_transfer.private_buffers import Buffer, PrivateBuffers
+from weir_executor.kv_transfer.copier import Blocks, Copier
+from weir_executor.kv_transfer.private_buffers import PrivateBuffers
 
 # A store's word decides which file is written to, so it must be one that stores make.
 _PREFIX: Final = "weir-kvstore-"
-# What has been copied is still in the processor's second cache when it is hashed.
-_STRIP_BYTES: Final = 512 * 1024
+# Copies begin where a cache line does, so that whole lines can be stored at once.
+_LINE_BYTES: Final = 64
 
 
 class Place(NamedTuple):
@@ -44,9 +43,9 @@ class Copied:
 class AttachedArena:
     """All of this may run on any thread, several at once, without the GIL while bytes move."""
 
-    def __init__(self, arena_id: str, path: Path, size_bytes: int) -> None:
+    def __init__(self, arena_id: str, path: Path, size_bytes: int, copier: Copier) -> None:
         """Raises OSError where that is not the file of that arena, on another host for instance."""
-        self.arena_id = arena_id
+        self.arena_id, self._copier = arena_id, copier
         self._memory = MappedMemory(_map(path, arena_id, size_bytes))
 
     def require(self, offset: int, size_bytes: int) -> None:
@@ -56,32 +55,18 @@ class AttachedArena:
 
     def copy_out(self, places: Sequence[Place], block_bytes: int, buffers: PrivateBuffers) -> Copied:
         """Blocks in memory of our own, each verified as it is copied."""
-        buffer = buffers.take(len(places) * block_bytes)
-        payloads: list[memoryview] = []
-        for index, place in enumerate(places):
-            at = index * block_bytes
-            if self._copy_one(place.offset, block_bytes, buffer, at) != place.checksum:
-                return Copied(payloads, place)
-            payloads.append(buffer.cut(at, block_bytes))
-        return Copied(payloads)
+        stride = -(-block_bytes // _LINE_BYTES) * _LINE_BYTES
+        buffer = buffers.take(len(places) * stride)
+        blocks = Blocks([place.offset for place in places], [place.checksum for place in places], block_bytes)
+        good = self._copier.copy_out(self._memory, blocks, buffer.memory, stride)
+        payloads = [buffer.cut(index * stride, block_bytes) for index in range(good)]
+        return Copied(payloads, places[good] if good < len(places) else None)
 
     def copy_in(self, offsets: Sequence[int], payloads: Sequence[bytes]) -> None:
         for offset, payload in zip(offsets, payloads, strict=True):
             # Mapped at once, and not page by page as they are written. Where that cannot be, writing does it.
             self._memory.populate(offset, len(payload))
-            self._memory.copy_in(offset, payload)
-
-    def _copy_one(self, offset: int, size_bytes: int, buffer: Buffer, at: int) -> int:
-        """Copies a block, and returns the checksum of the copy."""
-        if size_bytes <= _STRIP_BYTES:
-            buffer.memory.copy_from(at, self._memory, offset, size_bytes)
-            return int(xxh3_64_intdigest(buffer.cut(at, size_bytes)))
-        digest = xxh3_64()
-        for start in range(0, size_bytes, _STRIP_BYTES):
-            strip_bytes = min(_STRIP_BYTES, size_bytes - start)
-            buffer.memory.copy_from(at + start, self._memory, offset + start, strip_bytes)
-            digest.update(buffer.cut(at + start, strip_bytes))
-        return int(digest.intdigest())
+            self._copier.copy_in(self._memory, offset, payload)
 
 
 def _map(path: Path, arena_id: str, size_bytes: int) -> mmap.mmap:

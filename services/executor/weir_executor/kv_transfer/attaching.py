@@ -12,6 +12,7 @@ from weir.kvstore.v1 import kvstore_pb2 as kv
 from weir_chassis.clock import Clock
 from weir_chassis.telemetry import get_logger
 from weir_executor.kv_transfer.attached_arena import AttachedArena
+from weir_executor.kv_transfer.copier import Copier
 
 if TYPE_CHECKING:
     # The generated module has this name only for type checkers.
@@ -26,8 +27,8 @@ _ANOTHER_ARENA: Final = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTE
 class Attaching:
     """Asks when an arena is wanted, and not too often."""
 
-    def __init__(self, stub: KvStoreServiceAsyncStub, clock: Clock) -> None:
-        self._stub, self._clock = stub, clock
+    def __init__(self, stub: KvStoreServiceAsyncStub, clock: Clock, copier: Copier) -> None:
+        self._stub, self._clock, self._copier = stub, clock, copier
         self._arena: AttachedArena | None = None
         self._asks_again_at = clock.monotonic()
         self._asking: asyncio.Task[AttachedArena | None] | None = None
@@ -65,7 +66,8 @@ class Attaching:
     async def _ask(self, timeout: float) -> AttachedArena | None:
         try:
             found = await self._stub.AttachArena(kv.AttachArenaRequest(), timeout=timeout)
-            arena = await asyncio.to_thread(AttachedArena, found.arena_id, Path(found.path), found.size_bytes)
+            where = (found.arena_id, Path(found.path), found.size_bytes)
+            arena = await asyncio.to_thread(AttachedArena, *where, self._copier)
         except (grpc.RpcError, OSError, ValueError) as error:  # ValueError: sizes and names that no file can have
             reason = error.details() if isinstance(error, grpc.RpcError) else str(error)
             get_logger().info("no_kvstore_arena", reason=reason)

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from models_fixture import FAMILIES, save_model, tiny_model
+from weir_executor.native.build import NativeUnavailableError, isas
+from weir_executor.native.library import best_isa
 from weir_executor.paged.attention import TorchAttention
 from weir_executor.paged.batch import BlockLoad
 from weir_executor.paged.decoder import Decoded, Decoder, TorchDecoder
@@ -23,8 +25,7 @@ from weir_executor.paged.kv_cache import KvCache
 from weir_executor.paged.model.layers import DenseLinear
 from weir_executor.paged.model.llama import LlamaModel
 from weir_executor.paged.model.registry import load_config, load_model
-from weir_executor.paged.native.binding import best_isa, load_library
-from weir_executor.paged.native.build import NativeUnavailableError, isas
+from weir_executor.paged.native.binding import load_library
 from weir_executor.paged.native.decoder import NativeDecoder, why_not
 from weir_executor.paged.workload import Workload
 

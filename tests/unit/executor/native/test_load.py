@@ -11,11 +11,12 @@ import pytest
 from contract.engine_contract import prompt, request
 from models_fixture import tiny_model
 from unit.executor.oracle import reference_greedy, run_paged
+from weir_executor.native.build import NativeUnavailableError
+from weir_executor.native.library import best_isa
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.paged.model.config import ModelConfigError
 from weir_executor.paged.native import load
-from weir_executor.paged.native.binding import best_isa, load_library
-from weir_executor.paged.native.build import NativeUnavailableError
+from weir_executor.paged.native.binding import load_library
 
 
 def _lines(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from weir_executor.paged import native
-from weir_executor.paged.native.build import find_compiler
+from weir_executor.native.build import SOURCES, find_compiler
 
-_SOURCES = Path(native.__file__).with_name("src")
+_SOURCES = SOURCES / "kernels"
 _CHECK = Path(__file__).with_name("team_check.cpp")
 
 

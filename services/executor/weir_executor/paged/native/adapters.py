@@ -16,7 +16,7 @@ from weir_executor.paged.lora.weights import LoraWeights
 from weir_executor.paged.model.layers import Linear
 from weir_executor.paged.native.binding import PANEL, Adapter
 
-# The order of a layer's sites in `src/adapters.h`, by the first of the modules that are stacked in each.
+# The order of a layer's sites in `native/src/kernels/adapters.h`, by the first of the modules that are stacked in each.
 _SITES = (("q_proj", "qkv_proj"), ("o_proj",), ("gate_proj", "gate_up_proj"), ("down_proj",))
 _GATED, _VECTOR = 2, 16
 

@@ -1,17 +1,14 @@
-"""The library's functions and structs, as `src/abi.h` and `src/api.cpp` have them. A call releases the GIL."""
+"""The kernels' functions and structs, as `abi.h` and `api.cpp` in `native/src/kernels/` have them."""
 
 from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_void_p
-from functools import cache
-from pathlib import Path
-from typing import Any
 
-from weir_executor.paged.native.build import NativeUnavailableError, library_path
+from weir_executor.native.library import Functions, open_library
 
 BF16, F32 = 0, 1
-# Room on the stack in `src/decoder.h`.
+# Room on the stack in `decoder.h`.
 MOST_DIMS, MOST_QUERY_ROWS = 256, 128
 PANEL = 32
 
@@ -52,8 +49,7 @@ class Step(ctypes.Structure):
     )
 
 
-_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "weir_isa": (c_char_p, (c_char_p,)),
+_FUNCTIONS: Functions = {
     "weir_open": (c_void_p, (POINTER(Shape), c_char_p)),
     "weir_load_layer": (c_int, (c_void_p, POINTER(LayerTensors))),
     "weir_load_ends": (c_int, (c_void_p, POINTER(EndTensors))),
@@ -65,27 +61,6 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 
 
-@cache
-def _library(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path))
-    for name, (result, arguments) in _FUNCTIONS.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
 def load_library() -> ctypes.CDLL:
     """Raises `NativeUnavailableError`."""
-    path = library_path()
-    try:
-        return _library(path)
-    except (OSError, AttributeError) as error:
-        raise NativeUnavailableError(f"{path} does not load: {error}") from error
-
-
-def best_isa(library: ctypes.CDLL, wanted: str = "") -> str:
-    """The instruction set that will run here: the one wanted, or the best. Raises `NativeUnavailableError`."""
-    found: bytes | None = library.weir_isa(wanted.encode())
-    if found is None:
-        raise NativeUnavailableError(f"this processor does not run {wanted!r}")
-    return found.decode()
+    return open_library("kernels", _FUNCTIONS)

@@ -1,4 +1,4 @@
-"""A Llama-family model on a CPU, one call into C++ per step. See `src/step.h` for what a step does.
+"""A Llama-family model on a CPU, one call into C++ per step. See `native/src/kernels/step.h` for what a step does.
 
 Weights are packed once, for the processor's widest products, and lie on large pages; keys and values lie as attention
 multiplies them. Sums are taken in one order whatever a batch holds: a token's numbers are the same, bit by bit, alone,
@@ -16,6 +16,7 @@ from itertools import accumulate, chain
 
 import torch
 
+from weir_executor.native.library import best_isa
 from weir_executor.paged.batch import BlockLoad
 from weir_executor.paged.decoder import Decoded
 from weir_executor.paged.finite import all_finite
@@ -74,7 +75,7 @@ class NativeDecoder:
     ) -> None:
         self.adapters = adapters
         self._library, self._config, self._dtype = library, model.config, workload.dtype
-        self.isa = binding.best_isa(library, isa)
+        self.isa = best_isa(library, isa)
         self.block_bytes = block_bytes(model.config, workload.block_size, workload.dtype)
         self._handle = library.weir_open(_shape(model.config, workload, num_threads), self.isa.encode())
         if not self._handle:

@@ -6,13 +6,14 @@ import logging
 
 import torch
 
+from weir_executor.native.build import NativeUnavailableError
+from weir_executor.native.library import best_isa
 from weir_executor.paged.model.config import ModelConfigError
 from weir_executor.paged.model.layers import DenseLinear
 from weir_executor.paged.model.llama import LlamaModel
 from weir_executor.paged.model.registry import load_model
 from weir_executor.paged.native.adapters import NativeAdapters, NativeSites
-from weir_executor.paged.native.binding import best_isa, load_library
-from weir_executor.paged.native.build import NativeUnavailableError
+from weir_executor.paged.native.binding import load_library
 from weir_executor.paged.native.decoder import NativeDecoder, why_not
 from weir_executor.paged.workload import Workload
 

@@ -18,6 +18,7 @@ from weir_chassis.metrics import Metrics
 from weir_executor.engine import FullBlock
 from weir_executor.foreign.loop_thread import LoopThread
 from weir_executor.kv_transfer import ArenaTransport, WriterLimits
+from weir_executor.kv_transfer.copier import Copier, load_copier
 from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
 from weir_executor.kv_transfer.transport import BlockTransport
 from weir_executor.kv_transfer.writer import BlockWriter
@@ -122,10 +123,10 @@ class StoreLink:
 class ChanneledTransport(ArenaTransport):
     """With a channel that is its own."""
 
-    def __init__(self, address: str, clock: Clock) -> None:
+    def __init__(self, address: str, clock: Clock, copier: Copier) -> None:
         """On a running event loop."""
         self._channel: grpc.aio.Channel = open_channel(address)
-        super().__init__(self._channel, clock)
+        super().__init__(self._channel, clock, copier)
 
     async def close(self) -> None:
         await super().close()
@@ -135,8 +136,9 @@ class ChanneledTransport(ArenaTransport):
 def store_link(told: Told, layout: ShardLayout, shard: str, *, clock: Clock, random: Random) -> StoreLink:
     limits = WriterLimits(told.queue_bytes, _PUT_SECONDS, told.bytes_per_second)
     blocks = RankFormat(layout.block_bytes, told.block_size, layout.kv_dtype, layout.kv_layout)
+    copier = load_copier()
 
     def make_transport() -> BlockTransport:
-        return ChanneledTransport(told.kvstore_address, clock)
+        return ChanneledTransport(told.kvstore_address, clock, copier)
 
     return StoreLink(make_transport, blocks, shard, limits, clock=clock, random=random)

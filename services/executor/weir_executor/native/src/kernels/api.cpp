@@ -1,39 +1,16 @@
 // What Python calls, by plain C names. An error is a null or a nonzero; nothing is thrown across.
-#include <cstring>
 #include <new>
 
+#include "../isa.h"
 #include "decoder.h"
 
 namespace weir {
 
-#define WEIR_EACH_ISA(use) use(plain)
-#if defined(__x86_64__)
-#undef WEIR_EACH_ISA
-#define WEIR_EACH_ISA(use) use(plain) use(avx2) use(avx512) use(avx512bf16)
-#endif
-
 #define WEIR_DECLARE(isa) extern const Kernels isa##_kernels;
+#define WEIR_ADDRESS(isa) &isa##_kernels,
 WEIR_EACH_ISA(WEIR_DECLARE)
 
-static bool runs_here(const char *isa) {
-#if defined(__x86_64__)
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (!strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (!strcmp(isa, "avx512")) return avx512;
-  if (!strcmp(isa, "avx512bf16")) return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-#endif
-  return !strcmp(isa, "plain");
-}
-
-// The kernels of that name, if they run here; with no name the best that do.
-static const Kernels *find_kernels(const char *isa) {
-  const Kernels *found = nullptr;
-#define WEIR_CONSIDER(one) \
-  if (runs_here(#one) && (!*isa || !strcmp(isa, #one))) found = &one##_kernels;
-  WEIR_EACH_ISA(WEIR_CONSIDER)
-  return found;
-}
+static const Kernels *find_kernels(const char *isa) { return find_part<Kernels>({WEIR_EACH_ISA(WEIR_ADDRESS)}, isa); }
 
 struct Handle {
   const Kernels *kernels;
@@ -41,8 +18,6 @@ struct Handle {
 };
 
 }  // namespace weir
-
-#define WEIR_API extern "C" __attribute__((visibility("default")))
 
 WEIR_API const char *weir_isa(const char *isa) {
   const weir::Kernels *kernels = weir::find_kernels(isa);

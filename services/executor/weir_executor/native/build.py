@@ -1,7 +1,10 @@
-"""C++ sources → a shared library, once per machine and version: compiled when first asked for, kept in a cache.
+"""C++ sources → shared libraries, once per machine and version: compiled when first asked for, kept in a cache.
 
-`python -m weir_executor.paged.native.build` does it ahead of time. The library has a part for each instruction set of
-the processor's family; which one runs is decided when it is loaded, so one cache may serve different machines.
+A folder of `src/` is a library: `copies` moves blocks between memories, `kernels` computes models on a CPU. A library
+has a part for each instruction set of the processor's family; which one runs is decided when it is loaded, so one cache
+may serve different machines.
+
+python -m weir_executor.native.build [LIBRARY …]     compiles ahead of time: these, or all
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-_SOURCES = Path(__file__).with_name("src")
+LIBRARIES = ("copies", "kernels")
+SOURCES = Path(__file__).with_name("src")
 # No -ffast-math: a NaN must stay one, and sums must be added in the order that is written.
 _FLAGS = (
     "-std=c++20",
@@ -39,33 +43,35 @@ _X86_ISAS: Mapping[str, tuple[str, ...]] = {
     "avx512": _AVX512,
     "avx512bf16": (*_AVX512, "-mavx512bf16", "-mavx512vnni"),
 }
-# A compiler takes about ten seconds; one that takes this long hangs.
+# A compiler takes about ten seconds for the larger library; one that takes this long hangs.
 _COMPILE_SECONDS = 300.0
 
 
 class NativeUnavailableError(Exception):
-    """The kernels cannot be had here; says why."""
+    """The library cannot be had here; says why."""
 
 
-def library_path() -> Path:
+def library_path(name: str) -> Path:
     """The compiled library; compiles it when the cache does not have it. Raises `NativeUnavailableError`.
 
-    `WEIR_NATIVE_LIBRARY` names one that was compiled ahead of these very sources, as an image without compiler has it.
+    `WEIR_NATIVE_LIBRARIES` names a directory of libraries that were compiled ahead of these very sources, as an image
+    without compiler has it: `NAME.so` each.
     """
-    if given := os.environ.get("WEIR_NATIVE_LIBRARY"):
-        return _compiled_ahead(Path(given))
+    assert name in LIBRARIES, name
+    if given := os.environ.get("WEIR_NATIVE_LIBRARIES"):
+        return _compiled_ahead(Path(given) / f"{name}.so")
     compiler = find_compiler()
-    path = cache_dir() / f"kernels-{_fingerprint(compiler)}.so"
+    path = cache_dir() / f"{name}-{_fingerprint(compiler, name)}.so"
     if not path.exists():
         with _alone(path):
             if not path.exists():  # another process may have made it meanwhile
-                _compile(compiler, path)
+                _compile(compiler, name, path)
     return path
 
 
 def _compiled_ahead(path: Path) -> Path:
     if not path.is_file():
-        raise NativeUnavailableError(f"WEIR_NATIVE_LIBRARY: {path} is no file")
+        raise NativeUnavailableError(f"WEIR_NATIVE_LIBRARIES: {path} is no file")
     return path
 
 
@@ -87,16 +93,16 @@ def find_compiler() -> list[str]:
 
 
 def isas() -> Mapping[str, tuple[str, ...]]:
-    """Which the library has parts for here, the plainest first, and the compiler's flags for each."""
+    """Which a library has parts for here, the plainest first, and the compiler's flags for each."""
     return _X86_ISAS if platform.machine().lower() in ("x86_64", "amd64") else {"plain": ()}
 
 
-def _fingerprint(compiler: list[str]) -> str:
+def _fingerprint(compiler: list[str], name: str) -> str:
     """Of everything that decides what the library is."""
     digest = hashlib.sha256()
     digest.update(_run([*compiler, "--version"]).encode())
     digest.update(repr((_FLAGS, isas(), platform.machine())).encode())
-    for source in sorted(_SOURCES.iterdir()):
+    for source in sorted([*SOURCES.glob("*.h"), *(SOURCES / name).iterdir()]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -114,20 +120,22 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(compiler: list[str], path: Path) -> None:
+def _compile(compiler: list[str], name: str, path: Path) -> None:
+    """The file that is named as the library is compiled once per instruction set, with WEIR_ISA naming it."""
+    sources = SOURCES / name
     with tempfile.TemporaryDirectory(prefix="weir-native-", dir=path.parent) as scratch:
         none: tuple[str, ...] = ()
-        units = [(source.stem, source, none) for source in sorted(_SOURCES.glob("*.cpp")) if source.stem != "kernels"]
+        units = [(source.stem, source, none) for source in sorted(sources.glob("*.cpp")) if source.stem != name]
         # The plainest first: where the linker finds one function in several objects it keeps the first.
-        units += [(isa, _SOURCES / "kernels.cpp", (f"-DWEIR_ISA={isa}", *flags)) for isa, flags in isas().items()]
-        objects = [f"{scratch}/{name}.o" for name, _, _ in units]
+        units += [(isa, sources / f"{name}.cpp", (f"-DWEIR_ISA={isa}", *flags)) for isa, flags in isas().items()]
+        objects = [f"{scratch}/{unit}.o" for unit, _, _ in units]
         commands = [
             [*compiler, *_FLAGS, *flags, "-c", str(source), "-o", target]
             for (_, source, flags), target in zip(units, objects, strict=True)
         ]
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             list(threads.map(_run, commands))
-        made = f"{scratch}/kernels.so"
+        made = f"{scratch}/{name}.so"
         _run([*compiler, "-shared", "-pthread", *objects, "-o", made])
         Path(made).replace(path)  # whole or not at all
 
@@ -145,13 +153,14 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def main() -> None:
-    """Never fails: without the kernels the engine computes in PyTorch."""
-    try:
-        print(f"native kernels: {library_path()}")  # noqa: T201 (a line of progress)
-    except NativeUnavailableError as error:
-        print(f"native kernels: not built, PyTorch computes instead: {error}", file=sys.stderr)  # noqa: T201
+def main(names: Sequence[str] = LIBRARIES) -> None:
+    """Never fails: all that the libraries do is done without them, too, more slowly."""
+    for name in names:
+        try:
+            print(f"native {name}: {library_path(name)}")  # noqa: T201 (a line of progress)
+        except NativeUnavailableError as error:
+            print(f"native {name}: not built, slower ways are taken instead: {error}", file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or LIBRARIES)

@@ -1,4 +1,4 @@
-// What Python and the kernels tell each other: plain structs, mirrored field by field in ../binding.py.
+// What Python and the kernels tell each other: plain structs, mirrored field by field in paged/native/binding.py.
 #pragma once
 #include <cstdint>
 
