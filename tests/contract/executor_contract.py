@@ -466,6 +466,28 @@ async def check_time_enough(stub: Stub) -> None:
         assert 1 in caller.ended
 
 
+async def check_commands_that_follow_are_done_in_their_order(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        assert caller.info.takes_more
+        message = pb.GenerateRequest(submit=submit(caller.info, 1))
+        message.more.add(submit=submit(caller.info, 2))
+        message.more.add(submit=submit(caller.info, 3))
+        message.more.add(abort=pb.Abort(handle=3))
+        await caller.call.write(message)
+        await caller.until_told(1, 2, 3)
+        assert {1, 2} <= set(caller.ended)
+
+
+async def check_a_command_that_follows_has_none_itself(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        message = pb.GenerateRequest(submit=submit(caller.info, 1))
+        message.more.add(submit=submit(caller.info, 2)).more.add(submit=submit(caller.info, 3))
+        await caller.call.write(message)
+        error = await caller.error()
+        assert reason_name(error.reason) == "INVALID_ARGUMENT"
+        assert "more" in error.message
+
+
 async def check_a_command_that_is_none_ends_the_stream(stub: Stub) -> None:
     async with calling(stub) as caller:
         await caller.call.write(pb.GenerateRequest())

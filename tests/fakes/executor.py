@@ -189,6 +189,7 @@ class FakeExecutor(ExecutorServiceServicer):
             embedding_size=4,
             max_adapters=4,
             role=self.role,
+            takes_more=True,
         )
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.GetLoadResponse:
@@ -316,13 +317,19 @@ class _Stream:
 
     async def read(self, requests: AsyncIterator[pb.GenerateRequest]) -> None:
         async for request in requests:
-            if request.HasField("submit"):
-                self._submit(request.submit)
-            elif request.HasField("abort"):
-                self._abort(request.abort)
-            else:
-                raise InvalidArgument("command", "is required: `submit` or `abort`")
+            if any(following.more for following in request.more):
+                raise InvalidArgument("more.more", "a command that follows has none itself")
+            for command in (request, *request.more):
+                self._do(command)
             self.work.set()
+
+    def _do(self, command: pb.GenerateRequest) -> None:
+        if command.HasField("submit"):
+            self._submit(command.submit)
+        elif command.HasField("abort"):
+            self._abort(command.abort)
+        else:
+            raise InvalidArgument("command", "is required: `submit` or `abort`")
 
     def step(self) -> pb.GenerateResponse | None:
         """Everything that has happened since the step before, and one more token for each output; None: nothing."""

@@ -59,6 +59,13 @@ class CallerStream:
         self._wake.set()
 
     def command(self, request: pb.GenerateRequest) -> None:
+        self._do(request)
+        for following in request.more:
+            if following.more:
+                self.fail(InvalidArgument("more.more", "a command that follows has none itself"))
+            self._do(following)
+
+    def _do(self, request: pb.GenerateRequest) -> None:
         if self._error is not None:
             return  # the stream is over, its caller just has not heard
         match request.WhichOneof("command"):

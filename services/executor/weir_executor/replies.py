@@ -138,6 +138,7 @@ def to_model_info(served: Served) -> pb.GetModelInfoResponse:
         compute=info.compute,
         role=ROLES[served.role],
         draws_anew=info.draws_anew,
+        takes_more=True,
     )
 
 

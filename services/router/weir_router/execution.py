@@ -38,6 +38,7 @@ from weir_router.policies.choose import Choice, choose_postprocessor, prefill_wo
 from weir_router.policies.policy import Demand
 from weir_router.providers.external import ExternalRequest
 from weir_router.request import EncodedPrompt
+from weir_router.streams.postprocess_stream import PostprocessStream
 from weir_router.worker_messages import opening_of, submit_of
 
 T = TypeVar("T")
@@ -109,7 +110,7 @@ class Execution:
 
     async def _replace_postprocessor(self, setback: Setback) -> None:
         self._check(setback)
-        self._open(await self._found(self._choose_postprocessor, setback))
+        self._open(self._lane(await self._found(self._choose_postprocessor, setback)))
         self._note(setback, "postprocess")
 
     async def _replace_executor(self, setback: Setback) -> None:
@@ -293,8 +294,10 @@ class Execution:
 
     # Executing.
 
-    def _open(self, postprocessor: str) -> None:
-        lane = self._fleet.postprocessor(postprocessor, self._journey.residency).stream
+    def _lane(self, postprocessor: str) -> PostprocessStream:
+        return self._fleet.postprocessor(postprocessor, self._journey.residency).stream
+
+    def _open(self, lane: PostprocessStream) -> None:
         self._attempt.postprocess(lane, opening_of(self._request, self._prompt.version.model, self._attempt.handle))
 
     async def _execute(self, choice: Choice) -> None:
@@ -302,8 +305,7 @@ class Execution:
         if choice.external:
             self._delegate(choice)
             return
-        if self._attempt.needs_postprocessor:
-            self._open(choice.postprocessor)
+        lane = self._lane(choice.postprocessor) if self._attempt.needs_postprocessor else None
         executor = self._fleet.executor(choice.first_executor, self._journey.residency)
         prompt = self._prompt
         tokens = choice.reserved_tokens if choice.prefill is None else len(prompt.token_ids) + self._request.n
@@ -314,6 +316,8 @@ class Execution:
         if handoff is not None and choice.model.block_size == prompt.block_size:
             submit.take_over.CopyFrom(handoff)
         self._attempt.submit(submit)
+        if lane is not None:
+            self._open(lane)  # while the executor computes: it is not needed before the first tokens
 
     def _delegate(self, choice: Choice) -> None:
         """A worker outside the suite takes all of it, text to text."""

@@ -84,7 +84,12 @@ def _texts(batch: TokenBatch) -> postprocess_pb2.PostprocessResponse:
 class MockExecutor(executor_pb2_grpc.ExecutorServiceServicer):
     async def GetModelInfo(self, request: Any, context: Any) -> executor_pb2.GetModelInfoResponse:
         return executor_pb2.GetModelInfoResponse(
-            model_version=_VERSION, engine="mock", vocab_size=1 << 20, max_model_len=1 << 17, block_size=BLOCK_SIZE
+            model_version=_VERSION,
+            engine="mock",
+            vocab_size=1 << 20,
+            max_model_len=1 << 17,
+            block_size=BLOCK_SIZE,
+            takes_more=True,
         )
 
     async def GetLoad(self, request: Any, context: Any) -> executor_pb2.GetLoadResponse:
@@ -115,11 +120,15 @@ class _Steps:
 
     async def read(self, context: Any) -> None:
         while (message := await context.read()) is not grpc.aio.EOF:
-            if message.HasField("submit"):
-                self._new[message.submit.handle] = message.submit.stopping.max_tokens
-            elif not message.abort.HasField("output_index"):
-                self._abort(message.abort.handle)
+            for command in (message, *message.more):
+                self._do(command)
             self._something_new.set()
+
+    def _do(self, command: executor_pb2.GenerateRequest) -> None:
+        if command.HasField("submit"):
+            self._new[command.submit.handle] = command.submit.stopping.max_tokens
+        elif not command.abort.HasField("output_index"):
+            self._abort(command.abort.handle)
 
     async def next(self) -> executor_pb2.GenerateResponse:
         """The next step, when there is one to make."""

@@ -65,9 +65,9 @@ class Wire:
     call: ScriptedCall
     run: asyncio.Task[None]
 
-    def submit(self, handle: int, lane: Lane) -> Sink:
+    def submit(self, handle: int, lane: Lane, token_ids: Sequence[int] = ()) -> Sink:
         sink = Sink(lane)
-        self.stream.submit(Submit(handle=handle), sink)
+        self.stream.submit(Submit(handle=handle, token_ids=token_ids), sink)
         return sink
 
     async def step(self, **fields: Any) -> None:
@@ -76,12 +76,16 @@ class Wire:
 
     @property
     def sent(self) -> list[str]:
-        return [message.WhichOneof("command") for message in self.call.written]
+        return [command for message in self.messages for command in message]
+
+    @property
+    def messages(self) -> list[list[str]]:
+        return [[each.WhichOneof("command") for each in (message, *message.more)] for message in self.call.written]
 
 
 @asynccontextmanager
-async def wire() -> AsyncIterator[Wire]:
-    stream, call = ExecutorStream("e:1", VirtualClock()), ScriptedCall()
+async def wire(*, takes_more: bool = False) -> AsyncIterator[Wire]:
+    stream, call = ExecutorStream("e:1", VirtualClock(), takes_more=takes_more), ScriptedCall()
     run = asyncio.create_task(stream.run(cast("Any", call)))
     yield Wire(stream, call, run)
     run.cancel()
@@ -113,6 +117,32 @@ async def test_a_step_goes_on_whole_when_all_of_it_goes_one_way() -> None:
             ["accepted", (0, [102]), (0, [-1.0])],
         ]
         assert on.sent == ["submit", "submit"]
+
+
+async def test_commands_that_are_there_together_are_one_message_in_their_order() -> None:
+    async with wire(takes_more=True) as on:
+        on.submit(1, Lane())
+        on.submit(2, Lane())
+        on.stream.withdraw(1)
+        await settle()
+        assert on.messages == [["submit", "submit", "abort"]]
+        assert [each.submit.handle for each in on.call.written[0].more] == [2, 0]
+
+
+async def test_an_executor_that_does_not_say_that_it_takes_them_is_sent_one_at_a_time() -> None:
+    async with wire() as on:
+        on.submit(1, Lane())
+        on.submit(2, Lane())
+        await settle()
+        assert on.messages == [["submit"], ["submit"]]
+
+
+async def test_long_prompts_are_not_joined_without_end() -> None:
+    async with wire(takes_more=True) as on:
+        for handle in (1, 2, 3):
+            on.submit(handle, Lane(), token_ids=[200_000] * 40_000)  # three bytes each
+        await settle()
+        assert on.messages == [["submit", "submit"], ["submit"]]
 
 
 async def test_a_step_is_split_between_the_lanes_of_its_requests() -> None:

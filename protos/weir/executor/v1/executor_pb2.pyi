@@ -143,19 +143,27 @@ class GenerateRequest(_message.Message):
 
     SUBMIT_FIELD_NUMBER: _builtins.int
     ABORT_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def submit(self) -> Global___Submit: ...
     @_builtins.property
     def abort(self) -> Global___Abort: ...
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateRequest]:
+        """Commands that follow this one and were there with it, in order: a message costs the same whatever is in it. Only to an
+        executor that says `takes_more`. None of them has `more`, else the stream fails with INVALID_ARGUMENT.
+        """
+
     def __init__(
         self,
         *,
         submit: Global___Submit | None = ...,
         abort: Global___Abort | None = ...,
+        more: _abc.Iterable[Global___GenerateRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "command", b"command", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "command", b"command", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "command", b"command", "more", b"more", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["submit", "abort"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
@@ -581,6 +589,7 @@ class GetModelInfoResponse(_message.Message):
     COMPUTE_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     DRAWS_ANEW_FIELD_NUMBER: _builtins.int
+    TAKES_MORE_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """"paged", "trtllm" or "fake"."""
     vocab_size: _builtins.int
@@ -605,6 +614,8 @@ class GetModelInfoResponse(_message.Message):
     role: Global___ExecutorRole.ValueType
     draws_anew: _builtins.bool
     """Not every draw depends on seed and place alone: an output that is resumed here goes on otherwise than it would have."""
+    takes_more: _builtins.bool
+    """Of a `GenerateRequest` it does the `more`, too. An executor that does not say so would lose them."""
     @_builtins.property
     def model_version(self) -> _model_pb2.ModelVersion: ...
     @_builtins.property
@@ -637,10 +648,11 @@ class GetModelInfoResponse(_message.Message):
         compute: _builtins.str = ...,
         role: Global___ExecutorRole.ValueType = ...,
         draws_anew: _builtins.bool = ...,
+        takes_more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling", "model_version", b"model_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "compute", b"compute", "default_sampling", b"default_sampling", "draws_anew", b"draws_anew", "embedding_size", b"embedding_size", "engine", b"engine", "eos_token_ids", b"eos_token_ids", "guides", b"guides", "max_adapters", b"max_adapters", "max_model_len", b"max_model_len", "max_n", b"max_n", "max_num_seqs", b"max_num_seqs", "max_top_logprobs", b"max_top_logprobs", "model_version", b"model_version", "num_blocks", b"num_blocks", "role", b"role", "speculation_modes", b"speculation_modes", "vocab_size", b"vocab_size", "watermarks", b"watermarks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "compute", b"compute", "default_sampling", b"default_sampling", "draws_anew", b"draws_anew", "embedding_size", b"embedding_size", "engine", b"engine", "eos_token_ids", b"eos_token_ids", "guides", b"guides", "max_adapters", b"max_adapters", "max_model_len", b"max_model_len", "max_n", b"max_n", "max_num_seqs", b"max_num_seqs", "max_top_logprobs", b"max_top_logprobs", "model_version", b"model_version", "num_blocks", b"num_blocks", "role", b"role", "speculation_modes", b"speculation_modes", "takes_more", b"takes_more", "vocab_size", b"vocab_size", "watermarks", b"watermarks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -45,7 +45,7 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         self.outstanding = Outstanding(context.changes)
         self.model: ExecutorModel | None = None
         self._role = Role.BOTH
-        self._max_adapters = 0
+        self._max_adapters, self._takes_more = 0, False
         self._adapters: Mapping[str, str] = {}
         self._report: LoadReport | None = None
 
@@ -96,12 +96,13 @@ class ExecutorLink(StreamLink[ExecutorStream]):
             draws_anew=info.draws_anew,
         )
         self._role = _ROLES.get(info.role, Role.BOTH)
-        self._max_adapters = info.max_adapters
+        self._max_adapters, self._takes_more = info.max_adapters, info.takes_more
         await self._ask_adapters()
 
     async def hold(self) -> None:
         try:
-            with self.connected(ExecutorStream(self.address, self.context.clock, self.uses())) as stream:
+            stream = ExecutorStream(self.address, self.context.clock, self.uses(), takes_more=self._takes_more)
+            with self.connected(stream):
                 await stream.run(self.stub.Generate())
         finally:
             self._report = None

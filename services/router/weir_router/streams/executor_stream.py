@@ -1,6 +1,6 @@
 """All of this router's requests on one executor, on one stream.
 
-    submit, abort ──► one message each ──► executor
+    submit, abort ──► one message for all that wait ──► executor
     sinks by handle ◄── one message per engine step, for all of them
 
 A step's tokens are not taken apart: the whole batch goes on to the postprocess stream of its requests, and is split
@@ -30,6 +30,9 @@ from weir_router.faults.table import Where
 from weir_router.faults.uses import Uses
 from weir_router.streams import token_batch
 from weir_router.streams.duplex import Duplex
+
+# What goes out as one message. Many short commands fit, and none waits for long behind what is joined before it.
+_MAX_JOINED_BYTES = 256 * 1024
 
 
 class TokenLane(Protocol):
@@ -66,9 +69,9 @@ Call = grpc.aio.StreamStreamCall[GenerateRequest, GenerateResponse]
 class ExecutorStream:
     """One call's life."""
 
-    def __init__(self, address: str, clock: Clock, uses: Uses | None = None):
-        """`uses`: who is told what becomes of its requests."""
-        self.address = address
+    def __init__(self, address: str, clock: Clock, uses: Uses | None = None, *, takes_more: bool = False):
+        """`uses`: who is told what becomes of its requests. `takes_more`: the executor takes commands joined."""
+        self.address, self._takes_more = address, takes_more
         self._clock, self._uses = clock, uses or Uses()
         self._sinks: dict[int, ExecutorSink] = {}
         # Handles of requests that have ended and left blocks for another executor, until they are withdrawn.
@@ -160,7 +163,18 @@ class ExecutorStream:
             self._duplex.wake()
 
     def _next_message(self) -> GenerateRequest | None:
-        return self._outgoing.popleft() if self._outgoing else None
+        if not self._outgoing:
+            return None
+        message = self._outgoing.popleft()
+        if self._outgoing and self._takes_more:
+            self._join(message)
+        return message
+
+    def _join(self, message: GenerateRequest) -> None:
+        """Takes along what waits behind it."""
+        size = message.ByteSize()
+        while self._outgoing and (size := size + self._outgoing[0].ByteSize()) <= _MAX_JOINED_BYTES:
+            message.more.append(self._outgoing.popleft())
 
     def _on_step(self, step: GenerateResponse) -> None:
         for handle in step.accepted_handles:
