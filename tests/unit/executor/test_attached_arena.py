@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from xxhash import xxh3_64_intdigest
 
 from unit.executor.copiers import COPIERS, name_of
 from weir_chassis.errors import DataCorrupt
+from weir_chassis.mapped_memory import MappedMemory
 from weir_executor.kv_transfer.attached_arena import AttachedArena, Place
 from weir_executor.kv_transfer.copier import Copier, PlainCopier
 from weir_executor.kv_transfer.private_buffers import PrivateBuffers
@@ -51,6 +53,22 @@ def test_copies_do_not_change_with_the_arena(tmp_path: Path, copier: Copier) -> 
     (payload,) = arena.copy_out([place(0, b"a" * 100)], 100, PrivateBuffers()).payloads
     arena.copy_in([0], [b"b" * 100])
     assert bytes(payload) == b"a" * 100
+
+
+def test_pages_are_mapped_when_they_are_written_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the kernel could not: it is asked again then."""
+    asked: list[tuple[int, int]] = []
+
+    def populate(_memory: MappedMemory, start: int, size_bytes: int) -> bool:
+        asked.append((start, size_bytes))
+        return len(asked) > 1
+
+    monkeypatch.setattr(MappedMemory, "populate", populate)
+    arena, page = AttachedArena("a1", make(tmp_path), SIZE, PlainCopier()), b"x" * mmap.PAGESIZE
+    last = SIZE - len(page)
+    for offset, payload in ((last, page), (last, page), (last, page), (0, page), (1, b"x"), (1, page), (2, page)):
+        arena.copy_in([offset], [payload])
+    assert asked == [(last, len(page)), (last, len(page)), (0, len(page)), (1, len(page))]
 
 
 def test_it_ends_at_the_first_that_does_not_verify(tmp_path: Path, copier: Copier) -> None:

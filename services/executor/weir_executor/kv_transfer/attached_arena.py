@@ -47,6 +47,7 @@ class AttachedArena:
         """Raises OSError where that is not the file of that arena, on another host for instance."""
         self.arena_id, self._copier = arena_id, copier
         self._memory = MappedMemory(_map(path, arena_id, size_bytes))
+        self._mapped = bytearray(-(-size_bytes // mmap.PAGESIZE))  # a page: 1, it can be written without the kernel
 
     def require(self, offset: int, size_bytes: int) -> None:
         """Raises DataCorrupt for what is not within the arena."""
@@ -64,9 +65,17 @@ class AttachedArena:
 
     def copy_in(self, offsets: Sequence[int], payloads: Sequence[bytes]) -> None:
         for offset, payload in zip(offsets, payloads, strict=True):
-            # Mapped at once, and not page by page as they are written. Where that cannot be, writing does it.
-            self._memory.populate(offset, len(payload))
+            self._map_pages(offset, len(payload))
             self._copier.copy_in(self._memory, offset, payload)
+
+    def _map_pages(self, offset: int, size_bytes: int) -> None:
+        """All at once, and not one by one as they are written; and once, because asking takes longer than copying.
+
+        Where that cannot be, writing does it.
+        """
+        first, end = offset // mmap.PAGESIZE, -(-(offset + size_bytes) // mmap.PAGESIZE)
+        if self._mapped.find(0, first, end) >= 0 and self._memory.populate(offset, size_bytes):
+            self._mapped[first:end] = b"\1" * (end - first)
 
 
 def _map(path: Path, arena_id: str, size_bytes: int) -> mmap.mmap:
