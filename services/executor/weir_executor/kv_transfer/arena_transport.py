@@ -42,7 +42,7 @@ T = TypeVar("T")
 # About what is copied in one go, in some 2 ms: much less, and going to a thread would count; much more, and a load that
 # is given up would go on for nothing.
 _BATCH_BYTES: Final = 32 * 1024 * 1024
-# Two threads: what one of them waits for memory, the other hashes.
+# Two threads: while one of them waits for memory, the other copies.
 _COPIES_AT_ONCE: Final = 2
 # Less is not worth a second thread.
 _SPLIT_BYTES: Final = 4 * 1024 * 1024

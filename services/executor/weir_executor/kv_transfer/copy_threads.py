@@ -17,7 +17,7 @@ from typing import TypeVar, TypeVarTuple
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
 
-# A load copies on two: what one of them waits for memory, the other hashes. More are for loads at the same time; as
+# A load copies on two: while one of them waits for memory, the other copies. More are for loads at the same time; as
 # many as this are all that a host's memory can feed.
 _LEAST, _MOST = 2, 8
 
