@@ -153,10 +153,14 @@ async def serve(service: ServiceDefinition[S], settings: S, *, stop: Stop | None
 
 
 def new_server(service: ServiceDefinition[S], settings: S, chassis: Chassis) -> grpc.aio.Server:
-    return grpc.aio.server(
+    server = grpc.aio.server(
         interceptors=[interceptor(service, settings, chassis)],
         options=server_options(settings.max_concurrent_streams),
     )
+    # A call finds its method by name. Generated code registers each method beside that, and for each that is registered
+    # grpc.aio keeps a task, and waits anew for all of those tasks at every call.
+    server.add_registered_method_handlers = lambda *_: None  # type: ignore[method-assign]
+    return server
 
 
 def interceptor(service: ServiceDefinition[S], settings: S, chassis: Chassis) -> CallInterceptor:

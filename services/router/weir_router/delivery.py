@@ -78,8 +78,8 @@ class Outbox:
         self._wake: asyncio.Future[None] | None = None
         # When a delta was last taken: monotonic seconds.
         self._taken_at = float("-inf")
-        # It waits for the next round of writes, or has its turn in one.
-        self._waits = self._has_turn = False
+        # It waits for the next round of writes, or of beginnings, or has its turn in one.
+        self._waits = self._waits_to_begin = self._has_turn = False
 
     @property
     def closed(self) -> bool:
@@ -99,7 +99,7 @@ class Outbox:
         self._notify()
 
     def begin(self, accepted: Accepted) -> None:
-        """The first event. While the loop is busy it waits as deltas do, and goes out with the first of them."""
+        """The first event. While the loop is busy it waits for the first delta, to go out with it."""
         assert not self._closed
         self._pending.append(accepted)
         if self._wake is not None and self._may_go():
@@ -138,7 +138,7 @@ class Outbox:
             await self._wake
             self._wake = None
         now = self._pace.note()
-        self._has_turn = False
+        self._waits_to_begin = self._has_turn = False
         if self._open:
             self._taken_at = now
         events = [event.message() if isinstance(event, MergedDelta) else event for event in self._pending]
@@ -157,10 +157,21 @@ class Outbox:
             return True
         if 2 * self._pending_tokens > self._max_pending_tokens:
             return True
-        if not self._waits:
+        self._wait_for_a_turn()
+        return False
+
+    def _wait_for_a_turn(self) -> None:
+        if not self._open and not self._waits_to_begin:
+            self._waits_to_begin = True
+            self._pace.next_beginnings(self._begin_alone)
+        elif self._open and not self._waits:
             self._waits = True
             self._pace.next_round(self._go)
-        return False
+
+    def _begin_alone(self) -> None:
+        if self._waits_to_begin:  # else its first delta has come meanwhile
+            self._has_turn = True
+            self._notify()
 
     def _go(self) -> None:
         self._waits, self._has_turn = False, True

@@ -2,7 +2,8 @@
 
 A write costs the same whatever is in it. While the loop has time to spare, every delta is sent at once. The busier it
 is, the longer a stream that was just written waits for the next round of writes, and its deltas become one. A stream
-that was not just written is still written at once, so that slow streams are never held back.
+that was not just written is still written at once, so that slow streams are never held back. Only that a request was
+accepted waits for its first tokens, which bring the same news, though not for long.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Final
 _FREE_SHARE: Final = 0.5
 # Of a loop that is busy all the time. Longer would be seen by a reader.
 _LONGEST_SECONDS: Final = 0.02
+# That a request was accepted is to be known before anybody asks himself whether it was.
+BEGINNING_SECONDS: Final = 0.2
 # The share is that of the last so many seconds.
 _WINDOW_SECONDS: Final = 0.05
 
@@ -30,7 +33,7 @@ class WritePace:
         # Between two writes of one stream.
         self.interval = 0.0
         self._since, self._busy_before = monotonic(), busy()
-        self._round: list[Callable[[], None]] = []
+        self._round, self._beginnings = _Round(), _Round()
 
     def note(self) -> float:
         """A stream is about to be written. Returns now, in monotonic seconds."""
@@ -49,11 +52,26 @@ class WritePace:
 
     def next_round(self, write: Callable[[], None]) -> None:
         """Calls it with all others of the round, at most one interval from now."""
-        if not self._round:
-            asyncio.get_running_loop().call_later(self.interval, self._begin_round)
-        self._round.append(write)
+        self._round.join(write, self.interval)
 
-    def _begin_round(self) -> None:
-        writes, self._round = self._round, []
+    def next_beginnings(self, write: Callable[[], None]) -> None:
+        """As `next_round`, of streams that have only begun."""
+        self._beginnings.join(write, BEGINNING_SECONDS)
+
+
+class _Round:
+    """Writes that wait for one timer."""
+
+    def __init__(self) -> None:
+        self._writes: list[Callable[[], None]] = []
+
+    def join(self, write: Callable[[], None], seconds: float) -> None:
+        """`seconds` from now, if it is the first."""
+        if not self._writes:
+            asyncio.get_running_loop().call_later(seconds, self._begin)
+        self._writes.append(write)
+
+    def _begin(self) -> None:
+        writes, self._writes = self._writes, []
         for write in writes:
             write()

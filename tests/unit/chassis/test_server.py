@@ -38,6 +38,7 @@ from weir_chassis.server import (
     drain,
     interceptor,
     new_chassis,
+    new_server,
     placed,
 )
 from weir_chassis.stopping import Stop
@@ -212,6 +213,27 @@ async def test_a_service_may_be_placed_in_memory() -> None:
         assert chassis.health.names() == {"": True, SERVICE: True, INSTANCE_SERVICE: True, "model:m": True}
         assert await ScriptStub(channel).unary(b"0") == b"slept"
     assert len(chassis.background) == 0
+
+
+async def test_a_call_costs_the_same_however_many_methods_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What grpc.aio waits for between two calls is one task, and not one for each method."""
+    waited_for: list[int] = []
+    wait = asyncio.wait
+
+    async def counted(tasks: Any, **how: Any) -> Any:
+        waited_for.append(len(tasks))
+        return await wait(tasks, **how)
+
+    monkeypatch.setattr(asyncio, "wait", counted)
+    chassis, settings = new_chassis("toy"), ToySettings()
+    server = new_server(TOY, settings, chassis)
+    async with placed(TOY, settings, chassis, server):
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with open_channel(f"127.0.0.1:{port}") as channel:
+            assert await ScriptStub(channel).unary(b"0", timeout=LIMIT_SECONDS) == b"slept"
+        await server.stop(None)
+    assert set(waited_for) == {1}
 
 
 async def test_a_drain_ends_what_the_service_ends_and_cuts_the_rest() -> None:

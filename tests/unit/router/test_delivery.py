@@ -13,7 +13,7 @@ from weir.inference.v1.stream_pb2 import Accepted, Delta, OutputFinished, TokenL
 from weir_chassis.errors import Internal, SlowConsumer
 from weir_chassis.testing import settle
 from weir_router.delivery import Event, Outbox
-from weir_router.write_pace import WritePace
+from weir_router.write_pace import BEGINNING_SECONDS, WritePace
 
 
 def delta(output_index: int, first: int, *token_ids: int) -> Delta:
@@ -165,11 +165,30 @@ async def test_a_beginning_goes_out_at_once_and_on_a_busy_loop_with_the_first_de
     assert await taken == [Accepted(request_id="r"), delta(0, 0, 1)]
 
 
-async def test_on_a_busy_loop_a_beginning_without_a_delta_waits_for_the_next_round_at_most() -> None:
+async def test_on_a_busy_loop_a_beginning_without_a_delta_goes_out_alone_in_the_end() -> None:
     pace = WritePace()
-    outbox, pace.interval = Outbox(100, pace), 0.05
+    outbox, pace.interval = Outbox(100, pace), 3600.0
     outbox.begin(Accepted(request_id="r"))
     assert await outbox.take() == [Accepted(request_id="r")]
+
+
+async def test_a_stream_whose_beginning_has_waited_takes_its_turns_as_all_others_do() -> None:
+    pace = WritePace()
+    outbox, pace.interval = Outbox(100, pace), 3600.0
+    taken = asyncio.create_task(outbox.take())
+    await settle()
+    outbox.begin(Accepted(request_id="r"))
+    put(outbox, delta(0, 0, 1))
+    assert await taken == [Accepted(request_id="r"), delta(0, 0, 1)]
+    pace.interval = 0.05
+    put(outbox, delta(0, 1, 2))
+    assert await outbox.take() == [delta(0, 1, 2)], "the next round is not the one of the beginnings"
+    pace.interval = 3600.0
+    put(outbox, delta(0, 2, 3))
+    taken = asyncio.create_task(outbox.take())
+    await asyncio.sleep(2 * BEGINNING_SECONDS)
+    assert not taken.done(), "its beginning went out long ago"
+    taken.cancel()
 
 
 async def test_deltas_do_not_wait_until_they_are_too_many() -> None:
