@@ -2,7 +2,8 @@
 
 server        a service's life, and the `Chassis` it is handed      stopping, calls, background, health, polling
 interceptors  around each call: telemetry, errors, deadline    errors, fault_table, telemetry, trace, metrics, deadline
-channel       the way to other services                              limits, inmemory
+observed      a call, or a request on a stream, as it is counted and logged
+channel       the way to other services                              limits, inmemory, slow_consumer
 settings      the environment, once, loudly
 leases        what is held, and that it is given back
 drain_rate    when a refused caller should come back                 rate

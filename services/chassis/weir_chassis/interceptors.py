@@ -13,23 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from random import Random
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
-from grpc import StatusCode
 
 from weir_chassis import errors
 from weir_chassis.calls import Calls, is_infrastructure
 from weir_chassis.clock import Clock
 from weir_chassis.deadline import time_left
-from weir_chassis.errors import DeadlineExceeded, Internal, Unsupported, WeirError
-from weir_chassis.fault_table import Fault
+from weir_chassis.errors import DeadlineExceeded, Unsupported
 from weir_chassis.metrics import Metrics
-from weir_chassis.telemetry import bound_request, get_logger, request_from
+from weir_chassis.observed import Observer, Outcome
+from weir_chassis.telemetry import request_from
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic only in its stubs
 Method = Callable[[Any, Any], Any]
@@ -40,23 +38,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # What is in the way of a first message is only what is in the way of the call's end, too.
 _FIRST_WRITE_SECONDS = 5.0
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How a call ended, for the metrics."""
-
-    code: StatusCode = StatusCode.OK
-    reason: str = ""
-
-
-class _Meters:
-    """One method's, found once: to look them up by their labels takes longer than to count."""
-
-    def __init__(self, metrics: Metrics, method: str) -> None:
-        self.in_flight = metrics.calls_in_flight.labels(method)
-        self.ok = metrics.calls.labels(method, StatusCode.OK.name, "")
-        self.seconds = metrics.call_seconds.labels(method)
 
 
 class GuardedContext:
@@ -137,12 +118,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ):
         """`unbounded` names the methods (`/weir.executor.v1.ExecutorService/Generate`) that live as long as a channel
         and so get no default deadline."""
-        self._metrics, self._calls, self._clock, self._random = metrics, calls, clock, random
+        self._observer = Observer(metrics, clock)
+        self._calls, self._clock, self._random = calls, clock, random
         self._default_deadline_seconds = default_deadline_seconds
         self._unbounded = unbounded
         # Bounded by the methods that are registered: handlers are the same objects at each call.
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
-        self._meters: dict[str, _Meters] = {}
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
@@ -174,13 +155,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         call = _write_each(function) if inspect.isasyncgenfunction(function) else function
 
         async def answer(request: Any, context: Any) -> Any:
-            with self._observed(method, context) as outcome:
+            request_of = request_from(context.invocation_metadata(), self._random)
+            with self._observer.observing(method, request_of) as outcome:
                 guarded = GuardedContext(context, self._clock)
                 try:
                     with self._calls.running(method):
                         return await self._limited(method, call, request, guarded)
                 except BaseException as error:
-                    await self._refuse(method, error, guarded, outcome)
+                    await self._refuse(error, guarded, outcome)
 
         return answer
 
@@ -197,69 +179,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise DeadlineExceeded(f"the call brought no deadline and ran for the default {seconds:g} s") from None
             raise
 
-    async def _refuse(self, method: str, error: BaseException, context: GuardedContext, outcome: Outcome) -> NoReturn:
+    async def _refuse(self, error: BaseException, context: GuardedContext, outcome: Outcome) -> NoReturn:
         """Ends the call with the status of this error; a call whose client has gone just ends."""
         if isinstance(error, asyncio.CancelledError) and _client_has_gone():
             cut = self._calls.why_cut()
             if cut is None:
-                outcome.code = StatusCode.DEADLINE_EXCEEDED if time_left(context) == 0.0 else StatusCode.CANCELLED
-                outcome.reason = outcome.code.name
+                outcome.given_up(by_deadline=time_left(context) == 0.0)
                 raise error
             error = cut
-        translated = translate(error)
-        outcome.code, outcome.reason = translated.row.code, errors.reason_name(translated.reason)
-        _log(method, translated, error)
-        await context.end(errors.to_rpc_status(translated))
-
-    @contextmanager
-    def _observed(self, method: str, context: Any) -> Iterator[Outcome]:
-        start, outcome = self._clock.monotonic(), Outcome()
-        meters = self._meters.get(method)
-        if meters is None:
-            meters = self._meters[method] = _Meters(self._metrics, method)
-        meters.in_flight.inc()
-        try:
-            with bound_request(request_from(context.invocation_metadata(), self._random)):
-                yield outcome
-        finally:
-            meters.in_flight.dec()
-            if outcome.code is StatusCode.OK:
-                meters.ok.inc()
-            else:
-                self._metrics.calls.labels(method, outcome.code.name, outcome.reason).inc()
-            meters.seconds.observe(self._clock.monotonic() - start)
-
-
-def translate(error: BaseException) -> WeirError:
-    """What a caller is told about this exception. Only a WeirError's own words leave the process."""
-    if isinstance(error, WeirError):
-        return error
-    if isinstance(error, grpc.RpcError):
-        return errors.from_rpc_error(error)
-    if isinstance(error, BaseExceptionGroup):
-        # A task group of one request: the others were cancelled because of the first.
-        return translate(error.exceptions[0])
-    return Internal("internal error; the service's log has it under this request's id")
+        await context.end(errors.to_rpc_status(outcome.failed(error)))
 
 
 def _client_has_gone() -> bool:
     # Else nobody cancelled this task: something that it awaited was cancelled under it, which is a bug of ours.
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _log(method: str, translated: WeirError, error: BaseException) -> None:
-    """Says what became of the call. The words of an error that is the client's fault stay out: they may quote what the
-    client sent (a chat template raises with the prompt in its message), and the client is told them anyway."""
-    logger, reason = get_logger(), errors.reason_name(translated.reason)
-    if isinstance(translated, Internal) and not isinstance(translated, errors.RemoteError):
-        logger.error("call_failed", method=method, reason=reason, exc_info=error)
-    elif translated.row.fault is Fault.SERVER:
-        logger.warning("call_failed", method=method, reason=reason, message=translated.message)
-    elif translated.row.fault is Fault.CLIENT:
-        logger.info("call_refused", method=method, reason=reason, fields=errors.wrong_fields(translated))
-    else:
-        logger.info("call_refused", method=method, reason=reason, message=translated.message)
 
 
 def _write_each(function: Callable[[Any, Any], AsyncIterator[Any]]) -> Answer:

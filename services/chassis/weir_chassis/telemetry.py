@@ -91,9 +91,14 @@ def current_request() -> Request | None:
 def request_from(metadata: Metadata | None, random: Random) -> Request:
     """The caller's request id and trace, or new ones where it sent none that are usable."""
     values = {key: value for key, value in metadata or () if key in (REQUEST_ID_KEY, TRACEPARENT_KEY)}
-    parent = TraceContext.parse(str(values.get(TRACEPARENT_KEY, "")))
+    return carried_request(values.get(REQUEST_ID_KEY), str(values.get(TRACEPARENT_KEY, "")), random)
+
+
+def carried_request(request_id: str | bytes | None, traceparent: str, random: Random) -> Request:
+    """As `request_from`, of one request on a stream."""
+    parent = TraceContext.parse(traceparent)
     trace = parent.child(random) if parent else TraceContext.start(random)
-    return Request(_usable_id(values.get(REQUEST_ID_KEY)) or trace.trace_id, trace)
+    return Request(_usable_id(request_id) or trace.trace_id, trace)
 
 
 def call_metadata(request: Request | None = None, random: Random | None = None) -> tuple[tuple[str, str], ...]:
@@ -104,8 +109,12 @@ def call_metadata(request: Request | None = None, random: Random | None = None) 
     request = request or current_request()
     if request is None:
         return ()
-    child = request.trace.child(random or _SPANS)
-    return ((REQUEST_ID_KEY, request.request_id), (TRACEPARENT_KEY, child.header))
+    return ((REQUEST_ID_KEY, request.request_id), (TRACEPARENT_KEY, carried_trace(request, random)))
+
+
+def carried_trace(request: Request, random: Random | None = None) -> str:
+    """The `traceparent` that carries the request on, where it is one of many on a stream and has no metadata."""
+    return request.trace.child(random or _SPANS).header
 
 
 # Span ids only have to differ between processes, so they alone are drawn from the system.

@@ -13,9 +13,10 @@ from prometheus_client import Counter
 
 from weir.postprocess.v1.postprocess_pb2 import PostprocessRequest, PostprocessResponse
 from weir.postprocess.v1.postprocess_pb2_grpc import PostprocessServiceServicer
-from weir_chassis.errors import Draining, SlowConsumer
+from weir_chassis.errors import Draining
 from weir_chassis.leases import Lease, LeaseLedger
 from weir_chassis.metrics import Metrics
+from weir_chassis.slow_consumer import write_within
 from weir_chassis.telemetry import current_request
 from weir_postprocess.session import Session
 from weir_postprocess.vocabulary import Vocabulary
@@ -49,7 +50,7 @@ class PostprocessServicer(PostprocessServiceServicer):
                 stream.book()
                 self._counters.count(message, response)
                 if response is not None:
-                    await _write(context, response, self._limits.slow_consumer_seconds)
+                    await write_within(context, response, self._limits.slow_consumer_seconds)
 
     async def drain(self) -> None:
         """Ends the streams that have no request open; the others end with their last one and open none."""
@@ -138,11 +139,3 @@ def _cost(message: PostprocessRequest) -> int:
     for opened in message.opens:
         cost += sum(map(len, opened.stop)) + sum(len(output.token_ids) for output in opened.resumed_outputs)
     return cost
-
-
-async def _write(context: Any, response: PostprocessResponse, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await context.write(response)
-    except TimeoutError:
-        raise SlowConsumer(f"a message was not read for {seconds:g} s") from None

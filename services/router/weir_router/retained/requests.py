@@ -19,8 +19,8 @@ from weir.router.v1.router_pb2 import GenerateRequest
 from weir_chassis.background import Background
 from weir_chassis.clock import Clock
 from weir_chassis.errors import AlreadyExists, Cancelled, Draining, Internal, NotFound, WeirError, WorkerLost
-from weir_chassis.interceptors import translate
 from weir_chassis.leases import LeaseLedger
+from weir_chassis.observed import translate
 from weir_chassis.telemetry import get_logger
 from weir_router.keeping import Begun, Drawing, Keeping
 from weir_router.metrics import RouterMetrics
