@@ -85,6 +85,13 @@ def _check_message(field: str, message: chat_pb2.ChatMessage) -> None:
             raise InvalidArgument(f"{field}.content[{index}]", "has neither text nor image")
 
 
+def check_answer(field: str, size: int, max_bytes: int) -> None:
+    """Ids and hashes may be many times larger than their text. Raises InvalidArgument, naming what they come from."""
+    if size > max_bytes:
+        description = f"its ids and hashes take {size} bytes, the limit is {max_bytes}"
+        raise InvalidArgument(field, description, metadata={"limit": str(max_bytes)})
+
+
 def chat_of(prompt: chat_pb2.ChatPrompt, content_format: ContentFormat) -> Chat:
     """The chat as templates know it. `prompt` has passed `check_prompt`. Raises InvalidArgument for bad JSON."""
     messages = [_message(f"prompt.messages[{i}]", m, content_format) for i, m in enumerate(prompt.messages)]

@@ -11,7 +11,10 @@ from typing import Final
 from weir.fleet.v1.instance_pb2 import Instance
 from weir.tokenizer.v1 import tokenizer_pb2
 from weir.tokenizer.v1.tokenizer_pb2_grpc import add_TokenizerServiceServicer_to_server
+from weir_chassis.observed import Observer
 from weir_chassis.server import Chassis, Registration, ServiceDefinition, Servicers
+from weir_tokenizer.ask_stream import AskDesk
+from weir_tokenizer.encoder import Encoder
 from weir_tokenizer.encoding_cache import EncodingCache
 from weir_tokenizer.mapping import version_of
 from weir_tokenizer.metrics import TokenizerMetrics
@@ -39,10 +42,23 @@ async def build(settings: TokenizerSettings, chassis: Chassis) -> AsyncIterator[
     chassis.identity.describe(Instance(model_versions=versions, capacity=settings.max_pending))
     limits = PoolLimits(settings.threads, settings.max_pending, settings.max_pending_bytes)
     async with WorkPool(limits, chassis.leases, chassis.clock) as pool:
-        servicer = TokenizerServicer(registry, pool, metrics, chassis.clock, render_seconds=settings.render_seconds)
+        encoder = Encoder(registry, pool, metrics, chassis.clock, render_seconds=settings.render_seconds)
+        desk = AskDesk(
+            encoder,
+            Observer(chassis.metrics, chassis.clock),
+            chassis.leases,
+            chassis.random,
+            settings.max_open_asks,
+            settings.default_deadline_seconds,
+        )
+        servicer = TokenizerServicer(encoder, desk, slow_consumer_seconds=settings.slow_consumer_seconds)
         yield Servicers(
-            [Registration(add_TokenizerServiceServicer_to_server, servicer, SERVICE_NAME)], models=registry.names
+            [Registration(add_TokenizerServiceServicer_to_server, servicer, SERVICE_NAME)],
+            models=registry.names,
+            drain=servicer.drain,
         )
 
 
-SERVICE: Final = ServiceDefinition("tokenizer", TokenizerSettings, build)
+SERVICE: Final = ServiceDefinition(
+    "tokenizer", TokenizerSettings, build, unbounded=frozenset({f"/{SERVICE_NAME}/Encode"})
+)

@@ -77,6 +77,14 @@ class TokenizerSettings(ServiceSettings):
     max_pending_bytes: int = Field(
         64 * _MIB, ge=1, description="bytes of the requests that wait or run; more are refused with OVERLOADED"
     )
+    # More than all threads have waiting before they refuse, so that one router is not refused for its stream's sake.
+    max_open_asks: int = Field(
+        1024, ge=1, le=1_000_000, description="open at once on one stream; more are refused with OVERLOADED"
+    )
+    # A router that lives reads at once; one that stops reading holds its answers' memory here.
+    slow_consumer_seconds: float = Field(
+        10.0, gt=0.0, le=3600.0, description="how long one message may wait to be read"
+    )
     render_seconds: float = Field(2.0, gt=0.0, le=60.0, description="the longest that one template may run")
 
     def prompt_tokens_of(self, source: ModelSource) -> int | None:

@@ -21,13 +21,12 @@ from unit.tokenizer.model_directories import fixture_template, metaspace_json, w
 from weir.inference.v1 import chat_pb2
 from weir.tokenizer.v1 import tokenizer_pb2 as pb
 from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceStub
-from weir_chassis.errors import DeadlineExceeded, from_rpc_error, reason_name
+from weir_chassis.errors import from_rpc_error, reason_name
 from weir_chassis.server import Chassis, new_chassis
 from weir_chassis.settings import SettingsError
 from weir_chassis.testing import VirtualClock, assert_no_leases, serve_in_memory
 from weir_tokenizer.model import TextModel
 from weir_tokenizer.service import build
-from weir_tokenizer.servicer import Deadline
 from weir_tokenizer.settings import TokenizerSettings
 
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -147,17 +146,6 @@ async def test_what_is_counted(tmp_path: Path) -> None:
     assert samples["weir_tokenizer_tokens_total",] == 2 * len(response.prompt.token_ids)
     assert samples["weir_tokenizer_render_seconds_count",] == 2
     assert samples["weir_tokenizer_encode_seconds_count",] == 2
-
-
-async def test_a_request_that_waited_too_long_is_not_begun() -> None:
-    clock = VirtualClock()
-    deadline = Deadline(at=5.0, clock=clock)
-    assert deadline.left(60.0) == 5.0
-    assert deadline.left(2.0) == 2.0
-    await clock.advance(5.0)
-    with pytest.raises(DeadlineExceeded):
-        deadline.check()
-    assert Deadline(at=None, clock=clock).left(2.0) == 2.0
 
 
 async def test_a_model_that_cannot_be_served_stops_the_start(tmp_path: Path) -> None:

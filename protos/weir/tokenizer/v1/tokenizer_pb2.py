@@ -22,41 +22,51 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from weir.inference.v1 import chat_pb2 as weir_dot_inference_dot_v1_dot_chat__pb2
+from weir.inference.v1 import error_pb2 as weir_dot_inference_dot_v1_dot_error__pb2
 from weir.inference.v1 import model_pb2 as weir_dot_inference_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!weir/tokenizer/v1/tokenizer.proto\x12\x11weir.tokenizer.v1\x1a\x1cweir/inference/v1/chat.proto\x1a\x1dweir/inference/v1/model.proto\"E\n\tHashScope\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x13\n\x0btenant_salt\x18\x02 \x01(\t\x12\x12\n\nblock_size\x18\x03 \x01(\r\":\n\x0fTokenizedPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x01(\x0c\"\x99\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x30\n\nhash_scope\x18\x04 \x01(\x0b\x32\x1c.weir.tokenizer.v1.HashScopeB\x15\n\x13_add_special_tokens\"\x7f\n\x10TokenizeResponse\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x33\n\x07prompts\x18\x02 \x03(\x0b\x32\".weir.tokenizer.v1.TokenizedPrompt\"\x8c\x01\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\tsequences\x18\x02 \x03(\x0b\x32\x1b.weir.tokenizer.v1.TokenIds\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\x1d\n\x08TokenIds\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"#\n\x12\x44\x65tokenizeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"\x9f\x01\n\x18\x41pplyChatTemplateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x06prompt\x18\x02 \x01(\x0b\x32\x1d.weir.inference.v1.ChatPrompt\x12\x30\n\nhash_scope\x18\x03 \x01(\x0b\x32\x1c.weir.tokenizer.v1.HashScope\x12\x13\n\x0brender_only\x18\x04 \x01(\x08\"\xa3\x01\n\x19\x41pplyChatTemplateResponse\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x32\n\x06prompt\x18\x02 \x01(\x0b\x32\".weir.tokenizer.v1.TokenizedPrompt\x12\x11\n\x04text\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_text\"(\n\x17GetTokenizerInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"P\n\x18GetTokenizerInfoResponse\x12\x34\n\ntokenizers\x18\x01 \x03(\x0b\x32 .weir.tokenizer.v1.TokenizerInfo\"\xc1\x01\n\rTokenizerInfo\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x03 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x04 \x01(\x04\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\x12\x16\n\x0especial_tokens\x18\x06 \x03(\t2\x9f\x03\n\x10TokenizerService\x12S\n\x08Tokenize\x12\".weir.tokenizer.v1.TokenizeRequest\x1a#.weir.tokenizer.v1.TokenizeResponse\x12Y\n\nDetokenize\x12$.weir.tokenizer.v1.DetokenizeRequest\x1a%.weir.tokenizer.v1.DetokenizeResponse\x12n\n\x11\x41pplyChatTemplate\x12+.weir.tokenizer.v1.ApplyChatTemplateRequest\x1a,.weir.tokenizer.v1.ApplyChatTemplateResponse\x12k\n\x10GetTokenizerInfo\x12*.weir.tokenizer.v1.GetTokenizerInfoRequest\x1a+.weir.tokenizer.v1.GetTokenizerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!weir/tokenizer/v1/tokenizer.proto\x12\x11weir.tokenizer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cweir/inference/v1/chat.proto\x1a\x1dweir/inference/v1/error.proto\x1a\x1dweir/inference/v1/model.proto\"E\n\tHashScope\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x13\n\x0btenant_salt\x18\x02 \x01(\t\x12\x12\n\nblock_size\x18\x03 \x01(\r\":\n\x0fTokenizedPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x01(\x0c\"\x99\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x30\n\nhash_scope\x18\x04 \x01(\x0b\x32\x1c.weir.tokenizer.v1.HashScopeB\x15\n\x13_add_special_tokens\"\x7f\n\x10TokenizeResponse\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x33\n\x07prompts\x18\x02 \x03(\x0b\x32\".weir.tokenizer.v1.TokenizedPrompt\"\x8c\x01\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12.\n\tsequences\x18\x02 \x03(\x0b\x32\x1b.weir.tokenizer.v1.TokenIds\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\x1d\n\x08TokenIds\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"#\n\x12\x44\x65tokenizeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"\x9f\x01\n\x18\x41pplyChatTemplateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12-\n\x06prompt\x18\x02 \x01(\x0b\x32\x1d.weir.inference.v1.ChatPrompt\x12\x30\n\nhash_scope\x18\x03 \x01(\x0b\x32\x1c.weir.tokenizer.v1.HashScope\x12\x13\n\x0brender_only\x18\x04 \x01(\x08\"\xa3\x01\n\x19\x41pplyChatTemplateResponse\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x32\n\x06prompt\x18\x02 \x01(\x0b\x32\".weir.tokenizer.v1.TokenizedPrompt\x12\x11\n\x04text\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_text\"P\n\rEncodeRequest\x12$\n\x04\x61sks\x18\x01 \x03(\x0b\x32\x16.weir.tokenizer.v1.Ask\x12\x19\n\x11withdrawn_handles\x18\x02 \x03(\x04\"\xfb\x01\n\x03\x41sk\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12,\n\ttime_left\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x08tokenize\x18\x05 \x01(\x0b\x32\".weir.tokenizer.v1.TokenizeRequestH\x00\x12J\n\x13\x61pply_chat_template\x18\x06 \x01(\x0b\x32+.weir.tokenizer.v1.ApplyChatTemplateRequestH\x00\x42\t\n\x07request\"<\n\x0e\x45ncodeResponse\x12*\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x19.weir.tokenizer.v1.Answer\"\xcc\x01\n\x06\x41nswer\x12\x0e\n\x06handle\x18\x01 \x01(\x04\x12\x38\n\ttokenized\x18\x02 \x01(\x0b\x32#.weir.tokenizer.v1.TokenizeResponseH\x00\x12?\n\x07\x61pplied\x18\x03 \x01(\x0b\x32,.weir.tokenizer.v1.ApplyChatTemplateResponseH\x00\x12-\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1a.weir.inference.v1.FailureH\x00\x42\x08\n\x06\x61nswer\"(\n\x17GetTokenizerInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"d\n\x18GetTokenizerInfoResponse\x12\x34\n\ntokenizers\x18\x01 \x03(\x0b\x32 .weir.tokenizer.v1.TokenizerInfo\x12\x12\n\nhas_encode\x18\x02 \x01(\x08\"\xc1\x01\n\rTokenizerInfo\x12\x36\n\rmodel_version\x18\x01 \x01(\x0b\x32\x1f.weir.inference.v1.ModelVersion\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x03 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x04 \x01(\x04\x12\x19\n\x11has_chat_template\x18\x05 \x01(\x08\x12\x16\n\x0especial_tokens\x18\x06 \x03(\t2\xf2\x03\n\x10TokenizerService\x12S\n\x08Tokenize\x12\".weir.tokenizer.v1.TokenizeRequest\x1a#.weir.tokenizer.v1.TokenizeResponse\x12Y\n\nDetokenize\x12$.weir.tokenizer.v1.DetokenizeRequest\x1a%.weir.tokenizer.v1.DetokenizeResponse\x12n\n\x11\x41pplyChatTemplate\x12+.weir.tokenizer.v1.ApplyChatTemplateRequest\x1a,.weir.tokenizer.v1.ApplyChatTemplateResponse\x12Q\n\x06\x45ncode\x12 .weir.tokenizer.v1.EncodeRequest\x1a!.weir.tokenizer.v1.EncodeResponse(\x01\x30\x01\x12k\n\x10GetTokenizerInfo\x12*.weir.tokenizer.v1.GetTokenizerInfoRequest\x1a+.weir.tokenizer.v1.GetTokenizerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weir.tokenizer.v1.tokenizer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HASHSCOPE']._serialized_start=117
-  _globals['_HASHSCOPE']._serialized_end=186
-  _globals['_TOKENIZEDPROMPT']._serialized_start=188
-  _globals['_TOKENIZEDPROMPT']._serialized_end=246
-  _globals['_TOKENIZEREQUEST']._serialized_start=249
-  _globals['_TOKENIZEREQUEST']._serialized_end=402
-  _globals['_TOKENIZERESPONSE']._serialized_start=404
-  _globals['_TOKENIZERESPONSE']._serialized_end=531
-  _globals['_DETOKENIZEREQUEST']._serialized_start=534
-  _globals['_DETOKENIZEREQUEST']._serialized_end=674
-  _globals['_TOKENIDS']._serialized_start=676
-  _globals['_TOKENIDS']._serialized_end=705
-  _globals['_DETOKENIZERESPONSE']._serialized_start=707
-  _globals['_DETOKENIZERESPONSE']._serialized_end=742
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=745
-  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=904
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=907
-  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=1070
-  _globals['_GETTOKENIZERINFOREQUEST']._serialized_start=1072
-  _globals['_GETTOKENIZERINFOREQUEST']._serialized_end=1112
-  _globals['_GETTOKENIZERINFORESPONSE']._serialized_start=1114
-  _globals['_GETTOKENIZERINFORESPONSE']._serialized_end=1194
-  _globals['_TOKENIZERINFO']._serialized_start=1197
-  _globals['_TOKENIZERINFO']._serialized_end=1390
-  _globals['_TOKENIZERSERVICE']._serialized_start=1393
-  _globals['_TOKENIZERSERVICE']._serialized_end=1808
+  _globals['_HASHSCOPE']._serialized_start=180
+  _globals['_HASHSCOPE']._serialized_end=249
+  _globals['_TOKENIZEDPROMPT']._serialized_start=251
+  _globals['_TOKENIZEDPROMPT']._serialized_end=309
+  _globals['_TOKENIZEREQUEST']._serialized_start=312
+  _globals['_TOKENIZEREQUEST']._serialized_end=465
+  _globals['_TOKENIZERESPONSE']._serialized_start=467
+  _globals['_TOKENIZERESPONSE']._serialized_end=594
+  _globals['_DETOKENIZEREQUEST']._serialized_start=597
+  _globals['_DETOKENIZEREQUEST']._serialized_end=737
+  _globals['_TOKENIDS']._serialized_start=739
+  _globals['_TOKENIDS']._serialized_end=768
+  _globals['_DETOKENIZERESPONSE']._serialized_start=770
+  _globals['_DETOKENIZERESPONSE']._serialized_end=805
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_start=808
+  _globals['_APPLYCHATTEMPLATEREQUEST']._serialized_end=967
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_start=970
+  _globals['_APPLYCHATTEMPLATERESPONSE']._serialized_end=1133
+  _globals['_ENCODEREQUEST']._serialized_start=1135
+  _globals['_ENCODEREQUEST']._serialized_end=1215
+  _globals['_ASK']._serialized_start=1218
+  _globals['_ASK']._serialized_end=1469
+  _globals['_ENCODERESPONSE']._serialized_start=1471
+  _globals['_ENCODERESPONSE']._serialized_end=1531
+  _globals['_ANSWER']._serialized_start=1534
+  _globals['_ANSWER']._serialized_end=1738
+  _globals['_GETTOKENIZERINFOREQUEST']._serialized_start=1740
+  _globals['_GETTOKENIZERINFOREQUEST']._serialized_end=1780
+  _globals['_GETTOKENIZERINFORESPONSE']._serialized_start=1782
+  _globals['_GETTOKENIZERINFORESPONSE']._serialized_end=1882
+  _globals['_TOKENIZERINFO']._serialized_start=1885
+  _globals['_TOKENIZERINFO']._serialized_end=2078
+  _globals['_TOKENIZERSERVICE']._serialized_start=2081
+  _globals['_TOKENIZERSERVICE']._serialized_end=2579
 # @@protoc_insertion_point(module_scope)

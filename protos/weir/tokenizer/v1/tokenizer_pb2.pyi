@@ -5,9 +5,11 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from weir.inference.v1 import chat_pb2 as _chat_pb2
+from weir.inference.v1 import error_pb2 as _error_pb2
 from weir.inference.v1 import model_pb2 as _model_pb2
 import builtins as _builtins
 import sys
@@ -268,6 +270,131 @@ class ApplyChatTemplateResponse(_message.Message):
 Global___ApplyChatTemplateResponse: _TypeAlias = ApplyChatTemplateResponse  # noqa: Y015
 
 @_typing.final
+class EncodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASKS_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_HANDLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def asks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ask]: ...
+    @_builtins.property
+    def withdrawn_handles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Asks whose answers nobody waits for: nothing more comes back for them. One that is not open is no error, for its answer may
+        be under way.
+        """
+
+    def __init__(
+        self,
+        *,
+        asks: _abc.Iterable[Global___Ask] | None = ...,
+        withdrawn_handles: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "withdrawn_handles", b"withdrawn_handles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
+
+@_typing.final
+class Ask(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TIME_LEFT_FIELD_NUMBER: _builtins.int
+    TOKENIZE_FIELD_NUMBER: _builtins.int
+    APPLY_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    """Chosen by the caller, unique among its open asks on this stream."""
+    request_id: _builtins.str
+    """For logs, as the metadata `weir-request-id` of a call. At most 128 bytes."""
+    traceparent: _builtins.str
+    """W3C trace context, as the metadata of that name."""
+    @_builtins.property
+    def time_left(self) -> _duration_pb2.Duration:
+        """How long the caller still waits. Unset: as for a call without a deadline."""
+
+    @_builtins.property
+    def tokenize(self) -> Global___TokenizeRequest: ...
+    @_builtins.property
+    def apply_chat_template(self) -> Global___ApplyChatTemplateRequest: ...
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
+        time_left: _duration_pb2.Duration | None = ...,
+        tokenize: Global___TokenizeRequest | None = ...,
+        apply_chat_template: Global___ApplyChatTemplateRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["apply_chat_template", b"apply_chat_template", "request", b"request", "time_left", b"time_left", "tokenize", b"tokenize"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply_chat_template", b"apply_chat_template", "handle", b"handle", "request", b"request", "request_id", b"request_id", "time_left", b"time_left", "tokenize", b"tokenize", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["tokenize", "apply_chat_template"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___Ask: _TypeAlias = Ask  # noqa: Y015
+
+@_typing.final
+class EncodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Answer]: ...
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___Answer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncodeResponse: _TypeAlias = EncodeResponse  # noqa: Y015
+
+@_typing.final
+class Answer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    TOKENIZED_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    handle: _builtins.int
+    @_builtins.property
+    def tokenized(self) -> Global___TokenizeResponse: ...
+    @_builtins.property
+    def applied(self) -> Global___ApplyChatTemplateResponse: ...
+    @_builtins.property
+    def failure(self) -> _error_pb2.Failure: ...
+    def __init__(
+        self,
+        *,
+        handle: _builtins.int = ...,
+        tokenized: Global___TokenizeResponse | None = ...,
+        applied: Global___ApplyChatTemplateResponse | None = ...,
+        failure: _error_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "applied", b"applied", "failure", b"failure", "tokenized", b"tokenized"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "applied", b"applied", "failure", b"failure", "handle", b"handle", "tokenized", b"tokenized"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["tokenized", "applied", "failure"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___Answer: _TypeAlias = Answer  # noqa: Y015
+
+@_typing.final
 class GetTokenizerInfoRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -292,16 +419,20 @@ class GetTokenizerInfoResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKENIZERS_FIELD_NUMBER: _builtins.int
+    HAS_ENCODE_FIELD_NUMBER: _builtins.int
+    has_encode: _builtins.bool
+    """It has `Encode`, which a router needs. Unset by a tokenizer that is older than that."""
     @_builtins.property
     def tokenizers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenizerInfo]: ...
     def __init__(
         self,
         *,
         tokenizers: _abc.Iterable[Global___TokenizerInfo] | None = ...,
+        has_encode: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokenizers", b"tokenizers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_encode", b"has_encode", "tokenizers", b"tokenizers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

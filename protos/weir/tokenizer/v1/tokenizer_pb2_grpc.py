@@ -54,6 +54,11 @@ class TokenizerServiceStub(object):
                 request_serializer=weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateRequest.SerializeToString,
                 response_deserializer=weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateResponse.FromString,
                 _registered_method=True)
+        self.Encode = channel.stream_stream(
+                '/weir.tokenizer.v1.TokenizerService/Encode',
+                request_serializer=weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.EncodeRequest.SerializeToString,
+                response_deserializer=weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.EncodeResponse.FromString,
+                _registered_method=True)
         self.GetTokenizerInfo = channel.unary_unary(
                 '/weir.tokenizer.v1.TokenizerService/GetTokenizerInfo',
                 request_serializer=weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.GetTokenizerInfoRequest.SerializeToString,
@@ -93,6 +98,21 @@ class TokenizerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Encode(self, request_iterator, context):
+        """All of one caller's asks on one stream, for a caller with many: a message costs about the same whatever is in it.
+
+        An ask is what its own RPC would be asked, and gets exactly one answer: what that RPC answers, or a `Failure` that leaves
+        the stream and its neighbours as they are. Answers come in any order, those that are there together as one message. Ending
+        the stream in any way withdraws what is open on it.
+
+        An ask fails with what its RPC fails with, and with INVALID_ARGUMENT (it asks nothing), ALREADY_EXISTS (its handle is open),
+        OVERLOADED (too many asks are open on the stream), DEADLINE_EXCEEDED (its `time_left` has passed), DRAINING. The stream fails
+        with DRAINING once no ask is open on it, SLOW_CONSUMER when a message is not read for too long, INTERNAL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTokenizerInfo(self, request, context):
         """What is loaded here.
         """
@@ -117,6 +137,11 @@ def add_TokenizerServiceServicer_to_server(servicer, server):
                     servicer.ApplyChatTemplate,
                     request_deserializer=weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateRequest.FromString,
                     response_serializer=weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateResponse.SerializeToString,
+            ),
+            'Encode': grpc.stream_stream_rpc_method_handler(
+                    servicer.Encode,
+                    request_deserializer=weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.EncodeRequest.FromString,
+                    response_serializer=weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.EncodeResponse.SerializeToString,
             ),
             'GetTokenizerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTokenizerInfo,
@@ -210,6 +235,33 @@ class TokenizerService(object):
             '/weir.tokenizer.v1.TokenizerService/ApplyChatTemplate',
             weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateRequest.SerializeToString,
             weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.ApplyChatTemplateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Encode(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/weir.tokenizer.v1.TokenizerService/Encode',
+            weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.EncodeRequest.SerializeToString,
+            weir_dot_tokenizer_dot_v1_dot_tokenizer__pb2.EncodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

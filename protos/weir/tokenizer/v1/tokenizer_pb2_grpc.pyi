@@ -49,6 +49,17 @@ class TokenizerServiceStub:
     Fails with TEMPLATE_FAILED when the template raises or renders too much, UNSUPPORTED for parts that are not text,
     PROMPT_TOO_LONG as above.
     """
+    Encode: _grpc.StreamStreamMultiCallable[_tokenizer_pb2.EncodeRequest, _tokenizer_pb2.EncodeResponse]
+    """All of one caller's asks on one stream, for a caller with many: a message costs about the same whatever is in it.
+
+    An ask is what its own RPC would be asked, and gets exactly one answer: what that RPC answers, or a `Failure` that leaves
+    the stream and its neighbours as they are. Answers come in any order, those that are there together as one message. Ending
+    the stream in any way withdraws what is open on it.
+
+    An ask fails with what its RPC fails with, and with INVALID_ARGUMENT (it asks nothing), ALREADY_EXISTS (its handle is open),
+    OVERLOADED (too many asks are open on the stream), DEADLINE_EXCEEDED (its `time_left` has passed), DRAINING. The stream fails
+    with DRAINING once no ask is open on it, SLOW_CONSUMER when a message is not read for too long, INTERNAL.
+    """
     GetTokenizerInfo: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.GetTokenizerInfoRequest, _tokenizer_pb2.GetTokenizerInfoResponse]
     """What is loaded here."""
 
@@ -72,6 +83,17 @@ class TokenizerServiceAsyncStub(TokenizerServiceStub):
     """Renders messages by the model's chat template, then encodes the prompt, unless `render_only`.
     Fails with TEMPLATE_FAILED when the template raises or renders too much, UNSUPPORTED for parts that are not text,
     PROMPT_TOO_LONG as above.
+    """
+    Encode: _aio.StreamStreamMultiCallable[_tokenizer_pb2.EncodeRequest, _tokenizer_pb2.EncodeResponse]  # type: ignore[assignment]
+    """All of one caller's asks on one stream, for a caller with many: a message costs about the same whatever is in it.
+
+    An ask is what its own RPC would be asked, and gets exactly one answer: what that RPC answers, or a `Failure` that leaves
+    the stream and its neighbours as they are. Answers come in any order, those that are there together as one message. Ending
+    the stream in any way withdraws what is open on it.
+
+    An ask fails with what its RPC fails with, and with INVALID_ARGUMENT (it asks nothing), ALREADY_EXISTS (its handle is open),
+    OVERLOADED (too many asks are open on the stream), DEADLINE_EXCEEDED (its `time_left` has passed), DRAINING. The stream fails
+    with DRAINING once no ask is open on it, SLOW_CONSUMER when a message is not read for too long, INTERNAL.
     """
     GetTokenizerInfo: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.GetTokenizerInfoRequest, _tokenizer_pb2.GetTokenizerInfoResponse]  # type: ignore[assignment]
     """What is loaded here."""
@@ -111,6 +133,23 @@ class TokenizerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Renders messages by the model's chat template, then encodes the prompt, unless `render_only`.
         Fails with TEMPLATE_FAILED when the template raises or renders too much, UNSUPPORTED for parts that are not text,
         PROMPT_TOO_LONG as above.
+        """
+
+    @_abc_1.abstractmethod
+    def Encode(
+        self,
+        request_iterator: _MaybeAsyncIterator[_tokenizer_pb2.EncodeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_tokenizer_pb2.EncodeResponse], _abc.AsyncIterator[_tokenizer_pb2.EncodeResponse]]:
+        """All of one caller's asks on one stream, for a caller with many: a message costs about the same whatever is in it.
+
+        An ask is what its own RPC would be asked, and gets exactly one answer: what that RPC answers, or a `Failure` that leaves
+        the stream and its neighbours as they are. Answers come in any order, those that are there together as one message. Ending
+        the stream in any way withdraws what is open on it.
+
+        An ask fails with what its RPC fails with, and with INVALID_ARGUMENT (it asks nothing), ALREADY_EXISTS (its handle is open),
+        OVERLOADED (too many asks are open on the stream), DEADLINE_EXCEEDED (its `time_left` has passed), DRAINING. The stream fails
+        with DRAINING once no ask is open on it, SLOW_CONSUMER when a message is not read for too long, INTERNAL.
         """
 
     @_abc_1.abstractmethod
