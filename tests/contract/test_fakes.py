@@ -12,10 +12,14 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 
-from contract import executor_contract, postprocess_contract
+from contract import encode_contract, executor_contract, postprocess_contract
+from contract.tokenizer_contract import SERVED
 from fakes.executor import FakeExecutor
 from fakes.postprocess import FakePostprocess
 from fakes.suite import Fakes
+from fakes.tokenizer import FakeTokenizer
+from weir.inference.v1.model_pb2 import ModelVersion
+from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from weir_chassis.inmemory import InMemoryChannel
 
 BEYOND_THE_FAKE = {
@@ -65,3 +69,13 @@ async def test_postprocess(check: postprocess_contract.Check) -> None:
     async with served(Fakes.make([], [], [postprocess])) as channel:
         await check(postprocess_contract.connect(channel))
     assert postprocess.live == 0
+
+
+@pytest.mark.parametrize("check", encode_contract.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+async def test_tokenizer(check: encode_contract.Check) -> None:
+    version = ModelVersion(model=SERVED.chat, revision="r1", tokenizer_hash="0" * 32)
+    tokenizer = FakeTokenizer(version)
+    async with served(Fakes.make([], [tokenizer], [])) as channel:
+        stub = TokenizerServiceStub(channel)
+        async with encode_contract.asking(stub) as asker:
+            await check(asker, stub)

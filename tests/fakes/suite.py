@@ -113,6 +113,7 @@ class Suite:
         # A stream that is over is kept for a while; it goes with its router at the latest.
         await self.until(lambda: not set(self.chassis.leases.counts()) - {"retained_stream"})
         await self.until(lambda: not any(fake.live or fake.handoffs for fake in self.fakes.executors))
+        await self.until(lambda: not any(fake.live for fake in self.fakes.tokenizers))
         await self.until(lambda: not any(fake.live for fake in self.fakes.postprocessors))
         snapshot = self.fleet.snapshot()
         assert not any(executor.routed_tokens for executor in snapshot.executors)

@@ -6,27 +6,19 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
-
-import grpc
+from typing import Protocol, TypeVar
 
 from weir.inference.v1.chat_pb2 import ChatPrompt
 from weir.kvstore.v1 import block_hash
 from weir.router.v1.router_pb2 import EmbedInput
-from weir.tokenizer.v1.tokenizer_pb2 import ApplyChatTemplateRequest, HashScope, TokenizeRequest
-from weir_chassis.channel import call_metadata
-from weir_chassis.deadline import hop_timeout
+from weir.tokenizer.v1.tokenizer_pb2 import Answer, ApplyChatTemplateRequest, Ask, HashScope, TokenizeRequest
 from weir_chassis.errors import (
-    Cancelled,
-    DeadlineExceeded,
     PromptTooLong,
     RevisionMismatch,
     WeirError,
-    WorkerLost,
-    from_rpc_error,
 )
+from weir_chassis.telemetry import carried_trace, current_request
 from weir_router.demand import demand_of
-from weir_router.faults.breakers import watched
 from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where, verdict
 from weir_router.fleet.fleet import Fleet
@@ -41,12 +33,10 @@ from weir_router.regions import Residency
 from weir_router.request import EncodedInputs, EncodedPrompt, TextPrompt, TokenIdsPrompt
 from weir_router.validation import check_vocabulary
 
-if TYPE_CHECKING:
-    from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub
-
-
 T = TypeVar("T")
-_Ask = Callable[["TokenizerServiceAsyncStub", ExecutorModel, float | None], Awaitable[T]]
+# To a tokenizer that has been chosen.
+_Send = Callable[[Ask], Awaitable[Answer]]
+_Asked = Callable[[_Send, ExecutorModel], Awaitable[T]]
 
 
 class Asking(Protocol):
@@ -62,11 +52,10 @@ class Asking(Protocol):
 
 
 class Encoder:
-    """`timeout_seconds` bounds one call to one tokenizer. `cache_pools`: tenant → whose cached prefixes it shares."""
+    """`cache_pools`: tenant → whose cached prefixes it shares."""
 
-    def __init__(self, fleet: Fleet, retries: Retries, timeout_seconds: float, cache_pools: Mapping[str, str]):
-        self._fleet, self._retries = fleet, retries
-        self._timeout_seconds, self._cache_pools = timeout_seconds, cache_pools
+    def __init__(self, fleet: Fleet, retries: Retries, cache_pools: Mapping[str, str]):
+        self._fleet, self._retries, self._cache_pools = fleet, retries, cache_pools
 
     async def encode(self, target: Target, journey: Journey) -> EncodedPrompt:
         """In tokens, or as it is where only workers outside the suite can take it. Raises as `_encode` does."""
@@ -132,7 +121,7 @@ class Encoder:
         """No tenant finds a block that another one's prompt has left, unless both share a pool."""
         return self._cache_pools.get(tenant, tenant)
 
-    async def _tokenize(self, ask: _Ask[T], target: Target, adapter: str, asking: Asking) -> T:
+    async def _tokenize(self, ask: _Asked[T], target: Target, adapter: str, asking: Asking) -> T:
         """Tokenizers keep nothing between calls, so a second one may be asked when the first fails."""
         choose = partial(
             choose_tokenizer, model=target.model, revision=target.revision, turn=asking.turn, adapter=adapter
@@ -163,66 +152,48 @@ class Encoder:
         executors = self._find(asking, lambda fleet: fleet.agreed(target.model, adapter, target.revision))
         return [executor.model for executor in executors if executor.model]
 
-    async def _call(self, address: str, ask: _Ask[T], model: ExecutorModel, asking: Asking) -> T:
-        left = asking.left_seconds()
-        timeout = hop_timeout(left, limit=self._timeout_seconds)
-        link = self._fleet.tokenizer(address, asking.residency)
-        with watched(self._fleet.breakers.begin(address)):
-            try:
-                return await link.asked.answer(ask(link.stub, model, timeout))
-            except grpc.RpcError as error:
-                clients_clock = left is not None and left <= self._timeout_seconds
-                raise _explain(from_rpc_error(error), address, clients_clock=clients_clock) from None
+    async def _call(self, address: str, ask: _Asked[T], model: ExecutorModel, asking: Asking) -> T:
+        stream = self._fleet.tokenizer(address, asking.residency).stream
+        return await ask(partial(stream.ask, left_seconds=asking.left_seconds()), model)
 
 
 async def _encode_texts(
-    texts: Sequence[str],
-    stub: TokenizerServiceAsyncStub,
-    model: ExecutorModel,
-    timeout: float | None,
-    *,
-    add_special_tokens: bool = True,
+    texts: Sequence[str], send: _Send, model: ExecutorModel, *, add_special_tokens: bool = True
 ) -> tuple[Version, list[Sequence[int]]]:
     """Without hashes: what is embedded has its own rules about cached blocks, which the executor knows."""
-    ask = TokenizeRequest(model=model.version.model, texts=texts, add_special_tokens=add_special_tokens)
-    answer = await stub.Tokenize(ask, timeout=timeout, metadata=call_metadata())
+    ask = _new_ask()
+    request = ask.tokenize
+    request.model, request.add_special_tokens = model.version.model, add_special_tokens
+    request.texts.extend(texts)
+    answer = (await send(ask)).tokenized
     return Version.of(answer.model_version), [prompt.token_ids for prompt in answer.prompts]
 
 
 async def _encode_prompt(
-    prompt: TextPrompt | ChatPrompt,
-    stub: TokenizerServiceAsyncStub,
-    model: ExecutorModel,
-    timeout: float | None,
-    *,
-    adapter: str,
-    tenant_salt: str,
+    prompt: TextPrompt | ChatPrompt, send: _Send, model: ExecutorModel, *, adapter: str, tenant_salt: str
 ) -> EncodedPrompt:
-    metadata, name = call_metadata(), model.version.model
+    ask, name = _new_ask(), model.version.model
     scope = HashScope(block_size=model.block_size, adapter=adapter, tenant_salt=tenant_salt)
     if isinstance(prompt, ChatPrompt):
-        ask = ApplyChatTemplateRequest(model=name, prompt=prompt, hash_scope=scope)
-        chat = await stub.ApplyChatTemplate(ask, timeout=timeout, metadata=metadata)
+        ask.apply_chat_template.MergeFrom(ApplyChatTemplateRequest(model=name, prompt=prompt, hash_scope=scope))
+        chat = (await send(ask)).applied
         version, tokenized = chat.model_version, chat.prompt
     else:
         texts = TokenizeRequest(model=name, texts=[prompt.text], hash_scope=scope)
         if prompt.add_special_tokens is not None:
             texts.add_special_tokens = prompt.add_special_tokens
-        answer = await stub.Tokenize(texts, timeout=timeout, metadata=metadata)
+        ask.tokenize.MergeFrom(texts)
+        answer = (await send(ask)).tokenized
         version, tokenized = answer.model_version, answer.prompts[0]
     return EncodedPrompt(
         Version.of(version), tokenized.token_ids, tokenized.block_hashes, scope.block_size, adapter, tenant_salt
     )
 
 
-def _explain(error: WeirError, address: str, *, clients_clock: bool) -> WeirError:
-    """A tokenizer that is slower than we allow it is a lost worker; one cut short by the client's deadline is not."""
-    if isinstance(error, DeadlineExceeded) and not clients_clock:
-        return WorkerLost(f"tokenizer {address} did not answer in time", metadata={"worker": address})
-    # A client's own cancellation ends our task and is never seen as a status.
-    if isinstance(error, (WorkerLost, Cancelled)):
-        return WorkerLost(f"tokenizer {address} was lost: {error.message}", metadata={"worker": address})
-    return error
+def _new_ask() -> Ask:
+    """On behalf of the request that this task serves."""
+    request = current_request()
+    return Ask() if request is None else Ask(request_id=request.request_id, traceparent=carried_trace(request))
 
 
 def _check_revision(version: Version, target: Target) -> None:

@@ -69,7 +69,7 @@ async def build(settings: RouterSettings, chassis: Chassis) -> AsyncIterator[Ser
         chassis.background.start(feed.run(), name="feed_prefixes")
         budget = RetryBudget(settings.retry_budget_share, settings.retry_budget_floor, _BUDGET_SECONDS)
         retries = Retries(budget, chassis.clock, metrics)
-        encoder = Encoder(fleet, retries, settings.tokenizer_timeout_seconds, settings.cache_pools)
+        encoder = Encoder(fleet, retries, settings.cache_pools)
         models, model_metrics = Models(routing, encoder, chassis.clock), ModelMetrics(chassis.metrics)
         dispatch = Dispatch(
             routing=routing,

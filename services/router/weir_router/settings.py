@@ -81,7 +81,7 @@ class RouterSettings(ServiceSettings):
         default_factory=dict,
         description='tenants that share cached prefixes, `{"acme": "team"}`; a tenant that is not named has its own',
     )
-    tokenizer_timeout_seconds: float = Field(default=30.0, gt=0.0, le=600.0, description="one call to one tokenizer")
+    tokenizer_timeout_seconds: float = Field(default=30.0, gt=0.0, le=600.0, description="one ask of one tokenizer")
     no_progress_seconds: float = Field(
         default=60.0,
         gt=0.0,

@@ -41,17 +41,22 @@ class MockTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
     async def GetTokenizerInfo(self, request: Any, context: Any) -> tokenizer_pb2.GetTokenizerInfoResponse:
         info = tokenizer_pb2.TokenizerInfo(model_version=_VERSION, vocab_size=1 << 20, has_chat_template=True)
-        return tokenizer_pb2.GetTokenizerInfoResponse(tokenizers=[info])
+        return tokenizer_pb2.GetTokenizerInfoResponse(tokenizers=[info], has_encode=True)
 
-    async def ApplyChatTemplate(self, request: Any, context: Any) -> tokenizer_pb2.ApplyChatTemplateResponse:
-        return tokenizer_pb2.ApplyChatTemplateResponse(model_version=_VERSION, prompt=self._prompt)
+    async def Encode(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        while (message := await context.read()) is not grpc.aio.EOF:
+            if message.asks:
+                await context.write(tokenizer_pb2.EncodeResponse(answers=map(self._answer, message.asks)))
 
-    async def Tokenize(
-        self,
-        request: tokenizer_pb2.TokenizeRequest,
-        context: Any,
-    ) -> tokenizer_pb2.TokenizeResponse:
-        return tokenizer_pb2.TokenizeResponse(model_version=_VERSION, prompts=[self._prompt] * len(request.texts))
+    def _answer(self, ask: tokenizer_pb2.Ask) -> tokenizer_pb2.Answer:
+        answer = tokenizer_pb2.Answer(handle=ask.handle)
+        if ask.HasField("tokenize"):
+            answer.tokenized.model_version.CopyFrom(_VERSION)
+            answer.tokenized.prompts.extend([self._prompt] * len(ask.tokenize.texts))
+        else:
+            answer.applied.model_version.CopyFrom(_VERSION)
+            answer.applied.prompt.CopyFrom(self._prompt)
+        return answer
 
 
 class MockPostprocess(postprocess_pb2_grpc.PostprocessServiceServicer):

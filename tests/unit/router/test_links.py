@@ -18,6 +18,7 @@ from weir_router.fleet.links import Links, found
 from weir_router.fleet.membership import Member, Place
 from weir_router.fleet.snapshot import Traits, WorkerState
 from weir_router.settings import RouterSettings
+from weir_router.streams.tokenizer_stream import TokenizerStream
 
 E1, E2, T1, P1 = (
     Place("executor", "memory:a"),
@@ -77,11 +78,13 @@ async def test_one_that_has_left_drains_whatever_it_says_of_itself() -> None:
         links.match({T1: STATIC})
         link = links.tokenizers["memory:a"]
         link.state = WorkerState.SERVING
-        assert link.current_state() is WorkerState.SERVING
-        link.leaving = True
-        assert (link.current_state(), link.view().state) == (WorkerState.DRAINING, WorkerState.DRAINING)
-        link.state = WorkerState.DOWN
-        assert link.current_state() is WorkerState.DOWN
+        assert link.current_state() is WorkerState.DOWN, "nothing can be asked of it yet"
+        with link.connected(TokenizerStream("memory:a", VirtualClock(), timeout_seconds=30.0)):
+            assert link.current_state() is WorkerState.SERVING
+            link.leaving = True
+            assert (link.current_state(), link.view().state) == (WorkerState.DRAINING, WorkerState.DRAINING)
+            link.state = WorkerState.DOWN
+            assert link.current_state() is WorkerState.DOWN
 
 
 async def test_what_the_same_process_announces_later_counts_and_what_another_does_not() -> None:

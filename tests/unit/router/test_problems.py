@@ -32,6 +32,12 @@ def test_a_model_without_a_healthy_worker_is_named() -> None:
     assert kinds[0] == "no postprocess service is healthy: 1 are known"
 
 
+def test_a_tokenizer_that_is_too_old_is_named_as_what_to_upgrade() -> None:
+    old = replace(tokenizer("old", state=DOWN), too_old=True)
+    said = problems(fleet(executor(), tokenizers=(tokenizer(), old)), {}, ())
+    assert said == ["tokenizer old is older than this router and is given no requests: upgrade it first"]
+
+
 def test_revisions_that_disagree_departures_crowds_and_silent_sources_are_told() -> None:
     snapshot = replace(fleet(executor(), executor("odd", revision="r2")), departed=frozenset({"gone"}))
     said = problems(snapshot, {"executor": 3}, ["the broker"])

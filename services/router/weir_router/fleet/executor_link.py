@@ -16,6 +16,7 @@ from weir.executor.v1.executor_pb2 import (
     ListAdaptersRequest,
 )
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
+from weir_router.fleet.asked import Asked
 from weir_router.fleet.link import LinkContext
 from weir_router.fleet.load_report import LoadReport
 from weir_router.fleet.model_version import Version
@@ -43,6 +44,8 @@ class ExecutorLink(StreamLink[ExecutorStream]):
         super().__init__(address, context)
         self.stub: ExecutorServiceAsyncStub = ExecutorServiceStub(self.channel)
         self.outstanding = Outstanding(context.changes)
+        # Calls that are no part of the stream.
+        self.asked = Asked(self.kind, address)
         self.model: ExecutorModel | None = None
         self._role = Role.BOTH
         self._max_adapters, self._takes_more = 0, False
@@ -81,6 +84,9 @@ class ExecutorLink(StreamLink[ExecutorStream]):
 
     def is_idle(self) -> bool:
         return super().is_idle() and not self.outstanding.routed_requests
+
+    def give_up(self, silent_seconds: float) -> None:
+        self.asked.give_up(silent_seconds)
 
     async def probe(self) -> None:
         timeout = self.context.settings.probe_timeout_seconds

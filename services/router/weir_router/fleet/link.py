@@ -25,7 +25,6 @@ from weir_chassis.clock import Clock
 from weir_chassis.errors import WeirError, WorkerLost, from_rpc_error
 from weir_chassis.telemetry import get_logger
 from weir_router.faults.breakers import Breakers
-from weir_router.fleet.asked import Asked
 from weir_router.fleet.changes import Changes
 from weir_router.fleet.membership import Place, WorkerKind
 from weir_router.fleet.ramp import ramp
@@ -74,7 +73,6 @@ class Link(ABC):
         self.leaving = False
         # Another link is to the same process, and is given its requests.
         self.is_twin = False
-        self.asked = Asked(self.kind, address)
 
     @property
     def place(self) -> Place:
@@ -119,6 +117,9 @@ class Link(ABC):
         """It is silent: others are preferred until it has shown that it works."""
         if self.context.breakers is not None:
             self.context.breakers.stalled(self.address)
+
+    def give_up(self, silent_seconds: float) -> None:  # noqa: B027  # of some, nothing waits that could be asked elsewhere
+        """It has answered nothing for so long: what waits for its answers need not wait for them."""
 
     def is_idle(self) -> bool:
         """Whether nothing would be cut off if it were closed, as far as is counted here."""
@@ -199,7 +200,7 @@ class Link(ABC):
         """It is not waited for any longer, and after a while more it is lost. Raises WorkerLost."""
         settings = self.context.settings
         if seconds > settings.stall_seconds:
-            self.asked.give_up(seconds)
+            self.give_up(seconds)
             self.eject()
         if seconds > settings.no_progress_seconds:
             raise self.lost(f"it has answered nothing for {settings.no_progress_seconds:g} s")

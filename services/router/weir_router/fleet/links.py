@@ -21,7 +21,7 @@ _MAKERS: Final[Mapping[WorkerKind, Callable[[str, LinkContext], Link]]] = {
     "tokenizer": TokenizerLink,
     "postprocess": PostprocessLink,
 }
-# Of calls that a link does not count, such as a tokenizer's: what they may take when their worker has left.
+# Of calls that a link does not count, such as an embedding: what they may take when their worker has left.
 _CLOSE_SECONDS: Final = 30.0
 
 L = TypeVar("L", bound=Link)

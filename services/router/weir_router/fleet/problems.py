@@ -41,6 +41,9 @@ def _unanswered(snapshot: FleetSnapshot) -> Iterator[str]:
             yield f"a request for model {model!r} would find no worker of each kind"
     for model in sorted(snapshot.departed):
         yield f"every executor that served {model!r} has left"
+    for tokenizer in snapshot.tokenizers:
+        if tokenizer.too_old:
+            yield f"tokenizer {tokenizer.address} is older than this router and is given no requests: upgrade it first"
     for address in snapshot.mismatched():
         yield f"executor {address} holds a revision that no tokenizer holds, and is given no requests"
 

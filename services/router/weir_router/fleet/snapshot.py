@@ -172,6 +172,8 @@ class TokenizerView:
     models: tuple[TokenizerModel, ...] = ()
     traits: Traits = Traits()
     ejected: bool = False
+    # It lacks what this router asks by, and is given nothing.
+    too_old: bool = False
 
 
 @dataclass(frozen=True, slots=True)
