@@ -20,7 +20,7 @@ from typing import TypeVar
 from weir.executor.v1.executor_pb2 import Submit
 from weir.inference.v1.stream_pb2 import Continued
 from weir_chassis.background import first_of
-from weir_chassis.errors import NoWorker, Overloaded, WeirError, WorkerLost, reason_name
+from weir_chassis.errors import Draining, NoWorker, Overloaded, WeirError, WorkerLost, reason_name
 from weir_chassis.telemetry import get_logger
 from weir_router.attempt import Attempt
 from weir_router.continuation import Mode, may_go_on, mode_of, told
@@ -45,6 +45,9 @@ T = TypeVar("T")
 # Between two looks for somebody with room; an executor's own hint counts in between.
 _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.25, 2.0
 
+# Before the first token, of workers that were asked as they went: more than there are restarted at a time.
+_MAX_DRAINING = 8
+
 # Of second executors beside others: a request that kills whoever is given it must not kill the fleet.
 _MAX_SECONDS = 2
 
@@ -62,6 +65,8 @@ class Execution:
         # How many workers have failed it after its first token, those that had no room left out; how many tokens were
         # drawn when one last failed it, and how long after that somebody with room is waited for.
         self._failures, self._drawn_before, self._patient_until = 0, 0, 0.0
+        # Of its attempts, those that were drains: no worker has had it.
+        self._draining = 0
         self._num_seconds = 0
 
     @property
@@ -127,7 +132,9 @@ class Execution:
             raise told(setback.error, setback.worker)
 
     def _may_retry(self, error: WeirError) -> bool:
-        return self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN, self._journey.attempts)
+        if isinstance(error, Draining) and self._draining < _MAX_DRAINING:
+            self._draining += 1
+        return self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN, self._journey.attempts - self._draining)
 
     def _may_continue(self, error: WeirError) -> bool:
         now, drawn = self._journey.clock.monotonic(), self._attempt.journal.num_drawn

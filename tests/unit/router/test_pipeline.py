@@ -316,6 +316,23 @@ async def test_a_worker_that_refuses_is_replaced(error: WeirError) -> None:
     assert answer.receipt.worker == "memory:executor-1"
 
 
+async def test_workers_that_drain_cost_a_request_none_of_its_tries() -> None:
+    """As in a rolling restart: it comes to several that go, then to one that fails, and then to one that does it."""
+    going = [FakeExecutor(), FakeExecutor(), FakeExecutor()]
+    for foreign_tokens, fake in enumerate(going):
+        fake.foreign_tokens, fake.refusal = 1000 * foreign_tokens, Draining("going")
+    failing, good = FakeExecutor(), FakeExecutor()
+    failing.foreign_tokens, failing.refusal = 10_000, Internal("a step failed")
+    good.foreign_tokens = 20_000
+    async with suite(executors=[*going, failing, good]) as running:
+        await running.until(lambda: running.fleet.snapshot().executors[4].foreign_tokens > 0)
+        answer = await collect(running.router.Generate(request("hello")))
+        answer.check_complete()
+        assert answer.texts == {0: "hello"}
+        assert (answer.receipt.attempts, answer.receipt.worker) == (5, "memory:executor-4")
+        assert [len(fake.submits) for fake in (*going, failing, good)] == [1, 1, 1, 1, 1]
+
+
 async def test_a_worker_that_crashes_before_the_first_token_is_replaced_in_silence() -> None:
     hanging, good = FakeExecutor(), FakeExecutor()
     hanging.pause_after, good.foreign_tokens = 0, 10_000
