@@ -1,18 +1,22 @@
-"""The disk tier's sequential read beside what the disk gives: a loop of `preadv` with O_DIRECT over the same file.
+"""The disk tier's sequential read beside what the disk gives, over the same file: fio, and a loop of `preadv`.
 
-It stands for `fio --rw=read --bs=8M --direct=1 --ioengine=psync`, which does the same; the bench says so where it
-prints.
-Both read the same bytes, none of them from the page cache, in turns. The tier reads as a long prompt's chain is read:
+The loop does with O_DIRECT what fio does as it is called here, and stands for it where there is none; the bench says so
+where it prints.
+All read the same bytes, none of them from the page cache, in turns. The tier reads as a long prompt's chain is read:
 into one arena, some tens of MiB of neighbouring blocks under way at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import mmap
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -26,35 +30,49 @@ MIB: Final = 1024 * 1024
 _REQUEST_BYTES: Final = 8 * MIB
 _UNDER_WAY_BYTES: Final = 32 * MIB
 _GOAL: Final = 0.8
-_NO_FIO: Final = "not run: preadv of 8 MiB with O_DIRECT over the same file is its --rw=read --bs=8M --direct=1"
+_FIO: Final = ("--rw=read", "--bs=8M", "--direct=1", "--ioengine=psync", "--readonly")
+_NO_FIO: Final = "not installed: preadv of 8 MiB with O_DIRECT over the same file is its --rw=read --bs=8M --direct=1"
+_FIO_SECONDS: Final = 60.0  # nothing here takes as long
+
+
+@dataclass
+class _Rates:
+    """Bytes per second, round by round."""
+
+    tier: list[float] = field(default_factory=list)
+    direct: list[float] = field(default_factory=list)
+    fio: list[float] = field(default_factory=list)
 
 
 def measure(scratch: Path, *, total_bytes: int = 512 * MIB, block_bytes: int = MIB, rounds: int = 5) -> Figures:
-    """Ratio, its goal, and both rates in GB/s; `scratch` says which disk. Takes some seconds."""
-    tier, limit = asyncio.run(_rates(scratch / "disk-tier", total_bytes // block_bytes, block_bytes, rounds))
-    name = f"disk tier / O_DIRECT, blocks of {block_bytes // 1024} KiB"
-    if limit is None:
-        return Figures(missing={name: f"{scratch} is on a file system without O_DIRECT"})
-    measured = {"disk tier, GB/s": tier / 1e9, "disk with O_DIRECT, GB/s": limit / 1e9}
-    return Figures({name: tier / limit}, {name: _GOAL}, measured, {"fio": _NO_FIO})
+    """Ratios, their goals, and all rates in GB/s; `scratch` says which disk. Takes some seconds."""
+    rates = asyncio.run(_rates(scratch / "disk-tier", total_bytes // block_bytes, block_bytes, rounds))
+    figures = Figures()
+    for limit, name, what in (
+        (rates.direct, "O_DIRECT", f"{scratch} is on a file system without O_DIRECT"),
+        (rates.fio, "fio", _NO_FIO),
+    ):
+        ratio = f"disk tier / {name}, blocks of {block_bytes // 1024} KiB"
+        if limit:
+            measured = {f"disk with {name}, GB/s": median(limit) / 1e9, "disk tier, GB/s": median(rates.tier) / 1e9}
+            figures.update(Figures({ratio: median(rates.tier) / median(limit)}, {ratio: _GOAL}, measured))
+        else:
+            figures.missing[ratio] = what
+    return figures
 
 
-async def _rates(path: Path, num_blocks: int, block_bytes: int, rounds: int) -> tuple[float, float | None]:
-    """Bytes per second, the medians of so many rounds."""
-    slots = SegmentSlots(path, 2 * num_blocks * block_bytes, SystemClock())
+async def _rates(path: Path, num_blocks: int, block_bytes: int, rounds: int) -> _Rates:
+    slots, rates = SegmentSlots(path, 2 * num_blocks * block_bytes, SystemClock()), _Rates()
     await slots.recover()
     try:
         await _fill(slots, num_blocks, block_bytes)
         (segment,) = path.glob("segment-*")
-        tier: list[float] = []
-        limit: list[float] = []
         for _ in range(rounds):
-            direct = await asyncio.to_thread(_read_direct, segment)
-            if direct is None:
-                return 0.0, None
-            limit.append(direct)
-            tier.append(await _read_all(slots, segment, num_blocks, block_bytes))
-        return median(tier), median(limit)
+            for limit, read in ((rates.direct, _read_direct), (rates.fio, _read_with_fio)):
+                if (rate := await asyncio.to_thread(read, segment)) is not None:
+                    limit.append(rate)
+            rates.tier.append(await _read_all(slots, segment, num_blocks, block_bytes))
+        return rates
     finally:
         await slots.close()
 
@@ -103,6 +121,19 @@ def _read_direct(segment: Path) -> float | None:
         return _rate(lambda offset, buffer: os.preadv(fd, [buffer], offset), segment.stat().st_size)
     finally:
         os.close(fd)
+
+
+def _read_with_fio(segment: Path) -> float | None:
+    """None: there is no fio here, or no O_DIRECT."""
+    program = shutil.which("fio")
+    if program is None:
+        return None
+    _forget_cached(segment)
+    command = [program, "--name=read", f"--filename={segment}", *_FIO, "--output-format=json"]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=_FIO_SECONDS)
+    if done.returncode:
+        return None
+    return float(json.loads(done.stdout)["jobs"][0]["read"]["bw_bytes"])
 
 
 def _rate(read: Callable[[int, mmap.mmap], int], size_bytes: int) -> float:
