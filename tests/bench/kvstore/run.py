@@ -1,7 +1,7 @@
 """`make bench-kvstore`: what the store moves and finds, beside what the machine can do, in the same run (two minutes).
 
 One host       loads and puts by reference beside one memcpy of the same bytes between two buffers
-Disk           sequential reads of the tier beside O_DIRECT over the same file
+Disk           sequential reads of the tier beside O_DIRECT, and fio where there is one, over the same file
 Across hosts   loads by value through TCP, two processes, beside raw gRPC chunks and a bare socket
 Redis          reads of the tier beside a bare socket that pipelines the same commands
 Lookups        a prefix of a thousand blocks, inside the service and through gRPC
