@@ -4,6 +4,8 @@ A write costs the same whatever is in it. While the loop has time to spare, ever
 is, the longer a stream that was just written waits for the next round of writes, and its deltas become one. A stream
 that was not just written is still written at once, so that slow streams are never held back. Only that a request was
 accepted waits for its first tokens, which bring the same news, though not for long.
+
+What goes to a worker for many requests may wait for more of them, in the same measure and not as long.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Final
 _FREE_SHARE: Final = 0.5
 # Of a loop that is busy all the time. Longer would be seen by a reader.
 _LONGEST_SECONDS: Final = 0.02
+# Of what this is for a client's stream: before its first token a request waits for this in vain.
+_JOINING_SHARE: Final = 0.25
 # That a request was accepted is to be known before anybody asks himself whether it was.
 BEGINNING_SECONDS: Final = 0.2
 # The share is that of the last so many seconds.
@@ -45,6 +49,11 @@ class WritePace:
             self._since, self._busy_before = now, busy
             self.interval = _LONGEST_SECONDS * min(1.0, max(0.0, (share - _FREE_SHARE) / (1 - _FREE_SHARE)))
         return now
+
+    def joining_seconds(self) -> float:
+        """How long a message to a worker waits, from now, for more that is to go there."""
+        self.note()
+        return _JOINING_SHARE * self.interval
 
     def is_due(self, written_at: float) -> bool:
         """Whether a stream that was written then may be written again."""

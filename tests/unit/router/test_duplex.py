@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import grpc
@@ -17,10 +18,10 @@ from weir_router.streams.duplex import Duplex
 class Ends:
     """Sends the strings that are put in, keeps those that come."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: Callable[[], Awaitable[Any] | None] | None = None) -> None:
         self.outgoing: list[str] = []
         self.came: list[str] = []
-        self.duplex: Duplex[str, str] = Duplex(self._next, self.came.append)
+        self.duplex: Duplex[str, str] = Duplex(self._next, self.came.append, pause)
         self.call = ScriptedCall()
 
     def send(self, message: str) -> None:
@@ -51,6 +52,24 @@ async def test_messages_go_both_ways() -> None:
     with pytest.raises(asyncio.CancelledError):
         await run
     assert ends.call.cancelled
+
+
+async def test_what_is_to_be_sent_waits_for_more_as_it_is_told() -> None:
+    gates = [None, asyncio.Event(), None]
+    ends = Ends(lambda: gate.wait() if gates and (gate := gates.pop(0)) is not None else None)
+    run, (_, gate, _) = ends.start(), gates
+    ends.send("at once")
+    await settle()
+    assert ends.call.written == ["at once"]
+    ends.send("later")
+    await settle()
+    assert ends.call.written == ["at once"]
+    assert gate is not None
+    gate.set()
+    await settle()
+    assert ends.call.written == ["at once", "later"]
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
 
 
 async def test_a_call_that_is_cancelled_here_is_a_lost_worker_and_not_a_cancelled_task() -> None:

@@ -96,9 +96,9 @@ def failed(handle: int, error: WeirError) -> Answer:
 
 
 @asynccontextmanager
-async def wire() -> AsyncIterator[Wire]:
+async def wire(pause_seconds: float = 0.0) -> AsyncIterator[Wire]:
     clock, judged, call = VirtualClock(), Judged(), ScriptedCall()
-    stream = TokenizerStream("t:1", clock, LIMIT, Uses(judged.begin))
+    stream = TokenizerStream("t:1", clock, LIMIT, Uses(judged.begin), lambda: pause_seconds)
     run = asyncio.create_task(stream.run(cast("Any", call)))
     await settle()
     yield Wire(stream, call, clock, run, judged)
@@ -129,6 +129,19 @@ async def test_what_comes_while_a_write_is_under_way_is_joined_up_to_a_size() ->
         await settle()
         assert [[len(text) for _, text in message] for message in on.sent] == [[5], [1, 1], [1 << 20], [1]]
         await on.answer(*map(tokenized, range(1, 6)))
+        await asyncio.gather(*tasks)
+
+
+async def test_asks_of_many_turns_are_joined_while_the_loop_is_busy() -> None:
+    async with wire(pause_seconds=0.005) as on:
+        tasks = []
+        for text in "abc":
+            tasks.append(await on.ask(text))
+            await on.clock.advance(0.001)
+        assert on.sent == []
+        await on.clock.advance(0.002)
+        assert on.sent == [[(1, "a"), (2, "b"), (3, "c")]]
+        await on.answer(*map(tokenized, (1, 2, 3)))
         await asyncio.gather(*tasks)
 
 

@@ -32,6 +32,7 @@ from weir_router.fleet.snapshot import Traits, WorkerState
 from weir_router.fleet.traits import traits_of
 from weir_router.regions import Residency
 from weir_router.settings import RouterSettings
+from weir_router.write_pace import WritePace
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class LinkContext:
     # None: nobody is ejected.
     breakers: Breakers | None = None
     started_at: float = float("-inf")
+    # For whom messages to workers may wait.
+    pace: WritePace = field(default_factory=WritePace)
 
 
 class Link(ABC):

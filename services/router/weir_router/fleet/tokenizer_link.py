@@ -51,7 +51,13 @@ class TokenizerLink(StreamLink[TokenizerStream]):
 
     async def hold(self) -> None:
         settings = self.context.settings
-        stream = TokenizerStream(self.address, self.context.clock, settings.tokenizer_timeout_seconds, self.uses())
+        stream = TokenizerStream(
+            self.address,
+            self.context.clock,
+            settings.tokenizer_timeout_seconds,
+            self.uses(),
+            self.context.pace.joining_seconds,
+        )
         with self.connected(stream):
             await stream.run(self._stub.Encode())
 

@@ -1,13 +1,14 @@
 """One bidirectional call that lives as long as its worker, with many requests on it.
 
 Messages are written by one task, which asks for the next message each time the write before has been taken: whatever
-was added meanwhile can go out as one. Messages are read by the caller of `run` and handed over without a queue.
+was added meanwhile can go out as one. A stream whose messages gain by being joined may have it pause before each.
+Messages are read by the caller of `run` and handed over without a queue.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import grpc
@@ -19,10 +20,18 @@ A = TypeVar("A")
 
 
 class Duplex(Generic[Q, A]):
-    """`next_message` returns what is to be sent now, or None; `on_message` takes what came."""
+    """`next_message` returns what is to be sent now, or None; `on_message` takes what came.
 
-    def __init__(self, next_message: Callable[[], Q | None], on_message: Callable[[A], None]):
-        self._next_message, self._on_message = next_message, on_message
+    `pause` says what is waited for before it is asked for, so that more is there; None: nothing is.
+    """
+
+    def __init__(
+        self,
+        next_message: Callable[[], Q | None],
+        on_message: Callable[[A], None],
+        pause: Callable[[], Awaitable[None] | None] | None = None,
+    ):
+        self._next_message, self._on_message, self._pause = next_message, on_message, pause
         self._something_to_send = asyncio.Event()
 
     def wake(self) -> None:
@@ -55,13 +64,18 @@ class Duplex(Generic[Q, A]):
             while True:
                 await self._something_to_send.wait()
                 self._something_to_send.clear()
-                while (message := self._next_message()) is not None:
+                while (message := await self._gathered()) is not None:
                     await call.write(message)
         except (grpc.RpcError, asyncio.InvalidStateError):
             pass  # the call has ended, and its reader is told why
         finally:
             # A writer that is gone for any reason must not leave a reader that waits for answers.
             call.cancel()
+
+    async def _gathered(self) -> Q | None:
+        if self._pause is not None and (pause := self._pause()) is not None:
+            await pause
+        return self._next_message()
 
 
 def _lost_or_told(error: WeirError) -> WeirError:

@@ -3,6 +3,9 @@
     ask ──► those that are there together are one message ──► tokenizer
     its task ◄── the answer, given to it where it is read
 
+While the event loop has time to spare an ask leaves at once. The busier it is, the longer others are waited for: what
+is asked as one message is mostly answered as one, and goes on as one from there.
+
 What waits for an answer is bounded by how many requests this router has taken in, and so is what the tokenizer has not
 read yet. Handles are never used twice.
 """
@@ -10,7 +13,7 @@ read yet. Handles are never used twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
 from typing import Final, Literal, NamedTuple
 
@@ -56,18 +59,25 @@ class _Waiting(NamedTuple):
 class TokenizerStream:
     """One call's life."""
 
-    def __init__(self, address: str, clock: Clock, timeout_seconds: float, uses: Uses | None = None):
+    def __init__(
+        self,
+        address: str,
+        clock: Clock,
+        timeout_seconds: float,
+        uses: Uses | None = None,
+        pause_seconds: Callable[[], float] = lambda: 0.0,
+    ):
         """`timeout_seconds`: a tokenizer that takes longer for an ask has lost it. `uses`: who is told what becomes of
-        asks."""
+        asks. `pause_seconds`: for how long others are waited for."""
         self.address = address
         self._clock, self._timeout_seconds, self._uses = clock, timeout_seconds, uses or Uses()
-        self._handles = count(1)
+        self._pause_seconds, self._handles = pause_seconds, count(1)
         # In the order in which they were asked.
         self._waiting: dict[int, _Waiting] = {}
         # Those of them that are not sent yet, with their sizes in bytes.
         self._unsent: dict[int, tuple[Ask, int]] = {}
         self._withdrawn: list[int] = []
-        self._duplex: Duplex[EncodeRequest, EncodeResponse] = Duplex(self._next_message, self._on_message)
+        self._duplex: Duplex[EncodeRequest, EncodeResponse] = Duplex(self._next_message, self._on_message, self._pause)
         self._open = True
         # Since when the tokenizer has owed an answer without giving any; None: it owes none.
         self._owing_since: float | None = None
@@ -144,6 +154,10 @@ class TokenizerStream:
         if self._unsent.pop(handle, None) is None and self._open:
             self._withdrawn.append(handle)
             self._duplex.wake()
+
+    def _pause(self) -> Awaitable[None] | None:
+        seconds = self._pause_seconds()
+        return self._clock.sleep(seconds) if seconds > 0.0 else None
 
     def _next_message(self) -> EncodeRequest | None:
         if not self._unsent and not self._withdrawn:
