@@ -71,6 +71,18 @@ def test_a_load_that_was_given_up_counts_as_slow_as_it_was_seen_to_be() -> None:
     assert second.tier("disk").first.mean == pytest.approx(2.0)
 
 
+def test_what_was_given_up_before_anything_came_is_forgotten_once_something_has() -> None:
+    predictor, ranges = LoadPredictor(1e9), [TierRange(4, "redis")]
+    assert not predictor.tried(ranges)
+    for given_up_at in (2.0, 0.1):
+        predictor.note_load(ranges, BLOCK, began_at=0.0, marks=[], given_up_at=given_up_at)
+        assert (predictor.tried(ranges), predictor.knows(ranges)) == (True, False)
+        assert predictor.tier("redis").first.mean == 2.0, "that it had not come sooner is no news"
+    predictor.note_load(ranges, BLOCK, began_at=0.0, marks=[(2, 0.01), (4, 0.02)])
+    assert predictor.knows(ranges)
+    assert predictor.seconds(ranges, BLOCK).mean == pytest.approx(0.02)
+
+
 def test_names_without_end_are_taken_for_one() -> None:
     predictor = LoadPredictor(1e6)
     tiers = {id(predictor.tier(f"tier {i}")) for i in range(1000)}

@@ -48,6 +48,11 @@ class TierSpeed:
         return self._byte.estimate is not None
 
     @property
+    def tried(self) -> bool:
+        """Also when nothing came."""
+        return self._first.estimate is not None
+
+    @property
     def first(self) -> Estimate:
         """Seconds until the first bytes are on their way."""
         return self._first.estimate or _FIRST_SECONDS
@@ -67,18 +72,19 @@ class TierSpeed:
         """
         rest_bytes = size_bytes - first_bytes
         if rest_bytes:
-            byte_seconds = (seconds - first_seconds) / rest_bytes
-            self._byte.note(byte_seconds)
-            self._first.note(max(0.0, first_seconds - byte_seconds * first_bytes))
-            return
-        factor = seconds / self.seconds(size_bytes).mean
-        first, byte = self.first.mean * factor, self.byte.mean * factor
+            byte = (seconds - first_seconds) / rest_bytes
+            first = max(0.0, first_seconds - byte * first_bytes)
+        else:
+            factor = seconds / self.seconds(size_bytes).mean
+            first, byte = self.first.mean * factor, self.byte.mean * factor
+        if not self.measured:
+            self._first = Average(_MEMORY_LOADS)  # of what was given up it said only how long it had not come
         self._first.note(first)
         self._byte.note(byte)
 
     def note_nothing(self, seconds: float) -> None:
-        """Nothing had come after so long, when it was given up: the truth is no better."""
-        self._first.note(seconds)
+        """Nothing had come after so long, when it was given up: the truth is no better, which may be known already."""
+        self._first.note(max(seconds, self.first.mean))
 
 
 class LoadPredictor:
@@ -106,6 +112,10 @@ class LoadPredictor:
     def knows(self, ranges: Iterable[TierRange]) -> bool:
         """Whether something has come from each of their tiers."""
         return all(self.tier(each.tier).measured for each in ranges)
+
+    def tried(self, ranges: Iterable[TierRange]) -> bool:
+        """Whether something was to come from each of their tiers."""
+        return all(self.tier(each.tier).tried for each in ranges)
 
     def note_load(
         self,

@@ -7,14 +7,15 @@ take is held against the fast end of computing.
 
 A load that was begun is a bet, and is ended like one: what has come is kept, and when nothing has come for as long as
 computing the rest takes, the rest is computed (the rule of ski rental: at most twice the better choice's cost, whatever
-the store does; Karlin et al., "Competitive snoopy caching", 1988).
+the store does; Karlin et al., "Competitive snoopy caching", 1988). A few blocks that are tried only to learn are given
+as long as computing all that the store holds takes: a tier's latency is the same for few, and would never be seen.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weir_executor.estimate import Estimate
 from weir_executor.kv_transfer.plan import TierRange
@@ -23,8 +24,8 @@ from weir_executor.kv_transfer.predictor import Computing, LoadPredictor
 # Five of six loads are faster than that.
 _DEVIATIONS = 1.0
 # One in so many that would be computed is tried on a few blocks all the same: a store that was slow once may be fast
-# again, and nobody would ever see it.
-_EXPLORE_EVERY = 16
+# again, and nobody would ever see it. The first of them sooner, for it may have been slow only once.
+_EXPLORE_FIRST, _EXPLORE_EVERY = 2, 16
 
 _NOTHING = Estimate(0.0)
 
@@ -37,6 +38,7 @@ class Decision:
     load: Estimate = _NOTHING  # seconds
     compute: Estimate | None = None  # seconds it would take to compute them; None: unknown
     explores: bool = False  # it would not pay, as far as is known
+    stake: Estimate | None = None  # seconds that waiting in vain may cost; None: those of computing them
 
     @property
     def blocks(self) -> int:
@@ -49,7 +51,7 @@ class Race:
     def __init__(self, predictor: LoadPredictor, block_bytes: int, min_blocks: int) -> None:
         """`min_blocks`: fewer are never loaded, nor asked for."""
         self._predictor, self._block_bytes, self._min_blocks = predictor, block_bytes, min_blocks
-        self._computed_in_a_row = 0
+        self._computed_in_a_row, self._explore_at = 0, _EXPLORE_FIRST
 
     def worth_asking(self, blocks: int, computing: Computing) -> bool:
         """Whether the store's answer comes sooner than so many blocks are computed."""
@@ -77,7 +79,7 @@ class Race:
             return choices[-1]  # nothing to hold against it but the deadline
         best = max(choices, key=lambda choice: self._gain(choice, computing.ahead))
         if self._gain(best, computing.ahead) > 0:
-            self._computed_in_a_row = 0
+            self._computed_in_a_row, self._explore_at = 0, _EXPLORE_FIRST
             return best
         return self._try_or_compute(ranges, computing)
 
@@ -94,18 +96,18 @@ class Race:
         return choice.compute.lower(deviations) - waited
 
     def _try_or_compute(self, ranges: Sequence[TierRange], computing: Computing) -> Decision:
-        """A tier that nothing ever came from is tried at once: all that is known of it was made up."""
+        """A tier that was never tried is at once: all that is known of it was made up."""
         few = cut(ranges, self._min_blocks)
-        if self._predictor.knows(few) and not self._explores():
+        if self._predictor.tried(few) and not self._explores():
             return Decision()
-        choice = self._choice(few, computing)
-        return Decision(choice.ranges, choice.load, choice.compute, explores=True)
+        stake = computing.blocks(sum(each.blocks for each in ranges))
+        return replace(self._choice(few, computing), explores=True, stake=stake)
 
     def _explores(self) -> bool:
         self._computed_in_a_row += 1
-        if self._computed_in_a_row < _EXPLORE_EVERY:
+        if self._computed_in_a_row < self._explore_at:
             return False
-        self._computed_in_a_row = 0
+        self._computed_in_a_row, self._explore_at = 0, min(2 * self._explore_at, _EXPLORE_EVERY)
         return True
 
 
@@ -117,13 +119,13 @@ class Patience:
     ) -> None:
         """The request waits since `asked_at`, the load begins at `begins_at`. `most_seconds` since the former, whatever
         computing takes."""
-        self._blocks, self._compute = decision.blocks, decision.compute
+        self._blocks, self._stake = decision.blocks, decision.stake or decision.compute
         # Before its turn it keeps nobody waiting; and nothing is late before it is behind its own prediction.
         self._turn_at = asked_at + ahead.lower(_DEVIATIONS)
         self._predicted_at = begins_at + decision.load.upper(_DEVIATIONS)
         self._last = asked_at + most_seconds
-        if self._compute is not None:
-            self._last = min(self._last, self._turn_at + self._compute.mean)
+        if self._stake is not None:
+            self._last = min(self._last, self._turn_at + self._stake.mean)
         self._came, self._moved_at = 0, begins_at
 
     def note(self, blocks: int, now: float) -> None:
@@ -132,9 +134,9 @@ class Patience:
 
     def seconds_left(self, now: float) -> float:
         """Until it should be given up, unless more comes before."""
-        if self._compute is None:
+        if self._stake is None:
             return self._last - now
-        rest = self._compute.mean * (self._blocks - self._came) / self._blocks
+        rest = self._stake.mean * (self._blocks - self._came) / self._blocks
         stalled_at = max(self._moved_at, self._turn_at) + rest
         return min(self._last, max(stalled_at, self._predicted_at)) - now
 
