@@ -13,16 +13,12 @@ python -m bench speculation
 
 from __future__ import annotations
 
+import weir_chassis  # noqa: F401  # isort: skip  # before gRPC, which it tells how to wait for sockets
+
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
-
-from weir_chassis.polling import poll_with_one_thread
-
-if sys.argv[1:2] == ["router"]:  # before gRPC is imported: its clients and its mock workers are to cost little
-    poll_with_one_thread()
 
 from bench import accuracy, engine, latency, prefix, services, speculation
 from bench.kvstore import run as kvstore

@@ -1,6 +1,6 @@
 """The chassis: what a service needs in order to be one. No tokens, no models; of blocks, who says to hold which.
 
-server        a service's life, and the `Chassis` it is handed      stopping, calls, background, health, polling
+server        a service's life, and the `Chassis` it is handed      stopping, calls, background, health
 interceptors  around each call: telemetry, errors, deadline    errors, fault_table, telemetry, trace, metrics, deadline
 observed      a call, or a request on a stream, as it is counted and logged
 channel       the way to other services                              limits, inmemory, slow_consumer
@@ -24,3 +24,9 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # Logs are lines of JSON. Without this gRPC writes its own between them, for a connection that has ended for instance.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+# Sockets are waited for by the thread that waits for calls, and not by gRPC's pool of threads beside it. Python
+# computes on one thread, so all that the pool reads is handed on to that one: each message wakes a thread of the pool,
+# which wakes gRPC's own, which wakes Python's.
+# https://github.com/grpc/grpc/blob/v1.85.0/src/core/lib/experiments/experiments.yaml
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")

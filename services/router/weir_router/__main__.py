@@ -2,12 +2,8 @@
 
 import sys
 
-from weir_chassis.polling import poll_with_one_thread
-
-poll_with_one_thread()  # before anything imports gRPC
-
-from weir_chassis.server import run  # noqa: E402
-from weir_router.service import SERVICE  # noqa: E402
+from weir_chassis.server import run
+from weir_router.service import SERVICE
 
 if __name__ == "__main__":
     sys.exit(run(SERVICE))
