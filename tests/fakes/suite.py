@@ -26,7 +26,7 @@ from weir_chassis.inmemory.broker import InMemoryBus
 from weir_chassis.server import Chassis, Registration, instance_registration, new_chassis, register
 from weir_chassis.testing import assert_no_leases, plain_interceptor, serve_in_memory, serve_on_loopback
 from weir_router.fleet.fleet import Fleet
-from weir_router.fleet.snapshot import WorkerState
+from weir_router.fleet.views import WorkerState
 from weir_router.fleet_servicer import FleetServicer
 from weir_router.routing import Routing
 from weir_router.service import build

@@ -13,15 +13,8 @@ from weir_chassis.kv_events.wire import Source
 from weir_router.fleet.model_version import Version
 from weir_router.fleet.outstanding import Outstanding
 from weir_router.fleet.ramp import ramp
-from weir_router.fleet.snapshot import (
-    ExecutorModel,
-    ExecutorView,
-    FleetSnapshot,
-    Load,
-    TokenizerModel,
-    TokenizerView,
-    WorkerState,
-)
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import ExecutorModel, ExecutorView, Load, TokenizerModel, TokenizerView, WorkerState
 from weir_router.policies.choose import rank
 from weir_router.policies.policy import Demand, Policy
 from weir_router.policies.prediction import uncached_tokens

@@ -25,7 +25,7 @@ from weir_chassis.clock import Clock
 from weir_chassis.errors import Internal, Overloaded, WeirError
 from weir_router.delivery import Outbox
 from weir_router.fleet.outstanding import Reservation
-from weir_router.fleet.snapshot import Price
+from weir_router.fleet.views import Price
 from weir_router.hedge import Cause, Second
 from weir_router.journal import Journal
 from weir_router.keeping import Begun

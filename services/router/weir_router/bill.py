@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from weir.inference.v1.output_pb2 import Usage
-from weir_router.fleet.snapshot import Price
+from weir_router.fleet.views import Price
 from weir_router.legs import Leg, Progress
 from weir_router.policies.price import cost_micros
 

@@ -25,7 +25,7 @@ from weir_router.encoder import Encoder
 from weir_router.faults.breakers import watched
 from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where
-from weir_router.fleet.snapshot import ExecutorModel
+from weir_router.fleet.views import ExecutorModel
 from weir_router.metrics import RouterMetrics
 from weir_router.models.models import Models
 from weir_router.models.names import subject_of_tenant

@@ -23,7 +23,8 @@ from weir_router.faults.retries import Retries
 from weir_router.faults.table import Where, verdict
 from weir_router.fleet.fleet import Fleet
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import ExecutorModel, FleetSnapshot
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import ExecutorModel
 from weir_router.journey import Journey
 from weir_router.models.target import Target
 from weir_router.policies.choose import choose_tokenizer

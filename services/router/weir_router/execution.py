@@ -29,7 +29,7 @@ from weir_router.dispatch import Dispatch
 from weir_router.encoder import hash_blocks
 from weir_router.faults.retries import Extra
 from weir_router.faults.table import Where
-from weir_router.fleet.snapshot import ExecutorModel, ExecutorView
+from weir_router.fleet.views import ExecutorModel, ExecutorView
 from weir_router.hedge import Cause, Second
 from weir_router.journey import Journey
 from weir_router.keeping import Begun, Drawing

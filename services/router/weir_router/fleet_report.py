@@ -15,7 +15,7 @@ from weir_router.fleet.link import Link
 from weir_router.fleet.membership import Member
 from weir_router.fleet.postprocess_link import PostprocessLink
 from weir_router.fleet.problems import problems
-from weir_router.fleet.snapshot import (
+from weir_router.fleet.views import (
     ExecutorView,
     ExternalView,
     Load,

@@ -12,7 +12,7 @@ from weir.inference.v1.stream_pb2 import Receipt
 from weir.postprocess.v1.postprocess_pb2 import Open
 from weir_chassis.errors import WeirError
 from weir_router.fleet.outstanding import Reservation
-from weir_router.fleet.snapshot import Price
+from weir_router.fleet.views import Price
 from weir_router.streams.executor_stream import TokenLane
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from weir.router.v1.router_pb2 import (
 )
 from weir_router.delivery import Event
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import ExecutorView, ExternalView, FleetSnapshot, WorkerState
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import ExecutorView, ExternalView, WorkerState
 from weir_router.models.aliases import TargetView
 from weir_router.policies.policy import Scored
 from weir_router.request import Caller, ClientRequest, Prompt, TextPrompt, TokenIdsPrompt

@@ -9,7 +9,7 @@ from weir_chassis.clock import Clock
 from weir_router.fleet.executor_link import ExecutorLink
 from weir_router.fleet.fleet import Fleet
 from weir_router.fleet.outstanding import Reservation
-from weir_router.fleet.snapshot import ExecutorView
+from weir_router.fleet.views import ExecutorView
 from weir_router.models.aliases import Aliases
 from weir_router.models.target import Target
 from weir_router.policies.choose import Choice, choose, choose_prefill, rank

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from unit.router.views import DOWN, DRAINING, SERVING, demand, executor, fleet
 from weir_chassis.errors import NoWorker, PromptTooLong, RevisionMismatch
 from weir_router.fleet.outstanding import Outstanding, Reservation
-from weir_router.fleet.snapshot import ExecutorView, Load, Price, Role
+from weir_router.fleet.views import ExecutorView, Load, Price, Role
 from weir_router.policies.choose import rank_executors
 from weir_router.policies.forecast import LimitsUnmet, forecasts
 from weir_router.policies.policy import Candidate, Demand, Policy, Scored

@@ -7,7 +7,7 @@ from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.stream_pb2 import Receipt
 from weir_router.bill import bill
 from weir_router.fleet.outstanding import Outstanding
-from weir_router.fleet.snapshot import Price
+from weir_router.fleet.views import Price
 from weir_router.legs import Leg, Progress
 
 CHEAP, DEAR = Price(1_000_000, 500_000, 2_000_000, "EUR"), Price(10_000_000, 5_000_000, 20_000_000, "EUR")

@@ -11,7 +11,8 @@ from hypothesis import given
 from unit.router.policy_contract import demands, fleets
 from unit.router.views import DOWN, demand, executor, fleet, tokenizer, unknown_executor
 from weir_chassis.errors import NoWorker, WeirError
-from weir_router.fleet.snapshot import ExecutorView, FleetSnapshot, Role
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import ExecutorView, Role
 from weir_router.policies.eligible import eligible, exclusions
 from weir_router.policies.policy import Demand
 from weir_router.regions import Residency

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from unit.router.views import DOWN, SERVING, demand, fleet, version
-from weir_router.fleet.snapshot import ExecutorModel, ExternalView, FleetSnapshot, Traits
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import ExecutorModel, ExternalView, Traits
 from weir_router.policies.choose import rank
 from weir_router.policies.externals import exclusions
 from weir_router.policies.least_outstanding import LeastOutstandingTokens

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from unit.router.views import DOWN, SERVING, executor, fleet, version
 from weir_chassis.errors import Overloaded
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import ExecutorModel, ExternalView, FleetSnapshot, Price, Traits, WorkerState
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import ExecutorModel, ExternalView, Price, Traits, WorkerState
 from weir_router.policies.choose import choose
 from weir_router.policies.externals import able_externals, rank_beside
 from weir_router.policies.least_outstanding import LeastOutstandingTokens

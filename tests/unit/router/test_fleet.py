@@ -14,7 +14,7 @@ from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.router.v1 import router_pb2 as pb
 from weir_router.fleet.postprocess_link import PostprocessLink
-from weir_router.fleet.snapshot import WorkerState
+from weir_router.fleet.views import WorkerState
 
 HELLO = pb.GenerateRequest(text="hello")
 

@@ -18,7 +18,7 @@ from weir_chassis.errors import WorkerLost
 from weir_chassis.fleet.wire import subject
 from weir_chassis.inmemory.broker import InMemoryBus
 from weir_router.fleet import fleet as fleet_module
-from weir_router.fleet.snapshot import WorkerState
+from weir_router.fleet.views import WorkerState
 from weir_router.regions import NO_CLIENT
 
 HELLO = pb.GenerateRequest(text="hello")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from unit.router.views import demand, executor, fleet
 from weir_chassis.errors import InvalidArgument
-from weir_router.fleet.snapshot import Load, Price
+from weir_router.fleet.views import Load, Price
 from weir_router.policies.choose import choose
 from weir_router.policies.forecast import LimitsUnmet, forecasts, within_limits
 from weir_router.policies.least_outstanding import LeastOutstandingTokens

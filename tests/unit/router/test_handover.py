@@ -21,7 +21,7 @@ from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1 import router_pb2 as pb
 from weir_chassis.errors import Draining, Internal, InvalidArgument, Overloaded, WeirError
-from weir_router.fleet.snapshot import Role
+from weir_router.fleet.views import Role
 from weir_router.journey import _joined
 
 TEXT = "a prompt of some blocks, and then of a few tokens more"

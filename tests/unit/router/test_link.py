@@ -15,7 +15,7 @@ from weir_chassis.inmemory import InMemoryServer, connector
 from weir_chassis.server import register
 from weir_chassis.testing import VirtualClock, settle
 from weir_router.fleet.link import Link, LinkContext
-from weir_router.fleet.snapshot import WorkerState
+from weir_router.fleet.views import WorkerState
 from weir_router.settings import RouterSettings
 
 

@@ -16,7 +16,7 @@ from weir_chassis.testing import VirtualClock, settle
 from weir_router.fleet.link import LinkContext
 from weir_router.fleet.links import Links, found
 from weir_router.fleet.membership import Member, Place
-from weir_router.fleet.snapshot import Traits, WorkerState
+from weir_router.fleet.views import Traits, WorkerState
 from weir_router.settings import RouterSettings
 from weir_router.streams.tokenizer_stream import TokenizerStream
 

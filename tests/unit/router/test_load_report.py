@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from weir.executor.v1.executor_pb2 import GetLoadResponse
 from weir_router.fleet.load_report import LoadReport
-from weir_router.fleet.snapshot import Load
+from weir_router.fleet.views import Load
 
 
 def report(epoch: int, step: int, made_at: float) -> LoadReport:

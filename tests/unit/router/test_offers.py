@@ -7,7 +7,8 @@ from unit.router.views import DOWN, executor, fleet, tokenizer, version
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir_chassis.clock import SystemClock
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import FleetSnapshot, Price
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import Price
 from weir_router.journey import Journey
 from weir_router.models.constraints import Offer
 from weir_router.models.offers import Wish, offers

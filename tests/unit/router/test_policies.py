@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from unit.router import policy_contract as contract
 from unit.router.policy_contract import Burst, demands, equal_workers, fleets, rank
 from unit.router.views import demand, executor
-from weir_router.fleet.snapshot import ExecutorView, Load, Price
+from weir_router.fleet.views import ExecutorView, Load, Price
 from weir_router.policies.consistent_hashing import ConsistentHashing, ConsistentHashingOptions
 from weir_router.policies.make import POLICIES, PolicyName, PolicyOptions, make_policy
 from weir_router.policies.policy import Demand, Policy

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from unit.router.views import DOWN, DRAINING, SERVING, demand, executor, fleet, postprocessor, tokenizer
 from weir_chassis.errors import NotFound, NoWorker, PromptTooLong, RevisionMismatch, Unsupported
 from weir_router.fleet.outstanding import Outstanding
-from weir_router.fleet.snapshot import ExecutorView, FleetSnapshot, Role
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import ExecutorView, Role
 from weir_router.policies import choose as choosing
 from weir_router.policies.choose import Choice, choose_prefill, choose_tokenizer, prefill_workers
 from weir_router.policies.least_outstanding import LeastOutstandingTokens

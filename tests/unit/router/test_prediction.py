@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unit.router.views import demand, executor
-from weir_router.fleet.snapshot import ExecutorView, Load
+from weir_router.fleet.views import ExecutorView, Load
 from weir_router.policies.policy import Candidate
 from weir_router.policies.prediction import (
     first_token_seconds,

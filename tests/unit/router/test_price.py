@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weir_router.fleet.snapshot import Price
+from weir_router.fleet.views import Price
 from weir_router.policies.price import cost_micros, exact_cost_micros
 
 micros = st.integers(0, 10**9)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from unit.router.views import DOWN, DRAINING, SERVING, executor, fleet, postprocessor, tokenizer, version
 from weir_router.fleet.problems import problems
-from weir_router.fleet.snapshot import ExecutorModel, ExternalView
+from weir_router.fleet.views import ExecutorModel, ExternalView
 
 
 def test_a_whole_fleet_has_none() -> None:

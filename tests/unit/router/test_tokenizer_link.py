@@ -13,7 +13,7 @@ from fakes.tokenizer import FakeTokenizer
 from weir.router.v1 import router_pb2 as pb
 from weir_chassis.errors import Draining, Internal, Overloaded, WorkerLost
 from weir_router.fleet.problems import problems
-from weir_router.fleet.snapshot import WorkerState
+from weir_router.fleet.views import WorkerState
 
 
 def request(text: str = "hello") -> pb.GenerateRequest:

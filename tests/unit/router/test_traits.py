@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from weir.fleet.v1.instance_pb2 import Instance
 from weir.fleet.v1.instance_pb2 import Price as ProtoPrice
-from weir_router.fleet.snapshot import Price, Traits
 from weir_router.fleet.traits import traits_of
+from weir_router.fleet.views import Price, Traits
 
 
 def test_what_was_not_said_is_the_default() -> None:

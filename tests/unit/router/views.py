@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import (
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import (
     ExecutorModel,
     ExecutorView,
-    FleetSnapshot,
     Load,
     PostprocessorView,
     Price,

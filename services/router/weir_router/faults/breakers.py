@@ -16,7 +16,8 @@ from weir_chassis.telemetry import get_logger
 from weir_router.faults.breaker import BreakerLimits, State, Use, WorkerBreaker
 from weir_router.faults.ejection import ejected
 from weir_router.faults.table import Where
-from weir_router.fleet.snapshot import ExecutorView, FleetSnapshot, PostprocessorView, TokenizerView, WorkerState
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import ExecutorView, PostprocessorView, TokenizerView, WorkerState
 from weir_router.metrics import RouterMetrics
 
 V = TypeVar("V", ExecutorView, TokenizerView, PostprocessorView)

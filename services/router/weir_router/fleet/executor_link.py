@@ -21,8 +21,8 @@ from weir_router.fleet.link import LinkContext
 from weir_router.fleet.load_report import LoadReport
 from weir_router.fleet.model_version import Version
 from weir_router.fleet.outstanding import Outstanding
-from weir_router.fleet.snapshot import ExecutorModel, ExecutorView, Role
 from weir_router.fleet.stream_link import StreamLink
+from weir_router.fleet.views import ExecutorModel, ExecutorView, Role
 from weir_router.streams.executor_stream import ExecutorStream
 
 if TYPE_CHECKING:

@@ -24,10 +24,11 @@ from weir_router.fleet.link import Link, LinkContext
 from weir_router.fleet.links import Links, found
 from weir_router.fleet.membership import KINDS, MAX_OF_A_KIND, Membership
 from weir_router.fleet.postprocess_link import PostprocessLink
-from weir_router.fleet.snapshot import FleetSnapshot, WorkerState
+from weir_router.fleet.snapshot import FleetSnapshot
 from weir_router.fleet.snapshots import Snapshots
 from weir_router.fleet.sources import Sources, open_sources
 from weir_router.fleet.tokenizer_link import TokenizerLink
+from weir_router.fleet.views import WorkerState
 from weir_router.metrics import RouterMetrics
 from weir_router.providers.external import ExternalContext
 from weir_router.providers.externals import Externals

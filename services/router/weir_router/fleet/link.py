@@ -28,8 +28,8 @@ from weir_router.faults.breakers import Breakers
 from weir_router.fleet.changes import Changes
 from weir_router.fleet.membership import Place, WorkerKind
 from weir_router.fleet.ramp import ramp
-from weir_router.fleet.snapshot import Traits, WorkerState
 from weir_router.fleet.traits import traits_of
+from weir_router.fleet.views import Traits, WorkerState
 from weir_router.regions import Residency
 from weir_router.settings import RouterSettings
 from weir_router.write_pace import WritePace

@@ -13,8 +13,8 @@ from weir_router.fleet.executor_link import ExecutorLink
 from weir_router.fleet.link import Link, LinkContext
 from weir_router.fleet.membership import Member, Place, WorkerKind
 from weir_router.fleet.postprocess_link import PostprocessLink
-from weir_router.fleet.snapshot import WorkerState
 from weir_router.fleet.tokenizer_link import TokenizerLink
+from weir_router.fleet.views import WorkerState
 
 _MAKERS: Final[Mapping[WorkerKind, Callable[[str, LinkContext], Link]]] = {
     "executor": ExecutorLink,

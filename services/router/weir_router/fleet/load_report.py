@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weir.executor.v1.executor_pb2 import GetLoadResponse
-from weir_router.fleet.snapshot import Load
+from weir_router.fleet.views import Load
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from weir.postprocess.v1.postprocess_pb2 import DESCRIPTOR
 from weir.postprocess.v1.postprocess_pb2_grpc import PostprocessServiceStub
 from weir_chassis.errors import Draining
 from weir_router.fleet.link import LinkContext
-from weir_router.fleet.snapshot import PostprocessorView
 from weir_router.fleet.stream_link import StreamLink
+from weir_router.fleet.views import PostprocessorView
 from weir_router.streams.postprocess_stream import PostprocessStream
 
 if TYPE_CHECKING:

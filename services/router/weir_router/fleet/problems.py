@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from weir_router.fleet.membership import KINDS, WorkerKind
-from weir_router.fleet.snapshot import ExecutorView, FleetSnapshot, PostprocessorView, TokenizerView, WorkerState
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import ExecutorView, PostprocessorView, TokenizerView, WorkerState
 
 _NAMES: Final[Mapping[WorkerKind, str]] = {
     "executor": "executor",

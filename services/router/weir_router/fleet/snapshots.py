@@ -8,8 +8,9 @@ from typing import Final
 from weir_router.fleet.changes import Changes
 from weir_router.fleet.executor_link import ExecutorLink
 from weir_router.fleet.postprocess_link import PostprocessLink
-from weir_router.fleet.snapshot import ExternalView, FleetSnapshot
+from weir_router.fleet.snapshot import FleetSnapshot
 from weir_router.fleet.tokenizer_link import TokenizerLink
+from weir_router.fleet.views import ExternalView
 
 # Ages and ramps grow by themselves. They are told as they were at most so long ago, which is a tenth of what passes
 # between two reports.

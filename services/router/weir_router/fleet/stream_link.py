@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from weir_chassis.errors import NoWorker, WorkerLost
 from weir_router.faults.uses import Uses
 from weir_router.fleet.link import Link, LinkContext
-from weir_router.fleet.snapshot import WorkerState
+from weir_router.fleet.views import WorkerState
 
 
 class SharedStream(Protocol):

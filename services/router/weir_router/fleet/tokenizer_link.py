@@ -10,8 +10,8 @@ from weir_chassis.errors import Unsupported
 from weir_chassis.telemetry import get_logger
 from weir_router.fleet.link import LinkContext
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import TokenizerModel, TokenizerView
 from weir_router.fleet.stream_link import StreamLink
+from weir_router.fleet.views import TokenizerModel, TokenizerView
 from weir_router.streams.tokenizer_stream import TokenizerStream
 
 if TYPE_CHECKING:

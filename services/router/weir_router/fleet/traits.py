@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weir.fleet.v1 import instance_pb2 as pb
-from weir_router.fleet.snapshot import Price, Traits
+from weir_router.fleet.views import Price, Traits
 
 
 def traits_of(instance: pb.Instance) -> Traits:

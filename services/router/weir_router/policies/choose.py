@@ -10,15 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from weir_chassis.errors import NoWorker, WeirError
-from weir_router.fleet.snapshot import (
-    ExecutorModel,
-    ExecutorView,
-    FleetSnapshot,
-    PostprocessorView,
-    Role,
-    TokenizerView,
-    WorkerState,
-)
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import ExecutorModel, ExecutorView, PostprocessorView, Role, TokenizerView, WorkerState
 from weir_router.policies.eligible import eligible, wanted_tokens
 from weir_router.policies.externals import able_externals, rank_beside
 from weir_router.policies.forecast import within_limits

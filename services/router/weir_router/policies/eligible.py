@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from weir_chassis.errors import NoWorker, PromptTooLong, Unsupported, WeirError
-from weir_router.fleet.snapshot import ExecutorModel, ExecutorView, FleetSnapshot, WorkerState, revision_mismatch
+from weir_router.fleet.snapshot import FleetSnapshot, revision_mismatch
+from weir_router.fleet.views import ExecutorModel, ExecutorView, WorkerState
 from weir_router.policies.policy import Candidate, Demand
 
 

@@ -15,7 +15,8 @@ from datetime import timedelta
 from typing import Final
 
 from weir_chassis.errors import Overloaded
-from weir_router.fleet.snapshot import ExecutorView, ExternalView, FleetSnapshot, WorkerState
+from weir_router.fleet.snapshot import FleetSnapshot
+from weir_router.fleet.views import ExecutorView, ExternalView, WorkerState
 from weir_router.policies.eligible import wanted_tokens
 from weir_router.policies.forecast import LimitsUnmet, within_limits
 from weir_router.policies.policy import Candidate, Demand, Policy, Scored

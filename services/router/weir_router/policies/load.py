@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from weir_router.fleet.snapshot import ExecutorView
+from weir_router.fleet.views import ExecutorView
 from weir_router.policies.policy import Candidate, Demand
 
 # One with no share at all takes what nobody else can.

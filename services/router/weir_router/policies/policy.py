@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, overload
 
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import ExecutorModel, ExecutorView
+from weir_router.fleet.views import ExecutorModel, ExecutorView
 
 # What an answer is taken to need where the client has set it no limit: only loads are compared by it.
 _USUAL_COMPLETION_TOKENS: Final = 256

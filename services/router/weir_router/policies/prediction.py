@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from weir_router.fleet.snapshot import ExecutorView
+from weir_router.fleet.views import ExecutorView
 from weir_router.policies.policy import Candidate, Demand
 
 # Until any of them has computed a prompt: ten thousand tokens a second. Only comparisons depend on it, and alike.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from weir_router.fleet.snapshot import Price
+from weir_router.fleet.views import Price
 
 _TOKENS_OF_PRICE: Final = 1_000_000
 

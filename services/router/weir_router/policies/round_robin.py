@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Sequence
 from math import floor
 
-from weir_router.fleet.snapshot import ExecutorView
+from weir_router.fleet.views import ExecutorView
 from weir_router.policies.load import share
 from weir_router.policies.policy import Candidate, Demand, Ranking, Scored
 

@@ -23,7 +23,7 @@ from weir_chassis.kv_events.wire import Source
 from weir_chassis.server import Chassis
 from weir_chassis.telemetry import get_logger
 from weir_router.fleet.fleet import Fleet
-from weir_router.fleet.snapshot import WorkerState
+from weir_router.fleet.views import WorkerState
 from weir_router.prefixes.prefixes import Prefixes
 from weir_router.regions import NO_CLIENT
 

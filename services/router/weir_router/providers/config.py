@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from weir_chassis.toml_config import Table
-from weir_router.fleet.snapshot import Price
+from weir_router.fleet.views import Price
 
 # Each costs a connection and a task that probes.
 _MAX_EXTERNALS: Final = 64

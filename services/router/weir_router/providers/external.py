@@ -23,7 +23,7 @@ from weir_router.delivery import Event
 from weir_router.faults.breakers import Breakers
 from weir_router.fleet.changes import Changes
 from weir_router.fleet.outstanding import Outstanding
-from weir_router.fleet.snapshot import ExecutorModel, ExternalView, Traits, WorkerState
+from weir_router.fleet.views import ExecutorModel, ExternalView, Traits, WorkerState
 from weir_router.providers.config import ExternalTable
 from weir_router.providers.errors import Away
 from weir_router.regions import Residency

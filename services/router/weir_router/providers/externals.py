@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from weir_chassis.server import Chassis
-from weir_router.fleet.snapshot import ExternalView, WorkerState
+from weir_router.fleet.views import ExternalView, WorkerState
 from weir_router.providers.call import ExternalCall
 from weir_router.providers.config import ExternalTable, ExternalTables, ProviderTable, RouterTable
 from weir_router.providers.external import ExternalContext, ExternalRequest, ExternalWorker

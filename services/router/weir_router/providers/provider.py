@@ -15,7 +15,7 @@ from weir.inference.v1.output_pb2 import Usage
 from weir_chassis.errors import WeirError, WorkerLost
 from weir_router.delivery import Event
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import ExecutorModel
+from weir_router.fleet.views import ExecutorModel
 from weir_router.providers.config import ProviderTable
 from weir_router.providers.errors import Away
 from weir_router.providers.external import ExternalContext, ExternalRequest, ExternalWorker

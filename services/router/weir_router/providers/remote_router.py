@@ -18,8 +18,8 @@ from weir_chassis.errors import Cancelled, RemoteError, WeirError, WorkerLost, f
 from weir_chassis.tenant import tenant_metadata
 from weir_router.delivery import Event
 from weir_router.fleet.model_version import Version
-from weir_router.fleet.snapshot import ExecutorModel, Traits
 from weir_router.fleet.traits import traits_of
+from weir_router.fleet.views import ExecutorModel, Traits
 from weir_router.providers.config import RouterTable
 from weir_router.providers.errors import Away
 from weir_router.providers.external import ExternalContext, ExternalRequest, ExternalWorker

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from weir_chassis.toml_config import ConfigError
-from weir_router.fleet.snapshot import Price
+from weir_router.fleet.views import Price
 from weir_router.providers import config
 from weir_router.routing_config import parse
 

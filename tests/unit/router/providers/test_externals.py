@@ -25,7 +25,7 @@ from weir.router.v1 import fleet_pb2
 from weir.router.v1 import router_pb2 as pb
 from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
 from weir_chassis.errors import WorkerLost, from_rpc_error
-from weir_router.fleet.snapshot import WorkerState
+from weir_router.fleet.views import WorkerState
 
 # The fakes' model is "bytes".
 PROVIDER = """

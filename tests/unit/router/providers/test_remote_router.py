@@ -18,7 +18,7 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingCondition
 from weir.router.v1 import router_pb2 as pb
 from weir_chassis.errors import Overloaded
 from weir_chassis.inmemory import InMemoryServer
-from weir_router.fleet.snapshot import WorkerState
+from weir_router.fleet.views import WorkerState
 from weir_router.providers.errors import Away
 from weir_router.providers.via import MAX_ROUTERS, via_metadata
 
