@@ -16,7 +16,6 @@ import torch
 
 from bench.contenders.serving import THREADS
 from bench.report import Figures, print_table
-from weir_executor.engine import GenerationRequest, Sampling, StepOutput
 from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.compute import Placement, build_compute
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
@@ -24,6 +23,8 @@ from weir_executor.paged.flat_batch import FlatBatch
 from weir_executor.paged.model.registry import load_config
 from weir_executor.paged.parallel.layout import Layout
 from weir_executor.paged.workload import Workload
+from weir_executor.request import GenerationRequest, Sampling
+from weir_executor.step_output import StepOutput
 
 _TEXTS, _TOKENS = 8, 128  # 1024 tokens: enough for three digits of a mean
 _BLOCK_SIZE = 16

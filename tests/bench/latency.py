@@ -19,8 +19,10 @@ from pathlib import Path
 from bench.contenders.serving import KV_CACHE_GIB, THREADS
 from bench.report import Figures, print_table
 from bench.workload import VOCAB_SIZE
-from weir_executor.engine import Engine, GenerationRequest, Sampling, StepOutput
+from weir_executor.engine import Engine
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.request import GenerationRequest, Sampling
+from weir_executor.step_output import StepOutput
 
 _CANCELS, _PROMPT, _BUSY = 40, 2048, 4
 _ANSWER_SECONDS = 120.0  # nothing here takes as long: the engine hangs

@@ -21,8 +21,9 @@ from servers import free_port
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir_client.client import Client, collect, user
 from weir_client.stack import RunningService
-from weir_executor.engine import GenerationRequest, Sampling, StepOutput
 from weir_executor.fake import FakeEngine, FakeEngineConfig
+from weir_executor.request import GenerationRequest, Sampling
+from weir_executor.step_output import StepOutput
 from weir_local.placement import Placement, PlannedService, plan
 from weir_local.processes import Events, started
 from weir_local.stack import until_healthy

@@ -15,9 +15,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from bench.report import Figures, print_table
-from weir_executor.engine import Engine, GenerationRequest, Sampling, SpeculationMode, StepOutput
+from weir_executor.engine import Engine
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.paged.speculation.drafter import SpeculationOptions
+from weir_executor.request import GenerationRequest, Sampling, SpeculationMode
+from weir_executor.step_output import StepOutput
 
 _MODEL, _DRAFT = Path("deploy/models/demo"), Path("deploy/models/demo-draft")
 _TOKENS, _ROUNDS, _AT_ONCE = 200, 4, 32

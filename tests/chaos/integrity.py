@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from chaos import seeds
 from contract.engine_contract import Listener, hashes, prompt, request
 from weir_chassis.errors import Internal, WeirError
-from weir_executor.engine import SpeculationMode
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.paged.batch import Batch
 from weir_executor.paged.sequence import Status
 from weir_executor.paged.speculation.drafter import SpeculationOptions
 from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.paged.worker import Result
+from weir_executor.request import SpeculationMode
 
 _BLOCK = 4
 # What an operation is, and how often among a hundred.

@@ -16,21 +16,16 @@ import pytest
 
 from weir.kvstore.v1.block_hash import block_hashes
 from weir_chassis.errors import AlreadyExists, InvalidArgument, Overloaded, PromptTooLong, WeirError
-from weir_executor.engine import (
+from weir_executor.engine import Engine, EngineLoad
+from weir_executor.request import GenerationRequest, Pooling, PoolingKind, Sampling, StoredPrefix
+from weir_executor.step_output import (
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
-    Engine,
-    EngineLoad,
     FinishReason,
     FullBlock,
-    GenerationRequest,
-    Pooling,
-    PoolingKind,
     RequestEnd,
-    Sampling,
     StepOutput,
-    StoredPrefix,
     TokenLogprobs,
     TokenOutput,
 )

@@ -17,13 +17,14 @@ from models_fixture import tiny_model
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir_chassis.server import Chassis, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
-from weir_executor.engine import Engine, Sampling
+from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.mapping import cache_scope
 from weir_executor.model_files import ModelFiles
 from weir_executor.openengine.config import OpenEngineConfig
 from weir_executor.openengine.load import load_engine as load_openengine
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.request import Sampling
 from weir_executor.service import serving
 from weir_executor.settings import ExecutorSettings
 from weir_executor.trtllm.config import Transceiver, TrtConfig

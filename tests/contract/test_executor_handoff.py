@@ -21,10 +21,11 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir_chassis.errors import reason_name
 from weir_chassis.server import new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
-from weir_executor.engine import Engine, Sampling
+from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.model_files import ModelFiles
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.request import Sampling
 from weir_executor.service import serving
 from weir_executor.settings import ExecutorSettings
 from weir_executor.trtllm.config import Transceiver, TrtConfig

@@ -19,11 +19,12 @@ from weir.kvstore.v1 import kvstore_pb2 as kv
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir_chassis.server import new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
-from weir_executor.engine import Engine, Sampling
+from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.kv_transfer.grpc_transport import GrpcTransport
 from weir_executor.model_files import ModelFiles
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.request import Sampling
 from weir_executor.service import serving
 from weir_executor.settings import ExecutorSettings
 from weir_kvstore.service import build as build_kvstore

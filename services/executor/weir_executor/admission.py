@@ -20,7 +20,7 @@ from weir_chassis.errors import DeadlineExceeded, Draining, Overloaded, WeirErro
 from weir_chassis.telemetry import get_logger
 from weir_executor.adapters.table import AdapterTable, HeldAdapter
 from weir_executor.deadlines import Deadlines
-from weir_executor.engine import Engine, GenerationRequest, RequestEnd
+from weir_executor.engine import Engine
 from weir_executor.guided.compiler import GuideCompiler
 from weir_executor.guided.guide import CompiledGuide, Guide
 from weir_executor.handoff.mapping import to_offered
@@ -29,6 +29,8 @@ from weir_executor.kv_transfer import KvTransfer, LoadPlan
 from weir_executor.kv_transfer.plan import Source
 from weir_executor.live_requests import Listener, LiveRequest, LiveRequests
 from weir_executor.mapping import Served, seconds_left, to_request, to_submitted_guide
+from weir_executor.request import GenerationRequest
+from weir_executor.step_output import RequestEnd
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ from collections.abc import AsyncIterator
 from weir.executor.v1 import executor_pb2 as pb
 from weir_chassis.errors import AlreadyExists, Draining, InvalidArgument, SlowConsumer, WeirError
 from weir_executor.admission import Admission
-from weir_executor.engine import RequestEnd, TokenOutput
 from weir_executor.handoff.mapping import to_handoff
 from weir_executor.handoff.table import HandoffTable
 from weir_executor.live_requests import LiveRequest
 from weir_executor.replies import to_finished, to_request_end, to_request_failed
 from weir_executor.step_message import StepMessage
+from weir_executor.step_output import RequestEnd, TokenOutput
 from weir_executor.stream_pace import StreamPace
 
 

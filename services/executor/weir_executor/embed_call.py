@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Sequence
 
 from weir_executor.admission import Admission
-from weir_executor.engine import GenerationRequest, RequestEnd, TokenOutput
 from weir_executor.live_requests import LiveRequest
+from weir_executor.request import GenerationRequest
+from weir_executor.step_output import RequestEnd, TokenOutput
 
 
 class EmbedCall:

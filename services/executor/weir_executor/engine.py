@@ -2,7 +2,8 @@
 
 An engine turns token ids into token ids. It knows requests, steps, load and KV events; it knows no gRPC, no text and no
 tenants' budgets. The paged engine, TensorRT-LLM, a server that speaks openengine.v1 and the fake all implement `Engine`
-and pass one contract suite.
+and pass one contract suite. What goes in is a `GenerationRequest` (`request.py`), what comes out is a `StepOutput`
+(`step_output.py`); what an engine says of itself is here.
 
 Who calls what, from where:
 
@@ -15,227 +16,16 @@ Who calls what, from where:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
 from weir_executor.adapters.config import AdapterConfig
 from weir_executor.estimate import Estimate
-from weir_executor.guided.guide import CompiledGuide
-
-
-class FinishReason(Enum):
-    """Why one output of a request ended. The names are those of `weir.inference.v1.FinishReason`."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class Watermark:
-    """Makes some tokens likelier, by a key that nobody else knows. See `watermark/green.py`."""
-
-    key: bytes = field(repr=False)  # 16 bytes, the tenant's
-    green_fraction: float = 0.25
-    bias: float = 2.0  # added to the logits of green tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is drawn. Every value is already validated and defaulted; `temperature` 0 is greedy.
-
-    A draw is a pure function of (`seed`, output index, token position): a sequence that is preempted, batched with
-    others, or resumed on another worker draws the same tokens.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0  # 0 keeps every token
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int = 0
-    top_logprobs: int | None = None  # None: no logprobs; 0: of the drawn token only; k: and of the k best
-    watermark: Watermark | None = None
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the next token is drawn from the logits as they come, and nothing else is asked."""
-        return (
-            self.top_logprobs is None
-            and self.repetition_penalty == 1.0
-            and not (self.presence_penalty or self.frequency_penalty or self.logit_bias or self.watermark)
-        )
-
-
-class SpeculationMode(Enum):
-    """Where guesses at the next tokens come from. An output's tokens are the same with any."""
-
-    OFF = "off"
-    NGRAM = "ngram"  # what followed the same tokens earlier in prompt and output
-    DRAFT_MODEL = "draft_model"  # a smaller model of the same vocabulary
-
-
-class PoolingKind(Enum):
-    """How the hidden states of a prompt's tokens, after the last norm, become one vector."""
-
-    MEAN = "mean"
-    LAST = "last"
-
-
-@dataclass(frozen=True, slots=True)
-class Pooling:
-    """That a request wants one vector and no tokens. The mean is summed in float32, whatever the model computes in."""
-
-    kind: PoolingKind
-    normalize: bool = True  # to length 1
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPrefix:
-    """Blocks that the kvstore returned for this prompt, verified, in the engine's own block layout.
-
-    `blocks[i]` holds the KV of the prompt's full block number `first_block + i`.
-    """
-
-    first_block: int
-    blocks: Sequence[bytes | memoryview]
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """One prompt and `n` outputs wanted of it. `key` is chosen by the caller and unique among live requests.
-
-    With `pooling` the prompt is prefilled and nothing is generated: `max_tokens` is 0 and `n` 1, and the `RequestEnd`
-    brings the vector. A mean needs every token's hidden state, so it takes nothing from cached blocks; the last
-    token's does.
-    """
-
-    key: int
-    token_ids: Sequence[int]
-    max_tokens: int
-    block_hashes: Sequence[
-        bytes
-    ] = ()  # of the prompt's full blocks, chained; empty: the engine computes none and shares none
-    sampling: Sampling = Sampling()
-    n: int = 1
-    min_tokens: int = 0
-    stop_token_ids: frozenset[int] = frozenset()
-    ignore_eos: bool = False
-    priority: int = 0  # higher goes first
-    place: int = 0  # in line, among equals: lower goes first; of one place, first come, first served
-    tenant: str = ""  # whose share and quotas apply; empty: that of all who name none
-    resumed: Mapping[int, Sequence[int]] = field(default_factory=dict)  # output index → tokens it has already emitted
-    stored_prefix: StoredPrefix | None = None
-    cache_scope: bytes = b""  # seeds the hashes of blocks that generated tokens fill; see weir.kvstore.v1.block_hash
-    pooling: Pooling | None = None
-    guide: CompiledGuide | None = None  # what each output must be
-    adapter: str = ""  # the name of one that is loaded; empty: none
-    speculation: SpeculationMode | None = None  # None: as the engine is set
-    max_draft_tokens: int | None = None  # per step; None: as the engine is set
-    hand_off: bool = False  # another engine goes on after each output's next tokens: see `RequestEnd.held_blocks`
-    handed_state: bytes = (
-        b""  # `RequestEnd.handed_state` of the engine that has computed the prompt, of this one's format
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Log-probabilities (natural logarithm, after penalties and temperature) of one emitted token."""
-
-    logprob: float
-    top_token_ids: Sequence[int] = ()
-    top_logprobs: Sequence[float] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """What one step added to one output. `token_ids` are new tokens only, never the ones before.
-
-    `first_token_index` counts from 0 at the output's first generated token, resumed ones included. An EOS or stop token
-    that ended the output is part of `token_ids`; `stop_token_id` names it. An output whose guide leaves nothing to add
-    ends with STOP and no such token.
-    """
-
-    key: int
-    output_index: int
-    first_token_index: int
-    token_ids: Sequence[int]
-    logprobs: Sequence[TokenLogprobs] = ()
-    finish_reason: FinishReason | None = None
-    stop_token_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestEnd:
-    """The last word on a request: all outputs finished, it was aborted, or it failed (`error`). Its blocks are free.
-
-    But for those of a request that hands off. Each of its outputs ends after its first tokens, with no finish reason
-    unless it is over by them. If any is not, `held_blocks` says how many leading full blocks of the prompt stay where
-    they are until `Engine.release_held`, or until the engine needs them more. An engine that moves blocks by itself
-    says in `handed_state` whatever another of its kind needs to fetch them.
-    """
-
-    key: int
-    prompt_tokens: int
-    cached_prompt_tokens: int  # of the prompt, found in the engine's own blocks
-    loaded_prompt_tokens: int  # of the prompt, taken from `stored_prefix`
-    completion_tokens: int  # over all outputs, resumed tokens not counted
-    queue_seconds: float = 0.0  # submit → first scheduled
-    prefill_seconds: float = 0.0  # first scheduled → first token
-    decode_seconds: float = 0.0  # first token → end
-    preemptions: int = 0
-    draft_tokens: int = 0  # guesses that were checked
-    accepted_draft_tokens: int = 0  # of them, those that stood: they are among `completion_tokens`
-    error: Exception | None = None
-    embedding: Sequence[float] = ()  # `embedding_size` values, of a request that pooled and did not fail
-    held_blocks: int | None = None  # for another engine to take; None: there is nothing to go on with
-    handed_state: bytes = b""  # opaque; empty: the blocks are read out of the pool, by `Engine.read_held`
-
-
-@dataclass(frozen=True, slots=True)
-class FullBlock:
-    """A block that became full in this step, copied out for the kvstore."""
-
-    cache_scope: bytes  # of the request that computed it
-    block_hash: bytes
-    parent_block_hash: bytes  # empty for a chain's first block
-    payload: bytes
-    tenant: str = ""  # of the request
-
-
-@dataclass(frozen=True, slots=True)
-class BlockStored:
-    block_hashes: Sequence[bytes]
-    parent_block_hash: bytes  # of the first of `block_hashes`; empty for a chain's first block
-
-
-@dataclass(frozen=True, slots=True)
-class BlockRemoved:
-    block_hashes: Sequence[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class AllBlocksCleared:
-    pass
-
-
-KvEvent = BlockStored | BlockRemoved | AllBlocksCleared
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """All that one engine step has to say, for every request in its batch."""
-
-    outputs: Sequence[TokenOutput] = ()
-    ended: Sequence[RequestEnd] = ()
-    full_blocks: Sequence[FullBlock] = ()
-    kv_events: Sequence[KvEvent] = ()
+from weir_executor.request import GenerationRequest, SpeculationMode
+from weir_executor.step_output import StepOutput
 
 
 @dataclass(frozen=True, slots=True)

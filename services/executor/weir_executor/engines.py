@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from weir_chassis.errors import WeirError
 from weir_chassis.settings import SettingsError
-from weir_executor.engine import Engine, SpeculationMode
+from weir_executor.engine import Engine
 from weir_executor.foreign.eos import read_eos
 from weir_executor.handoff.role import Role
 from weir_executor.mapping import cache_scope
@@ -19,6 +19,7 @@ from weir_executor.memory.shape import UnknownShapeError, read_shape
 from weir_executor.model_files import ModelFiles, bad_model
 from weir_executor.paged.speculation.drafter import SpeculationOptions
 from weir_executor.paged.tenants import TenantLimits, Tenants
+from weir_executor.request import SpeculationMode
 from weir_executor.settings import ExecutorSettings
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pathlib import Path
 from weir_chassis.errors import AlreadyExists, WeirError
 from weir_executor.adapters.config import AdapterConfig
 from weir_executor.adapters.files import Note, read_weights
-from weir_executor.engine import AdapterInfo, EngineInfo, Pooling, PoolingKind, TokenLogprobs
+from weir_executor.engine import AdapterInfo, EngineInfo
 from weir_executor.paged.batch import Batch, Scheduled
 from weir_executor.paged.scheduler import SchedulerLimits
 from weir_executor.paged.sequence import Sequence as LiveSequence
@@ -28,6 +28,8 @@ from weir_executor.paged.step_loop import LoopOptions
 from weir_executor.paged.stepped_engine import SteppedEngine
 from weir_executor.paged.tenants import Tenants
 from weir_executor.paged.worker import Draw, Result, Vector
+from weir_executor.request import Pooling, PoolingKind
+from weir_executor.step_output import TokenLogprobs
 
 # A bias that no ordinary logit resists; the fake takes it for certainty and all smaller ones for nothing.
 _CERTAIN_BIAS = 100.0

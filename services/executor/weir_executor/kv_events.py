@@ -7,7 +7,7 @@ from typing import Final
 
 from weir.inference.v1 import kv_event_pb2 as pb
 from weir_chassis.kv_events import blocks
-from weir_executor.engine import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from weir_executor.step_output import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 
 _TIER: Final = "device"
 

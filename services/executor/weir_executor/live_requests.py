@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from weir_chassis.leases import Lease, LeaseLedger
 from weir_executor.adapters.table import HeldAdapter
-from weir_executor.engine import GenerationRequest, RequestEnd, TokenOutput
+from weir_executor.request import GenerationRequest
+from weir_executor.step_output import RequestEnd, TokenOutput
 
 if TYPE_CHECKING:
     from weir_executor.handoff.table import HeldHandoff

@@ -23,19 +23,12 @@ from weir_chassis.errors import (
     RevisionMismatch,
     Unsupported,
 )
-from weir_executor.engine import (
-    AdapterInfo,
-    EngineInfo,
-    GenerationRequest,
-    Pooling,
-    PoolingKind,
-    Sampling,
-    Watermark,
-)
+from weir_executor.engine import AdapterInfo, EngineInfo
 from weir_executor.guided.guide import Guide
 from weir_executor.guided.mapping import to_guide
 from weir_executor.handoff.role import Role
 from weir_executor.ranges import Range, check_vocabulary
+from weir_executor.request import GenerationRequest, Pooling, PoolingKind, Sampling, Watermark
 from weir_executor.sampling_mapping import to_max_draft_tokens, to_n, to_sampling, to_speculation_mode
 from weir_executor.watermark.keys import WatermarkKeys
 from weir_executor.watermark.mapping import to_watermark

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from weir_chassis.errors import WeirError, reason_name
 from weir_chassis.metrics import Metrics
-from weir_executor.engine import EngineLoad, RequestEnd
+from weir_executor.engine import EngineLoad
+from weir_executor.step_output import RequestEnd
 
 _PHASE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _LOAD_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)

@@ -12,7 +12,7 @@ from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.model_revision import model_revision, tokenizer_hash
 from weir_chassis.errors import InvalidArgument
 from weir_chassis.settings import SettingsError
-from weir_executor.engine import Sampling
+from weir_executor.request import Sampling
 from weir_executor.sampling_mapping import check_sampling_value
 from weir_executor.settings import ExecutorSettings
 

@@ -15,18 +15,12 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir_chassis.errors import Internal, WeirError, to_failure
 from weir_executor.adapters.operations import Read
 from weir_executor.adapters.table import HeldAdapter
-from weir_executor.engine import (
-    EngineLoad,
-    FinishReason,
-    RequestEnd,
-    RequestState,
-    StepStats,
-    TokenOutput,
-)
+from weir_executor.engine import EngineLoad, RequestState, StepStats
 from weir_executor.handoff.mapping import ROLES
 from weir_executor.live_requests import LiveRequest
 from weir_executor.mapping import Served
 from weir_executor.sampling_mapping import MAX_LOGPROBS, MAX_N, SPECULATION_MODES
+from weir_executor.step_output import FinishReason, RequestEnd, TokenOutput
 
 _FINISH_REASONS: Mapping[FinishReason, ProtoFinishReason.ValueType] = {
     FinishReason.STOP: ProtoFinishReason.FINISH_REASON_STOP,

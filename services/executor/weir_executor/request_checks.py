@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from weir_chassis.errors import InvalidArgument, PromptTooLong, Unsupported
-from weir_executor.engine import EngineInfo, GenerationRequest, SpeculationMode
+from weir_executor.engine import EngineInfo
+from weir_executor.request import GenerationRequest, SpeculationMode
 
 
 def check_request(request: GenerationRequest, info: EngineInfo) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir.inference.v1.speculation_pb2 import SpeculationMode as ProtoSpeculationMode
 from weir_chassis.errors import InvalidArgument, Unsupported
-from weir_executor.engine import EngineInfo, Sampling, SpeculationMode, Watermark
+from weir_executor.engine import EngineInfo
 from weir_executor.ranges import Range, check_vocabulary
+from weir_executor.request import Sampling, SpeculationMode, Watermark
 
 MAX_N, MAX_LOGPROBS, MAX_LOGIT_BIAS = 16, 20, 1024
 

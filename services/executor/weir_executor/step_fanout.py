@@ -19,10 +19,10 @@ from threading import Lock
 from weir_chassis.drain_rate import DrainRate
 from weir_chassis.rate import Rate
 from weir_executor.deadlines import Deadlines
-from weir_executor.engine import FullBlock, KvEvent, RequestEnd, StepOutput
 from weir_executor.handoff.table import HandoffTable
 from weir_executor.live_requests import Listener, LiveRequest, LiveRequests, drop_prefix
 from weir_executor.metrics import ExecutorMetrics
+from weir_executor.step_output import FullBlock, KvEvent, RequestEnd, StepOutput
 
 
 class StepFanout:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.output_pb2 import RowLogprobs, TokenBatch
-from weir_executor.engine import TokenLogprobs, TokenOutput
+from weir_executor.step_output import TokenLogprobs, TokenOutput
 
 
 class _Row:

@@ -9,8 +9,10 @@ from pathlib import Path
 from bench.contenders.serving import KV_CACHE_GIB, THREADS, Answer, serve
 from bench.workload import Work
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, scope_root
-from weir_executor.engine import Engine, GenerationRequest, Sampling, StepOutput
+from weir_executor.engine import Engine
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.request import GenerationRequest, Sampling
+from weir_executor.step_output import StepOutput
 
 _GREEDY = Sampling(temperature=0.0)
 _ROOT = scope_root(HashScope("bench", "", ""))

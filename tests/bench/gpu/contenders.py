@@ -16,8 +16,9 @@ import torch
 
 from bench.gpu.shape import Shape
 from bench.workload import Work
-from weir_executor.engine import GenerationRequest, Sampling, StepOutput
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.request import GenerationRequest, Sampling
+from weir_executor.step_output import StepOutput
 
 _STEP_SECONDS = 300.0  # no step takes as long: the engine hangs
 _PAD = 0

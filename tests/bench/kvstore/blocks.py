@@ -12,8 +12,8 @@ import grpc
 
 from weir.kvstore.v1 import kvstore_pb2 as pb
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
-from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.transport import BlockTransport, Put
+from weir_executor.step_output import FullBlock
 
 KIB, MIB = 1024, 1024 * 1024
 NAMESPACE = b"bench-namespace!"

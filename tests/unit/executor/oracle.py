@@ -11,13 +11,14 @@ import transformers
 
 from contract.engine_contract import Listener, request
 from models_fixture import FAMILIES, tiny_model
-from weir_executor.engine import GenerationRequest, RequestEnd
 from weir_executor.paged.attention import TorchAttention
 from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.paged.kv_cache import KvCache
 from weir_executor.paged.model.registry import load_config, load_model
 from weir_executor.paged.sequence import LiveRequest, Sequence
+from weir_executor.request import GenerationRequest
+from weir_executor.step_output import RequestEnd
 
 transformers.utils.logging.disable_progress_bar()
 

@@ -20,10 +20,11 @@ from weir_chassis.errors import WeirError, from_rpc_error, reason_name
 from weir_chassis.server import new_chassis
 from weir_chassis.settings import SettingsError
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
-from weir_executor.engine import Engine, Sampling
+from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.model_files import ModelFiles
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.request import Sampling
 from weir_executor.service import serving
 from weir_executor.settings import ExecutorSettings
 

@@ -21,10 +21,10 @@ from weir.kvstore.v1 import kvstore_pb2 as kv
 from weir_chassis.clock import SystemClock
 from weir_chassis.errors import DataCorrupt, Unsupported
 from weir_chassis.testing import VirtualClock
-from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer import arena_transport as module
 from weir_executor.kv_transfer.arena_transport import ArenaTransport
 from weir_executor.kv_transfer.transport import Put, PutResult
+from weir_executor.step_output import FullBlock
 
 NAMESPACE, SIZE = b"n" * 16, 4000
 HASHES = [bytes([i]) * 16 for i in range(1, 8)]

@@ -10,8 +10,9 @@ import pytest
 
 from contract.engine_contract import Listener, hashes, prompt, request
 from models_fixture import VOCAB_SIZE, tiny_model
-from weir_executor.engine import Engine, Sampling
+from weir_executor.engine import Engine
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.request import Sampling
 
 _KEY, _TOKENS = 0, 40
 

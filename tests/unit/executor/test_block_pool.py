@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from weir_executor.engine import BlockRemoved, BlockStored
 from weir_executor.paged.block_pool import BlockPool
+from weir_executor.step_output import BlockRemoved, BlockStored
 
 _NUM_BLOCKS = 6
 

@@ -10,9 +10,9 @@ import pytest
 from weir.executor.v1 import executor_pb2 as pb
 from weir_executor.admission import Admission
 from weir_executor.caller_stream import CallerStream
-from weir_executor.engine import FinishReason, TokenOutput
 from weir_executor.handoff.table import HandoffTable
 from weir_executor.live_requests import LiveRequest
+from weir_executor.step_output import FinishReason, TokenOutput
 from weir_executor.stream_pace import LONGEST_SECONDS, StreamPace
 
 

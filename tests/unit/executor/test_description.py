@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir_executor.description import describe
-from weir_executor.engine import Sampling
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.mapping import Served
+from weir_executor.request import Sampling
 from weir_executor.settings import ExecutorSettings
 
 VERSION = ModelVersion(model="m", revision="r", tokenizer_hash="t")

@@ -9,9 +9,10 @@ import pytest
 
 from contract.engine_contract import prompt, request
 from weir_chassis.errors import AlreadyExists, Draining, Overloaded, WeirError, WorkerLost
-from weir_executor.engine import EngineLoad, RequestEnd
+from weir_executor.engine import EngineLoad
 from weir_executor.paged.door import Abort, Door, Release
 from weir_executor.paged.sequence import LiveRequest
+from weir_executor.step_output import RequestEnd
 
 
 def _load(waiting: int = 0) -> EngineLoad:

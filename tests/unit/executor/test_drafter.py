@@ -11,12 +11,13 @@ import pytest
 
 from contract.engine_contract import Listener, hashes, is_idle, prompt, request
 from weir_chassis.errors import Internal, InvalidArgument, Unsupported
-from weir_executor.engine import FinishReason, GenerationRequest, RequestEnd, Sampling, SpeculationMode
 from weir_executor.fake import FakeEngine, FakeEngineConfig, next_token
 from weir_executor.paged.batch import Batch
 from weir_executor.paged.speculation.drafter import SpeculationOptions
 from weir_executor.paged.speculation.proposer import Wish
 from weir_executor.paged.worker import NotFiniteError
+from weir_executor.request import GenerationRequest, Sampling, SpeculationMode
+from weir_executor.step_output import FinishReason, RequestEnd
 
 _NGRAM = SpeculationMode.NGRAM
 _ALWAYS = SpeculationOptions(mode=_NGRAM, max_draft_tokens=6, adaptive=False)

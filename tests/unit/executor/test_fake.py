@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contract.engine_contract import GREEDY, Listener, prompt, request
-from weir_executor.engine import FinishReason, GenerationRequest, Sampling
 from weir_executor.fake import FakeEngine, FakeEngineConfig
+from weir_executor.request import GenerationRequest, Sampling
+from weir_executor.step_output import FinishReason
 
 
 def _run(generation: GenerationRequest, **config: int | None) -> Listener:

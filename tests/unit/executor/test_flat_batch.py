@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from contract.engine_contract import request
-from weir_executor.engine import Pooling, PoolingKind, Sampling
 from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.flat_batch import flatten
 from weir_executor.paged.sequence import LiveRequest, Sequence
+from weir_executor.request import Pooling, PoolingKind, Sampling
 
 _GREEDY = Sampling(temperature=0.0)
 

@@ -15,11 +15,12 @@ from contract.engine_contract import GREEDY, Listener, prompt, request
 from models_fixture import EOS, tiny_model
 from unit.executor.guide_tokens import compiled, ids_of, text_of, token_bytes
 from weir_chassis.errors import InvalidArgument
-from weir_executor.engine import FinishReason, GenerationRequest, Sampling, SpeculationMode, TokenOutput
 from weir_executor.guided.guide import GuideKind, choice_guide
 from weir_executor.guided.state import XgrammarGuide
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.paged.speculation.drafter import SpeculationOptions
+from weir_executor.request import GenerationRequest, Sampling, SpeculationMode
+from weir_executor.step_output import FinishReason, TokenOutput
 
 Outputs = Mapping[tuple[int, int], TokenOutput]
 _PERSON: dict[str, Any] = {

@@ -11,11 +11,11 @@ import pytest
 from weir_chassis.errors import NotFound
 from weir_chassis.leases import LeaseLedger
 from weir_chassis.testing import VirtualClock
-from weir_executor.engine import GenerationRequest
 from weir_executor.fake import FakeEngine
 from weir_executor.handoff.table import HandoffTable, HeldHandoff
 from weir_executor.kv_transfer.hashes import Namespaces
 from weir_executor.live_requests import Listener, LiveRequest
+from weir_executor.request import GenerationRequest
 
 _LEASE_SECONDS = 30.0
 

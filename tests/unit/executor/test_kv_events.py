@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from weir.inference.v1.kv_event_pb2 import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent
 from weir_chassis.kv_events.blocks import MAX_EVENT_BLOCKS, new_log
-from weir_executor.engine import AllBlocksCleared, BlockRemoved, BlockStored
 from weir_executor.kv_events import recorder
+from weir_executor.step_output import AllBlocksCleared, BlockRemoved, BlockStored
 
 
 def name(number: int) -> bytes:

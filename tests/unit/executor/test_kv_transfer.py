@@ -21,13 +21,15 @@ from weir.kvstore.v1.block_hash import HashScope, block_hashes, namespace_finger
 from weir_chassis.errors import Overloaded, reason_name
 from weir_chassis.server import Chassis, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory
-from weir_executor.engine import Engine, FullBlock, GenerationRequest, Sampling
+from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.kv_transfer import ArenaTransport, KvTransfer, LoaderLimits, TransferLimits, WriterLimits
 from weir_executor.metrics import ExecutorMetrics
 from weir_executor.model_files import ModelFiles
+from weir_executor.request import GenerationRequest, Sampling
 from weir_executor.service import serving
 from weir_executor.settings import ExecutorSettings
+from weir_executor.step_output import FullBlock
 
 VERSION = ModelVersion(model="tiny", revision="r1", tokenizer_hash="t1")
 FILES = ModelFiles(VERSION, Sampling(), {})

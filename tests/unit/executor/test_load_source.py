@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weir_executor.engine import RequestEnd
 from weir_executor.kv_transfer.plan import Source, TierRange
+from weir_executor.step_output import RequestEnd
 
 _TIERS = ("ram", "disk", "redis")
 

@@ -12,8 +12,9 @@ from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, join_hashes, scope_root
 from weir_chassis.errors import DeadlineExceeded, InvalidArgument, RevisionMismatch, WeirError
-from weir_executor.engine import AdapterInfo, EngineInfo, GenerationRequest, Sampling
+from weir_executor.engine import AdapterInfo, EngineInfo
 from weir_executor.mapping import Served, seconds_left, to_request
+from weir_executor.request import GenerationRequest, Sampling
 
 VERSION = ModelVersion(model="m", revision="r", tokenizer_hash="t")
 INFO = EngineInfo(

@@ -10,8 +10,8 @@ import pytest
 
 from weir.inference.v1.model_revision import model_revision, tokenizer_hash
 from weir_chassis.settings import SettingsError
-from weir_executor.engine import Sampling
 from weir_executor.model_files import read_model_files
+from weir_executor.request import Sampling
 from weir_executor.settings import ExecutorSettings
 
 

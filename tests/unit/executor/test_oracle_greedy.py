@@ -6,7 +6,7 @@ import pytest
 
 from contract.engine_contract import hashes, prompt, request
 from unit.executor.oracle import RUNS, reference_greedy, run_paged
-from weir_executor.engine import GenerationRequest
+from weir_executor.request import GenerationRequest
 
 _LENGTHS = (1, 5, 16, 33, 50, 90)
 _MAX_TOKENS = 20

@@ -21,9 +21,10 @@ from unit.executor.oracle import RUNS, reference_greedy
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, scope_root
 from weir_chassis.errors import AlreadyExists, Cancelled, Internal, InvalidArgument, NotFound, Unsupported
 from weir_executor.adapters.files import read_config
-from weir_executor.engine import AdapterInfo, GenerationRequest, PoolingKind, SpeculationMode
+from weir_executor.engine import AdapterInfo
 from weir_executor.paged.engine import PagedEngine, PagedEngineConfig, load_engine
 from weir_executor.paged.model.config import ModelConfigError
+from weir_executor.request import GenerationRequest, PoolingKind, SpeculationMode
 
 _FAMILIES = ("llama3", "mistral", "qwen2", "qwen3", "gemma2", "phi3")
 _PHI3_TARGETS = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")

@@ -6,7 +6,7 @@ import pytest
 
 from contract.engine_contract import hashes, prompt, request
 from unit.executor.oracle import run_paged
-from weir_executor.engine import GenerationRequest, Sampling
+from weir_executor.request import GenerationRequest, Sampling
 
 _MAX_TOKENS = 24
 _SAMPLINGS = [

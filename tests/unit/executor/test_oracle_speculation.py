@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from contract.engine_contract import hashes, prompt, request
 from models_fixture import tiny_model
 from unit.executor.oracle import reference_greedy, reference_logits, run_paged
-from weir_executor.engine import GenerationRequest, RequestEnd, Sampling, SpeculationMode
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.paged.model.config import ModelConfigError
 from weir_executor.paged.speculation.drafter import SpeculationOptions
+from weir_executor.request import GenerationRequest, Sampling, SpeculationMode
+from weir_executor.step_output import RequestEnd
 
 _NGRAM, _DRAFT_MODEL = SpeculationMode.NGRAM, SpeculationMode.DRAFT_MODEL
 _MODES = (_NGRAM, _DRAFT_MODEL)

@@ -16,10 +16,10 @@ import torch
 from contract.engine_contract import Listener, request
 from models_fixture import save_tiny_model, tiny_model
 from unit.executor.oracle import reference_greedy, run_paged
-from weir_executor.engine import GenerationRequest, Sampling, StoredPrefix
 from weir_executor.paged.engine import PagedEngine, PagedEngineConfig, load_engine
 from weir_executor.paged.model.config import ModelConfigError
 from weir_executor.paged.parallel.group import RankLostError
+from weir_executor.request import GenerationRequest, Sampling, StoredPrefix
 
 _TP: dict[str, Any] = {"tensor_parallel": 2}
 _PP: dict[str, Any] = {"pipeline_parallel": 2}

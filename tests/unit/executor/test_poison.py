@@ -22,8 +22,9 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir_chassis.errors import Internal, InvalidArgument, reason_name
 from weir_chassis.server import new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory
-from weir_executor.engine import Engine, Sampling
+from weir_executor.engine import Engine
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.request import Sampling
 from weir_executor.service import build
 from weir_executor.settings import ExecutorSettings
 

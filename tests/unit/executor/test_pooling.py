@@ -8,11 +8,11 @@ import torch
 from contract.engine_contract import Listener, pooled, prompt, request
 from models_fixture import FAMILIES, tiny_model
 from unit.executor.oracle import reference, reference_greedy
-from weir_executor.engine import Pooling, PoolingKind
 from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
 from weir_executor.paged.pooling import pool
 from weir_executor.paged.sequence import LiveRequest, Sequence
+from weir_executor.request import Pooling, PoolingKind
 
 _LENGTHS = (1, 5, 33, 90)
 

@@ -16,10 +16,10 @@ from contract.engine_contract import Listener, hashes, is_idle, prompt, request
 from models_fixture import VOCAB_SIZE, save_tiny_model, tiny_model
 from unit.executor.oracle import reference_greedy, reference_logits, run_paged
 from weir_chassis.errors import Internal
-from weir_executor.engine import StoredPrefix
 from weir_executor.paged.engine import PagedEngine, PagedEngineConfig, load_engine
 from weir_executor.paged.model.config import ModelConfigError
 from weir_executor.paged.model.weights import ModelLoadError
+from weir_executor.request import StoredPrefix
 
 _POISONED_TOKEN = 310
 
@@ -246,7 +246,7 @@ def test_a_stored_block_that_is_not_finite_is_a_miss() -> None:
 
 
 def test_logprobs_are_those_of_transformers() -> None:
-    from weir_executor.engine import Sampling
+    from weir_executor.request import Sampling
 
     engine, heard = _load(tiny_model("qwen3")), Listener()
     engine.start(heard)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers.generation import logits_process as oracle
 
-from weir_executor.engine import Sampling
 from weir_executor.paged.logits import SampleRow, process
 from weir_executor.paged.sampler import sample, thresholds
+from weir_executor.request import Sampling
 
 _VOCAB = 500
 _PROMPT = [3, 7, 7, 11, 499, 42]

@@ -11,7 +11,7 @@ from unit.executor.test_mapping import INFO, never
 from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir.inference.v1.speculation_pb2 import SPECULATION_MODE_DRAFT_MODEL, SPECULATION_MODE_NGRAM, Speculation
 from weir_chassis.errors import InvalidArgument, Unsupported
-from weir_executor.engine import Sampling, SpeculationMode
+from weir_executor.request import Sampling, SpeculationMode
 from weir_executor.sampling_mapping import (
     MAX_LOGIT_BIAS,
     check_sampling_value,

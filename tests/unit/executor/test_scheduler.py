@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.engine_contract import hashes, prompt, request
-from weir_executor.engine import GenerationRequest, StoredPrefix, WaitingReason
+from weir_executor.engine import WaitingReason
 from weir_executor.paged.batch import Batch, Scheduled
 from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.scheduler import Scheduler, SchedulerLimits
 from weir_executor.paged.sequence import LiveRequest, Sequence, Status
 from weir_executor.paged.tenants import TenantLimits, Tenants
+from weir_executor.request import GenerationRequest, StoredPrefix
 
 _BLOCK = 4
 

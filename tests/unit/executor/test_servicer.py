@@ -20,14 +20,15 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters
 from weir_chassis.errors import Internal, WorkerLost, reason_name
 from weir_chassis.server import Chassis, Servicers, announce, new_chassis
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
-from weir_executor.engine import GenerationRequest, RequestEnd, Sampling, StepOutput
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.live_requests import LiveRequest, LiveRequests
 from weir_executor.model_files import ModelFiles
 from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.replies import to_unknown_state
+from weir_executor.request import GenerationRequest, Sampling
 from weir_executor.service import SERVICE_NAME, serving
 from weir_executor.settings import ExecutorSettings
+from weir_executor.step_output import RequestEnd, StepOutput
 
 PLACES = {"loopback": serve_on_loopback, "memory": serve_in_memory}
 FILES = ModelFiles(ModelVersion(model="tiny", revision="r1", tokenizer_hash="t1"), Sampling(), {})

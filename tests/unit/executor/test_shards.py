@@ -8,11 +8,11 @@ import grpc
 import pytest
 
 from fakes.in_process_store import StoreError
-from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.hashes import shard_namespace
 from weir_executor.kv_transfer.plan import TierRange
 from weir_executor.kv_transfer.shards import ShardedTransport, shard_names
 from weir_executor.kv_transfer.transport import Match, Payload, Put, PutResult
+from weir_executor.step_output import FullBlock
 
 SPACE = bytes(16)
 HASHES = [bytes([i]) * 16 for i in range(4)]

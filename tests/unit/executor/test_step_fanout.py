@@ -13,13 +13,14 @@ from weir_chassis.metrics import Metrics
 from weir_chassis.rate import Rate
 from weir_chassis.testing import VirtualClock
 from weir_executor.deadlines import Deadlines
-from weir_executor.engine import GenerationRequest, RequestEnd, StepOutput
 from weir_executor.fake import FakeEngine
 from weir_executor.handoff.table import HandoffTable
 from weir_executor.kv_transfer.hashes import Namespaces
 from weir_executor.live_requests import Listener, LiveRequest, LiveRequests
 from weir_executor.metrics import ExecutorMetrics
+from weir_executor.request import GenerationRequest
 from weir_executor.step_fanout import StepFanout
+from weir_executor.step_output import RequestEnd, StepOutput
 
 
 class _Hearer:

@@ -13,12 +13,12 @@ import pytest
 
 from contract.engine_contract import Listener, hashes, is_idle, prompt, request
 from weir_chassis.errors import DataCorrupt, Draining, Internal, QuotaExceeded, WorkerLost
-from weir_executor.engine import BlockRemoved, BlockStored
 from weir_executor.fake import FakeDeviceError, FakeEngine, FakeEngineConfig
 from weir_executor.paged import step_loop
 from weir_executor.paged.batch import Batch
 from weir_executor.paged.tenants import TenantLimits, Tenants
 from weir_executor.paged.worker import Result
+from weir_executor.step_output import BlockRemoved, BlockStored
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.output_pb2 import FinishReason
-from weir_executor.engine import FinishReason as Reason
-from weir_executor.engine import TokenLogprobs, TokenOutput
 from weir_executor.replies import to_finished
 from weir_executor.step_message import StepMessage
+from weir_executor.step_output import FinishReason as Reason
+from weir_executor.step_output import TokenLogprobs, TokenOutput
 
 
 def rows(message: pb.GenerateResponse) -> list[tuple[int, int, int, list[int]]]:

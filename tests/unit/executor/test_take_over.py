@@ -17,11 +17,12 @@ from weir.kvstore.v1.block_chunk import BlockChunk
 from weir_chassis.clock import SystemClock
 from weir_chassis.errors import NotFound
 from weir_chassis.metrics import Metrics
-from weir_executor.engine import Engine, GenerationRequest
+from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine
 from weir_executor.handoff.take_over import Offered, TakeOverLimits, TakeOvers
 from weir_executor.kv_transfer.hashes import Namespaces
 from weir_executor.metrics import ExecutorMetrics
+from weir_executor.request import GenerationRequest
 
 _HASHES = [bytes([i]) * 16 for i in range(4)]
 _LIMITS = TakeOverLimits(deadline_seconds=5.0, bytes_per_second=1e9, budget_bytes=1 << 20, max_reads=2)

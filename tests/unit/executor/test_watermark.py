@@ -18,10 +18,10 @@ from unit.executor.guide_tokens import compiled
 from unit.executor.oracle import run_paged
 from weir.inference.v1 import watermark_pb2 as pb
 from weir_chassis.errors import InvalidArgument, Unsupported
-from weir_executor.engine import GenerationRequest, Sampling, SpeculationMode, Watermark
 from weir_executor.guided.guide import GuideKind
 from weir_executor.paged.logits import SampleRow, process
 from weir_executor.paged.speculation.drafter import SpeculationOptions
+from weir_executor.request import GenerationRequest, Sampling, SpeculationMode, Watermark
 from weir_executor.watermark.detect import Detection, detect, tail
 from weir_executor.watermark.green import are_green, token_words
 from weir_executor.watermark.keys import WatermarkKeys, read_keys

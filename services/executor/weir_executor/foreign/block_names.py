@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 
 from weir.kvstore.v1.block_hash import block_hash
-from weir_executor.engine import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
+from weir_executor.step_output import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 
 
 class BlockNames:

@@ -10,11 +10,12 @@ from typing import Final
 
 from weir_chassis.errors import AlreadyExists, NotFound, Unsupported
 from weir_executor.adapters.files import read_weights
-from weir_executor.engine import EngineInfo, EngineLoad, GenerationRequest, RequestState
+from weir_executor.engine import EngineInfo, EngineLoad, RequestState
 from weir_executor.foreign.block_names import BlockNames
 from weir_executor.foreign.line import Line
 from weir_executor.foreign.lives import Lives
 from weir_executor.foreign.loop_thread import LoopThread
+from weir_executor.request import GenerationRequest
 
 # Of one adapter: a rank of 256 on the largest models.
 _MAX_ADAPTER_BYTES: Final = 8 << 30

@@ -17,10 +17,10 @@ from contextlib import suppress
 from typing import Final
 
 from weir_chassis.errors import Internal, WeirError, WorkerLost
-from weir_executor.engine import FinishReason
 from weir_executor.foreign.live import NOTHING_LEFT, Left, LiveOutput, LiveRequest, News, over_at_once
 from weir_executor.foreign.lives import Lives
 from weir_executor.foreign.outlet import Outlet
+from weir_executor.step_output import FinishReason
 
 _log = logging.getLogger(__name__)
 # An aborted request's last result comes some steps later. What has none by then has left its place for good.

@@ -6,15 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from weir_executor.engine import (
-    FinishReason,
-    GenerationRequest,
-    RequestEnd,
-    RequestState,
-    TokenLogprobs,
-    TokenOutput,
-    WaitingReason,
-)
+from weir_executor.engine import RequestState, WaitingReason
+from weir_executor.request import GenerationRequest
+from weir_executor.step_output import FinishReason, RequestEnd, TokenLogprobs, TokenOutput
 
 
 @dataclass(frozen=True, slots=True)

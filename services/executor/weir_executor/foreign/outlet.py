@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from weir_executor.engine import Deliver, KvEvent, RequestEnd, StepOutput, TokenOutput
+from weir_executor.engine import Deliver
+from weir_executor.step_output import KvEvent, RequestEnd, StepOutput, TokenOutput
 
 _log = logging.getLogger(__name__)
 

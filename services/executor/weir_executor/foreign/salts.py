@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from weir.kvstore.v1.block_hash import DIGEST_BYTES
-from weir_executor.engine import GenerationRequest
+from weir_executor.request import GenerationRequest
 
 _SALT_CHARS: Final = 2 * DIGEST_BYTES
 

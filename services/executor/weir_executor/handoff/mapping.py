@@ -9,10 +9,10 @@ from google.protobuf.duration_pb2 import Duration
 from weir.executor.v1 import executor_pb2 as pb
 from weir.kvstore.v1.block_hash import DIGEST_BYTES
 from weir_chassis.errors import InvalidArgument
-from weir_executor.engine import GenerationRequest
 from weir_executor.handoff.role import Role
 from weir_executor.handoff.table import HeldHandoff
 from weir_executor.handoff.take_over import Offered
+from weir_executor.request import GenerationRequest
 
 _MAX_ID_BYTES, _MAX_ADDRESS_BYTES = 128, 256
 _MAX_FORMAT_BYTES, _MAX_STATE_BYTES = 64, 1 << 20

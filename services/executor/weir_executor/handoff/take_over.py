@@ -20,12 +20,13 @@ from weir_chassis.clock import Clock
 from weir_chassis.errors import DataCorrupt
 from weir_chassis.owed import Owed
 from weir_chassis.telemetry import get_logger
-from weir_executor.engine import Engine, GenerationRequest, StoredPrefix
+from weir_executor.engine import Engine
 from weir_executor.kv_transfer import HeldPrefix
 from weir_executor.kv_transfer.assembler import BlockAssembler
 from weir_executor.kv_transfer.hashes import Namespaces
 from weir_executor.kv_transfer.plan import TierRange
 from weir_executor.metrics import ExecutorMetrics
+from weir_executor.request import GenerationRequest, StoredPrefix
 
 if TYPE_CHECKING:
     # The generated module has this name only for type checkers.

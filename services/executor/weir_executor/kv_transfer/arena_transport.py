@@ -23,7 +23,6 @@ from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir_chassis.clock import Clock
 from weir_chassis.errors import DataCorrupt
 from weir_chassis.owed import Owed
-from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.assembler import BlockAssembler
 from weir_executor.kv_transfer.attached_arena import AttachedArena, Copied, Place
 from weir_executor.kv_transfer.attaching import Attaching
@@ -32,6 +31,7 @@ from weir_executor.kv_transfer.copy_threads import CopyThreads
 from weir_executor.kv_transfer.grpc_transport import LEASE_SECONDS, GrpcTransport, begin_of
 from weir_executor.kv_transfer.private_buffers import PrivateBuffers
 from weir_executor.kv_transfer.transport import Match, Payload, Put, PutResult
+from weir_executor.step_output import FullBlock
 
 if TYPE_CHECKING:
     # The generated module has this name only for type checkers.

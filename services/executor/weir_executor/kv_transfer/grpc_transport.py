@@ -16,10 +16,10 @@ from weir.kvstore.v1.block_chunk_grpc import get_blocks, put_blocks
 from weir.kvstore.v1.block_hash import join_hashes
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir_chassis.errors import DataCorrupt
-from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.assembler import BlockAssembler
 from weir_executor.kv_transfer.plan import TierRange
 from weir_executor.kv_transfer.transport import Match, Payload, Put, PutResult
+from weir_executor.step_output import FullBlock
 
 if TYPE_CHECKING:
     # The generated module has this name only for type checkers.

@@ -13,7 +13,7 @@ from weir_chassis.breaker import Breaker
 from weir_chassis.clock import Clock
 from weir_chassis.errors import DataCorrupt
 from weir_chassis.telemetry import get_logger
-from weir_executor.engine import Engine, StoredPrefix
+from weir_executor.engine import Engine
 from weir_executor.kv_transfer.budget import Budget
 from weir_executor.kv_transfer.fetch import Fetched, Fetcher
 from weir_executor.kv_transfer.hashes import RecentHashes
@@ -21,6 +21,7 @@ from weir_executor.kv_transfer.plan import HeldPrefix, LoaderLimits, LoadPlan
 from weir_executor.kv_transfer.race import cut
 from weir_executor.kv_transfer.transport import BlockTransport
 from weir_executor.metrics import ExecutorMetrics
+from weir_executor.request import StoredPrefix
 
 
 @dataclass(slots=True)

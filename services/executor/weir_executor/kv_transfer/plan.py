@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from weir_executor.engine import RequestEnd, StoredPrefix
+from weir_executor.request import StoredPrefix
+from weir_executor.step_output import RequestEnd
 
 # MatchPrefixRequest's own limit.
 MAX_MATCHED_BLOCKS = 65_536

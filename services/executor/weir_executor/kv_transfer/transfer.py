@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from random import Random
 
 from weir_chassis.clock import Clock
-from weir_executor.engine import Engine, FullBlock, GenerationRequest
+from weir_executor.engine import Engine
 from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
 from weir_executor.kv_transfer.loader import PrefixLoader
 from weir_executor.kv_transfer.plan import MAX_MATCHED_BLOCKS, HeldPrefix, LoaderLimits, LoadPlan
 from weir_executor.kv_transfer.transport import BlockTransport
 from weir_executor.kv_transfer.writer import BlockWriter, WriterLimits
 from weir_executor.metrics import ExecutorMetrics
+from weir_executor.request import GenerationRequest
+from weir_executor.step_output import FullBlock
 
 
 @dataclass(frozen=True, slots=True)

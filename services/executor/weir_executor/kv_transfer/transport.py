@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.plan import TierRange
+from weir_executor.step_output import FullBlock
 
 Payload = bytes | memoryview  # of one block, read-only
 

@@ -14,10 +14,10 @@ import grpc
 from weir_chassis.breaker import Breaker
 from weir_chassis.clock import Clock
 from weir_chassis.telemetry import get_logger
-from weir_executor.engine import FullBlock
 from weir_executor.kv_transfer.hashes import BlockFormat, Namespaces, RecentHashes
 from weir_executor.kv_transfer.transport import BlockTransport, Put, PutResult
 from weir_executor.metrics import ExecutorMetrics
+from weir_executor.step_output import FullBlock
 
 # Blocks become full in bursts: a prefill fills many in one step, and a batch per burst costs one call instead of many.
 _LINGER_SECONDS = 0.02

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from weir.openengine.v1 import openengine_pb2 as pb
-from weir_executor.engine import FinishReason, TokenLogprobs
 from weir_executor.foreign.live import News
+from weir_executor.step_output import FinishReason, TokenLogprobs
 
 _REASONS: Mapping[pb.FinishReason.ValueType, FinishReason] = {
     pb.FINISH_REASON_STOP: FinishReason.STOP,

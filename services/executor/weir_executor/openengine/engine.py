@@ -16,14 +16,7 @@ import grpc
 
 from weir_chassis.errors import WeirError
 from weir_executor.adapters.config import AdapterConfig
-from weir_executor.engine import (
-    AdapterInfo,
-    Deliver,
-    EngineInfo,
-    EngineLoad,
-    GenerationRequest,
-    Wants,
-)
+from weir_executor.engine import AdapterInfo, Deliver, EngineInfo, EngineLoad, Wants
 from weir_executor.foreign.block_names import BlockNames
 from weir_executor.foreign.engine import ForeignEngine
 from weir_executor.foreign.live import begin
@@ -40,6 +33,7 @@ from weir_executor.openengine.observer import Observer
 from weir_executor.openengine.request import check_supported
 from weir_executor.openengine.server import Server
 from weir_executor.openengine.work import Work
+from weir_executor.request import GenerationRequest
 from weir_executor.request_checks import check_request
 
 _log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from collections.abc import Hashable, Iterable
 from typing import Final
 
 from weir.openengine.v1 import openengine_pb2 as pb
-from weir_executor.engine import KvEvent
 from weir_executor.foreign.block_names import BlockNames
 from weir_executor.foreign.salts import scope_of
+from weir_executor.step_output import KvEvent
 
 # Requests whose scope is remembered: events come within steps of the request that made them.
 _MAX_REQUESTS: Final = 4096

@@ -10,10 +10,10 @@ from typing import Final
 
 import grpc
 
-from weir_executor.engine import KvEvent
 from weir_executor.foreign.load_report import Iteration
 from weir_executor.openengine.kv_events import EventTranslator
 from weir_executor.openengine.server import Server
+from weir_executor.step_output import KvEvent
 
 _log = logging.getLogger(__name__)
 _LOAD_SECONDS: Final = 1.0

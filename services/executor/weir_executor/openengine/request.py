@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from weir.openengine.v1 import openengine_pb2 as pb
 from weir_chassis.errors import Unsupported
-from weir_executor.engine import GenerationRequest
 from weir_executor.foreign.salts import shared_salt, shares_blocks
 from weir_executor.foreign.seeds import seed_of
 from weir_executor.guided.guide import ANY_OBJECT, Guide, GuideKind
 from weir_executor.openengine.capabilities import Capabilities
 from weir_executor.openengine.config import OpenEngineConfig
+from weir_executor.request import GenerationRequest
 
 
 def check_supported(request: GenerationRequest, can: Capabilities, config: OpenEngineConfig) -> None:

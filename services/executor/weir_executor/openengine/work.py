@@ -17,7 +17,7 @@ from typing import Final
 import grpc
 
 from weir_chassis.errors import Internal, WeirError, WorkerLost
-from weir_executor.engine import EngineInfo, FinishReason
+from weir_executor.engine import EngineInfo
 from weir_executor.foreign.line import Line
 from weir_executor.foreign.live import LiveOutput, LiveRequest
 from weir_executor.foreign.lives import Lives
@@ -29,6 +29,7 @@ from weir_executor.openengine.cursor import BadAnswerError, Cursor
 from weir_executor.openengine.errors import from_event, from_status
 from weir_executor.openengine.request import metadata, to_message
 from weir_executor.openengine.server import Server, Stream
+from weir_executor.step_output import FinishReason
 
 _log = logging.getLogger(__name__)
 # It may be gone; or it was started anew, and does not know the adapter any more.

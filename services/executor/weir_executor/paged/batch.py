@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from weir_executor.engine import PoolingKind
 from weir_executor.paged.sequence import Sequence
+from weir_executor.request import PoolingKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from weir_executor.engine import BlockRemoved, BlockStored, KvEvent
+from weir_executor.step_output import BlockRemoved, BlockStored, KvEvent
 
 
 class BlockPool:

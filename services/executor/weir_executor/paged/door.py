@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from weir_chassis.errors import AlreadyExists, Draining, Overloaded, WorkerLost
-from weir_executor.engine import EngineLoad, RequestEnd
+from weir_executor.engine import EngineLoad
 from weir_executor.paged.sequence import LiveRequest
+from weir_executor.step_output import RequestEnd
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from weir_chassis.errors import InvalidArgument, WeirError
-from weir_executor.engine import GenerationRequest
 from weir_executor.guided.guide import CompiledGuide, GuideState
 from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.request import GenerationRequest
 
 
 def start_guides(request: GenerationRequest, stop_token_ids: frozenset[int]) -> list[GuideState]:

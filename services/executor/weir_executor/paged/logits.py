@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from weir_executor.engine import Sampling
 from weir_executor.guided.bitmask import is_absent
+from weir_executor.request import Sampling
 from weir_executor.watermark.green import place_words, threshold, token_words
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from weir_executor.engine import PoolingKind
 from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.worker import Vector
+from weir_executor.request import PoolingKind
 
 
 def pool(rows: Sequence[Scheduled], hidden: torch.Tensor) -> dict[int, Vector]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from weir_chassis.errors import QuotaExceeded
-from weir_executor.engine import EngineInfo, GenerationRequest
+from weir_executor.engine import EngineInfo
 from weir_executor.paged.tenants import TenantLimits
+from weir_executor.request import GenerationRequest
 
 
 def check_quota(request: GenerationRequest, limits: TenantLimits, info: EngineInfo) -> None:

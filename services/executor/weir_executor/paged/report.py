@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from weir_executor.engine import RequestEnd, TokenLogprobs, TokenOutput
 from weir_executor.paged.batch import NewBlock
 from weir_executor.paged.sequence import LiveRequest
 from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.step_output import RequestEnd, TokenLogprobs, TokenOutput
 
 
 @dataclass(slots=True)

@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from weir_executor.engine import Sampling, TokenLogprobs
 from weir_executor.paged.logits import SampleRow, process
 from weir_executor.paged.philox import uniforms
 from weir_executor.paged.worker import Draw
+from weir_executor.request import Sampling
+from weir_executor.step_output import TokenLogprobs
 
 # Top-p nearly always ends within this many of the likeliest tokens; finding those is far cheaper than sorting them all.
 _FEW = 256

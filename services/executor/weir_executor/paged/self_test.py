@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from weir_chassis.errors import Internal, WeirError
-from weir_executor.engine import EngineInfo, GenerationRequest, Sampling
+from weir_executor.engine import EngineInfo
 from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.scheduler import Scheduler, SchedulerLimits
 from weir_executor.paged.sequence import LiveRequest
 from weir_executor.paged.worker import Result, Vector, Worker
+from weir_executor.request import GenerationRequest, Sampling
 
 # A prefill and two decodes: both of a step's shapes, and the second time that each is used.
 _PROMPT_TOKENS, _NEW_TOKENS = 8, 3

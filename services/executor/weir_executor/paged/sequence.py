@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from weir.kvstore.v1.block_hash import block_hash
-from weir_executor.engine import FinishReason, GenerationRequest, Pooling, Sampling
 from weir_executor.guided.guide import GuideState
+from weir_executor.request import GenerationRequest, Pooling, Sampling
+from weir_executor.step_output import FinishReason
 
 
 class Status(Enum):

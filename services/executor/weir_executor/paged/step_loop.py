@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from weir_chassis.errors import Draining, Internal, WeirError, WorkerLost
-from weir_executor.engine import Deliver, EngineInfo, EngineLoad, FullBlock, StepOutput, StepStats, Wants
+from weir_executor.engine import Deliver, EngineInfo, EngineLoad, StepStats, Wants
 from weir_executor.paged.batch import Batch, NewBlock
 from weir_executor.paged.block_pool import BlockPool
 from weir_executor.paged.chunk_size import ChunkSize
@@ -36,6 +36,7 @@ from weir_executor.paged.speculation.drafter import Drafter
 from weir_executor.paged.step_meter import StepMeter, count
 from weir_executor.paged.watched_worker import WatchedWorker
 from weir_executor.paged.worker import Result, Worker
+from weir_executor.step_output import FullBlock, StepOutput
 
 _log = logging.getLogger(__name__)
 # A step takes well under a second; a thread that has not come back by then hangs in a device call and is left behind.

@@ -9,16 +9,7 @@ from pathlib import Path
 
 from weir_chassis.errors import NotFound
 from weir_executor.adapters.config import AdapterConfig
-from weir_executor.engine import (
-    AdapterInfo,
-    Deliver,
-    EngineInfo,
-    EngineLoad,
-    GenerationRequest,
-    PoolingKind,
-    RequestState,
-    Wants,
-)
+from weir_executor.engine import AdapterInfo, Deliver, EngineInfo, EngineLoad, RequestState, Wants
 from weir_executor.guided.guide import GuideState
 from weir_executor.paged.adapters import Adapters, NoAdapters
 from weir_executor.paged.census import request_state
@@ -29,6 +20,7 @@ from weir_executor.paged.sequence import LiveRequest
 from weir_executor.paged.speculation.drafter import MAX_DRAFT_TOKENS, Drafter
 from weir_executor.paged.step_loop import LoopOptions, StepLoop
 from weir_executor.paged.worker import Worker
+from weir_executor.request import GenerationRequest, PoolingKind
 from weir_executor.request_checks import check_request
 
 

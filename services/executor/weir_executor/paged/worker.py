@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from weir_chassis.errors import Internal, WeirError
-from weir_executor.engine import TokenLogprobs
 from weir_executor.paged.batch import Batch
+from weir_executor.step_output import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)

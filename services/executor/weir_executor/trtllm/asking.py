@@ -14,9 +14,10 @@ from enum import Enum
 from itertools import count
 from typing import Any, Final
 
-from weir_executor.engine import EngineInfo, GenerationRequest
+from weir_executor.engine import EngineInfo
 from weir_executor.foreign.live import LiveRequest
 from weir_executor.foreign.salts import private_salt, scope_of, shared_salt, shares_blocks
+from weir_executor.request import GenerationRequest
 from weir_executor.trtllm.library import Library
 from weir_executor.trtllm.probe import Capabilities
 from weir_executor.trtllm.retention import Retention, make_retention

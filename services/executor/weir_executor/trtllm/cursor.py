@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from weir_executor.engine import FinishReason, TokenLogprobs
 from weir_executor.foreign.live import News
+from weir_executor.step_output import FinishReason, TokenLogprobs
 
 # As TensorRT-LLM's own servers say it.
 _LOWEST: Final = -9999.0

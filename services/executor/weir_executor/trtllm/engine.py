@@ -20,22 +20,16 @@ from typing import Any
 
 from weir_chassis.errors import WorkerLost
 from weir_executor.adapters.config import AdapterConfig
-from weir_executor.engine import (
-    AdapterInfo,
-    Deliver,
-    EngineInfo,
-    EngineLoad,
-    GenerationRequest,
-    KvEvent,
-    Wants,
-)
+from weir_executor.engine import AdapterInfo, Deliver, EngineInfo, EngineLoad, Wants
 from weir_executor.foreign.block_names import BlockNames
 from weir_executor.foreign.engine import ForeignEngine
 from weir_executor.foreign.live import begin
 from weir_executor.foreign.load_report import load
 from weir_executor.foreign.loop_thread import LoopThread
 from weir_executor.foreign.outlet import Outlet
+from weir_executor.request import GenerationRequest
 from weir_executor.request_checks import check_request
+from weir_executor.step_output import KvEvent
 from weir_executor.trtllm.asking import Asker
 from weir_executor.trtllm.config import TrtConfig
 from weir_executor.trtllm.connector.staging import Staging

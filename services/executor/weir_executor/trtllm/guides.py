@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from weir_chassis.errors import Unsupported
-from weir_executor.engine import GenerationRequest
 from weir_executor.guided.guide import ANY_OBJECT, Guide, GuideKind
+from weir_executor.request import GenerationRequest
 
 _FIELDS: Mapping[GuideKind, str] = {
     GuideKind.JSON_SCHEMA: "json",

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from weir_executor.engine import KvEvent
 from weir_executor.foreign.block_names import BlockNames
 from weir_executor.foreign.salts import scope_of
+from weir_executor.step_output import KvEvent
 
 
 class EventTranslator:

@@ -7,8 +7,8 @@ import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
-from weir_executor.engine import KvEvent
 from weir_executor.foreign.load_report import Iteration
+from weir_executor.step_output import KvEvent
 from weir_executor.trtllm import stats
 from weir_executor.trtllm.kv_events import EventTranslator
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from weir_chassis.errors import Unsupported
-from weir_executor.engine import EngineInfo, GenerationRequest
+from weir_executor.engine import EngineInfo
 from weir_executor.foreign.seeds import seed_of
+from weir_executor.request import GenerationRequest
 from weir_executor.trtllm.guides import guide_arguments
 from weir_executor.trtllm.library import Library
 from weir_executor.trtllm.probe import Capabilities

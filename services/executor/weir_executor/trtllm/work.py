@@ -18,12 +18,14 @@ from dataclasses import replace
 from typing import Any
 
 from weir_chassis.errors import Internal, WeirError
-from weir_executor.engine import EngineInfo, FinishReason, StoredPrefix
+from weir_executor.engine import EngineInfo
 from weir_executor.foreign.line import Line
 from weir_executor.foreign.live import NOTHING_LEFT, Left, LiveOutput, LiveRequest, News
 from weir_executor.foreign.lives import Lives
 from weir_executor.foreign.outlet import Outlet
 from weir_executor.foreign.salts import shares_blocks
+from weir_executor.request import StoredPrefix
+from weir_executor.step_output import FinishReason
 from weir_executor.trtllm.asking import Asked, Asker, Part
 from weir_executor.trtllm.config import TrtConfig
 from weir_executor.trtllm.connector.staging import Staging

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from weir.inference.v1 import watermark_pb2 as pb
 from weir_chassis.errors import Unsupported
-from weir_executor.engine import Watermark
 from weir_executor.ranges import Range
+from weir_executor.request import Watermark
 from weir_executor.watermark.keys import WatermarkKeys
 
 _GREEN_FRACTION, _BIAS = Range(0.05, 0.95), Range(0, 20, low_is_open=True)

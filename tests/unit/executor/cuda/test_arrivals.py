@@ -11,7 +11,6 @@ import torch
 from contract.engine_contract import request
 from models_fixture import VOCAB_SIZE, tiny_model
 from unit.executor.cuda.doubles import CapturerDouble
-from weir_executor.engine import Sampling
 from weir_executor.paged.attention import TorchAttention
 from weir_executor.paged.batch import BlockLoad, Scheduled
 from weir_executor.paged.cuda.arrivals import Arrivals
@@ -25,6 +24,7 @@ from weir_executor.paged.kv_cache import KvCache
 from weir_executor.paged.model.registry import load_config, load_model
 from weir_executor.paged.sequence import LiveRequest
 from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.request import Sampling
 
 _BLOCK, _NUM_BLOCKS, _LAYERS = 4, 20, 3
 _CPU = torch.device("cpu")

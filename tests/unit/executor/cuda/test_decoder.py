@@ -12,7 +12,6 @@ import torch
 from contract.engine_contract import request
 from models_fixture import VOCAB_SIZE, tiny_model
 from unit.executor.cuda.doubles import CapturerDouble
-from weir_executor.engine import Sampling
 from weir_executor.paged.attention import TorchAttention
 from weir_executor.paged.batch import Scheduled
 from weir_executor.paged.cuda.attention import TritonAttention, max_numbers
@@ -26,6 +25,7 @@ from weir_executor.paged.kv_cache import KvCache
 from weir_executor.paged.model.registry import load_config, load_model
 from weir_executor.paged.sequence import LiveRequest
 from weir_executor.paged.sequence import Sequence as LiveSequence
+from weir_executor.request import Sampling
 
 _BLOCK, _NUM_BLOCKS, _MAX_ROWS, _GREEDY = 4, 60, 6, Sampling(temperature=0.0)
 

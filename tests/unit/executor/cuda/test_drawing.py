@@ -9,12 +9,12 @@ import torch
 import triton
 import triton.language as tl
 
-from weir_executor.engine import Sampling
 from weir_executor.paged.cuda.drawing import GREEDY, Asked, asked_numbers, draw
 from weir_executor.paged.cuda.kernels import draw as kernels
 from weir_executor.paged.logits import SampleRow
 from weir_executor.paged.philox import uniforms
 from weir_executor.paged.sampler import sample
+from weir_executor.request import Sampling
 
 _VOCAB = 700
 

@@ -11,10 +11,12 @@ import torch
 from contract.engine_contract import Listener, request
 from models_fixture import tiny_model
 from unit.executor.cuda.doubles import compute_by_kernels
-from weir_executor.engine import Engine, GenerationRequest, Sampling, StepOutput
+from weir_executor.engine import Engine
 from weir_executor.paged import engine as engine_module
 from weir_executor.paged.cuda.decoder import CudaDecoder
 from weir_executor.paged.engine import PagedEngineConfig, load_engine
+from weir_executor.request import GenerationRequest, Sampling
+from weir_executor.step_output import StepOutput
 
 _GREEDY = Sampling(temperature=0.0)
 _SAMPLED = [_GREEDY, Sampling(seed=1), Sampling(0.8, top_k=20, top_p=0.9, seed=2), Sampling(min_p=0.1, seed=3)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from weir.kvstore.v1.block_hash import block_hashes
-from weir_executor.engine import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 from weir_executor.foreign.block_names import BlockNames
+from weir_executor.step_output import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 
 ROOT, SIZE = b"r" * 16, 4
 

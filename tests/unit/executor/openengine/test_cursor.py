@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weir.openengine.v1 import openengine_pb2 as pb
-from weir_executor.engine import FinishReason, TokenLogprobs
 from weir_executor.openengine.cursor import BadAnswerError, Cursor
+from weir_executor.step_output import FinishReason, TokenLogprobs
 
 STOP, EOS = 9, 2
 

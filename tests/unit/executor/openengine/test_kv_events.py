@@ -8,9 +8,9 @@ import pytest
 
 from weir.kvstore.v1.block_hash import block_hashes
 from weir.openengine.v1 import openengine_pb2 as pb
-from weir_executor.engine import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 from weir_executor.foreign.salts import private_salt, shared_salt
 from weir_executor.openengine.kv_events import EventTranslator
+from weir_executor.step_output import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 
 ROOT, OTHER = b"r" * 16, b"o" * 16
 SIZE, TOKENS = 4, list(range(12))

@@ -9,12 +9,12 @@ import pytest
 from contract.engine_contract import ROOT, SEEDED, hashes, prompt, request
 from weir.openengine.v1 import openengine_pb2 as pb
 from weir_chassis.errors import Unsupported
-from weir_executor.engine import GenerationRequest, Sampling, Watermark
 from weir_executor.foreign.salts import shared_salt
 from weir_executor.guided.guide import ANY_OBJECT, Guide, GuideKind
 from weir_executor.openengine.capabilities import Capabilities
 from weir_executor.openengine.config import OpenEngineConfig
 from weir_executor.openengine.request import check_supported, metadata, to_message
+from weir_executor.request import GenerationRequest, Sampling, Watermark
 
 CONFIG = OpenEngineConfig(
     address="127.0.0.1:1",

@@ -13,8 +13,8 @@ from unit.executor.openengine.making import running, serving, using
 from unit.executor.trtllm.making import until
 from weir.openengine.v1 import openengine_pb2 as pb
 from weir_chassis.errors import WeirError, reason_name
-from weir_executor.engine import FinishReason
 from weir_executor.openengine import work
+from weir_executor.step_output import FinishReason
 
 
 def reason_of(error: Exception | None) -> str:

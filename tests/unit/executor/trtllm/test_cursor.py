@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes.trtllm.results import CompletionOutput, Logprob
-from weir_executor.engine import FinishReason, TokenLogprobs
+from weir_executor.step_output import FinishReason, TokenLogprobs
 from weir_executor.trtllm.cursor import Cursor
 
 END = 2

@@ -18,10 +18,11 @@ from models_fixture import tiny_model
 from unit.executor.trtllm.making import config, running, until
 from weir_chassis.errors import Internal, InvalidArgument, Overloaded, Unsupported, WeirError, WorkerLost, reason_name
 from weir_executor.adapters.files import read_config
-from weir_executor.engine import FinishReason, Sampling, Watermark
 from weir_executor.engine_watch import EngineWatch
 from weir_executor.foreign import line
 from weir_executor.guided.guide import Guide, GuideKind
+from weir_executor.request import Sampling, Watermark
+from weir_executor.step_output import FinishReason
 from weir_executor.trtllm import engine as engine_module
 from weir_executor.trtllm.load import load_engine
 from weir_executor.trtllm.probe import UnknownVersionError

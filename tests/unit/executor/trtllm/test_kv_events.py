@@ -7,8 +7,8 @@ from typing import Any
 
 from fakes.trtllm.pool import Held, Pool
 from weir.kvstore.v1.block_hash import block_hashes
-from weir_executor.engine import AllBlocksCleared, BlockRemoved, BlockStored
 from weir_executor.foreign.salts import private_salt, shared_salt
+from weir_executor.step_output import AllBlocksCleared, BlockRemoved, BlockStored
 from weir_executor.trtllm.kv_events import EventTranslator
 
 ROOT, OTHER = b"r" * 16, b"o" * 16

@@ -13,7 +13,8 @@ from contract.engine_contract import prompt, request
 from fakes.trtllm.llm import Logits, library
 from fakes.trtllm.params import SamplingParams
 from unit.executor.trtllm.making import running
-from weir_executor.engine import EngineInfo, Sampling
+from weir_executor.engine import EngineInfo
+from weir_executor.request import Sampling
 from weir_executor.trtllm.probe import probe
 from weir_executor.trtllm.sampling import sampling_arguments
 from weir_executor.trtllm.stops_held_back import StopsHeldBack

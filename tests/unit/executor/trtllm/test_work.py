@@ -17,8 +17,9 @@ from fakes.trtllm.llm import LLM, library
 from unit.executor.guide_tokens import text_of
 from unit.executor.trtllm.making import Unchecked, model_dir, running, until
 from weir_chassis.errors import Unsupported
-from weir_executor.engine import FinishReason, GenerationRequest, RequestEnd, Sampling
 from weir_executor.guided.guide import Guide, GuideKind
+from weir_executor.request import GenerationRequest, Sampling
+from weir_executor.step_output import FinishReason, RequestEnd
 from weir_executor.trtllm.config import Transceiver
 from weir_executor.trtllm.engine import TrtEngine
 from weir_executor.trtllm.probe import probe

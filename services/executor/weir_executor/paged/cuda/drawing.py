@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from weir_executor.engine import Sampling
 from weir_executor.paged.cuda.kernels import draw as kernels
+from weir_executor.request import Sampling
 
 ASKED = 8  # numbers per row
 _TILE = 4096  # logits that a program looks at at once

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary, WeakSet
 
-from weir_executor.engine import SpeculationMode
 from weir_executor.paged.batch import Batch, Scheduled
 from weir_executor.paged.guides import allowed_drafts
 from weir_executor.paged.scheduler import Scheduler
@@ -21,6 +20,7 @@ from weir_executor.paged.sequence import Sequence as LiveSequence
 from weir_executor.paged.speculation.controller import Acceptance, Controller, CostMeter
 from weir_executor.paged.speculation.ngram import NgramProposer
 from weir_executor.paged.speculation.proposer import Proposer, Wish
+from weir_executor.request import SpeculationMode
 
 _log = logging.getLogger(__name__)
 # What sampling.proto allows a request to ask for: beyond it, drafts rarely stand that far.

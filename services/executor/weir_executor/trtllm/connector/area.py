@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from weir_chassis.errors import Unsupported
-from weir_executor.engine import StoredPrefix
+from weir_executor.request import StoredPrefix
 from weir_executor.trtllm.connector.layout import ShardLayout, agreed, decode
 from weir_executor.trtllm.connector.names import StagedName
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Final
 
-from weir_executor.engine import GenerationRequest
+from weir_executor.request import GenerationRequest
 from weir_executor.trtllm.connector.area import Area
 from weir_executor.trtllm.connector.names import StagedName
 

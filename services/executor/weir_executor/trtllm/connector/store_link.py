@@ -15,7 +15,6 @@ import grpc
 from weir_chassis.channel import open_channel
 from weir_chassis.clock import Clock
 from weir_chassis.metrics import Metrics
-from weir_executor.engine import FullBlock
 from weir_executor.foreign.loop_thread import LoopThread
 from weir_executor.kv_transfer import ArenaTransport, WriterLimits
 from weir_executor.kv_transfer.copier import Copier, load_copier
@@ -23,6 +22,7 @@ from weir_executor.kv_transfer.hashes import Namespaces, RecentHashes
 from weir_executor.kv_transfer.transport import BlockTransport
 from weir_executor.kv_transfer.writer import BlockWriter
 from weir_executor.metrics import ExecutorMetrics
+from weir_executor.step_output import FullBlock
 from weir_executor.trtllm.connector.layout import ShardLayout
 from weir_executor.trtllm.connector.told import Told
 

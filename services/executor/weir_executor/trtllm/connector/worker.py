@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any, Final, Protocol
 
 from weir_chassis.clock import Clock
-from weir_executor.engine import FullBlock
+from weir_executor.step_output import FullBlock
 from weir_executor.trtllm.connector.area_view import AreaView
 from weir_executor.trtllm.connector.copies import CopiedOut, Copies
 from weir_executor.trtllm.connector.layout import layout_of

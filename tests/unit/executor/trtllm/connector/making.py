@@ -8,7 +8,7 @@ from typing import Any
 
 from fakes.trtllm.connector import LlmRequest, NewerRequestData, RequestData, SchedulerOutput, get_cache_salt_id
 from weir.kvstore.v1.block_hash import block_hashes
-from weir_executor.engine import StoredPrefix
+from weir_executor.request import StoredPrefix
 from weir_executor.trtllm.connector.area import Area
 from weir_executor.trtllm.connector.area_view import AreaView
 from weir_executor.trtllm.connector.leader import Leader

@@ -11,7 +11,7 @@ import pytest
 
 from unit.executor.trtllm.connector.making import BLOCK_BYTES, HASHES, ROOT, new_area, prefix
 from weir_chassis.errors import Unsupported
-from weir_executor.engine import StoredPrefix
+from weir_executor.request import StoredPrefix
 from weir_executor.trtllm.connector.area import Area
 from weir_executor.trtllm.connector.area_view import AreaView
 from weir_executor.trtllm.connector.layout import layout_of

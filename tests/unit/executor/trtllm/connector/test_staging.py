@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from unit.executor.trtllm.connector.making import HASHES, ROOT, TOKENS, new_area, prefix
-from weir_executor.engine import GenerationRequest, Sampling
+from weir_executor.request import GenerationRequest, Sampling
 from weir_executor.trtllm.connector.area import Area
 from weir_executor.trtllm.connector.staging import Staging
 

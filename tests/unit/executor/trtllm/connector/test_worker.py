@@ -10,7 +10,7 @@ import torch
 
 from unit.executor.trtllm.connector.making import HASHES, ROOT, new_area, prefix
 from weir_chassis.testing import VirtualClock
-from weir_executor.engine import FullBlock
+from weir_executor.step_output import FullBlock
 from weir_executor.trtllm.connector.area import Area
 from weir_executor.trtllm.connector.area_view import AreaView
 from weir_executor.trtllm.connector.copies import CopiedOut, Copies
