@@ -137,6 +137,7 @@ class AskStream:
             opened.lease.release()
             assert opened.task is not None, "an ask is worked on from its beginning"
             opened.task.cancel()
+            self._wake.set()  # it may have been the last one that the stream's end waits for
 
     # ── the work ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

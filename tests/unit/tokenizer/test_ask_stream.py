@@ -118,6 +118,20 @@ async def test_a_drain_ends_an_idle_stream(place: str, tmp_path: Path) -> None:
         assert reason_name(ended.reason) == "DRAINING"
 
 
+async def test_a_drain_does_not_wait_for_what_has_been_withdrawn(tmp_path: Path, gate: Gate) -> None:
+    async with serve(tmp_path) as on:
+        await on.asker.send(asks=on.waiting(1))
+        await until(lambda: gate.begun == 1)
+        await on.drain()
+        assert await on.asker.reason(handle=2, tokenize=pb.TokenizeRequest(texts=["x"])) == "DRAINING"  # it waits now
+        await on.asker.send(withdrawn_handles=[1])
+        async with asyncio.timeout(30):
+            ended = await on.asker.ended
+        gate.open()
+        assert ended is not None
+        assert reason_name(ended.reason) == "DRAINING"
+
+
 async def test_one_ask_too_many_is_refused_and_not_the_stream(tmp_path: Path, gate: Gate) -> None:
     async with serve(tmp_path, max_open_asks=2) as on:
         first, second, third = (on.asker.expect(handle) for handle in (1, 2, 3))
