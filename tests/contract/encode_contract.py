@@ -15,7 +15,8 @@ from google.protobuf.duration_pb2 import Duration
 from contract.tokenizer_contract import SERVED, TEXTS
 from weir.inference.v1 import chat_pb2
 from weir.tokenizer.v1 import tokenizer_pb2 as pb
-from weir_chassis.errors import WeirError, from_failure, from_rpc_error, reason_name, to_rpc_status
+from weir_chassis.errors import WeirError, reason_name
+from weir_chassis.status import from_failure, from_rpc_error, to_rpc_status
 
 if TYPE_CHECKING:
     from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub as Stub

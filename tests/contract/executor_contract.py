@@ -23,7 +23,8 @@ from weir.inference.v1.output_pb2 import FinishReason
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.speculation_pb2 import Speculation, SpeculationMode
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, join_hashes, scope_root, split_hashes
-from weir_chassis.errors import WeirError, from_failure, from_rpc_error, reason_name
+from weir_chassis.errors import WeirError, reason_name
+from weir_chassis.status import from_failure, from_rpc_error
 
 if TYPE_CHECKING:
     from weir.executor.v1.executor_pb2_grpc import ExecutorServiceAsyncStub as Stub

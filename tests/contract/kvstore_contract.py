@@ -21,7 +21,8 @@ from contract.kv_watch import Mirror
 from weir.kvstore.v1 import kvstore_pb2 as pb
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, join_hashes, namespace_fingerprint, scope_root
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
-from weir_chassis.errors import from_rpc_error, reason_name
+from weir_chassis.errors import reason_name
+from weir_chassis.status import from_rpc_error
 
 if TYPE_CHECKING:
     from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceAsyncStub as Stub

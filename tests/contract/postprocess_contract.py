@@ -27,7 +27,8 @@ from weir.postprocess.v1.postprocess_pb2 import (
     PostprocessResponse,
 )
 from weir.postprocess.v1.postprocess_pb2_grpc import PostprocessServiceStub
-from weir_chassis.errors import from_failure, from_rpc_error, reason_name
+from weir_chassis.errors import reason_name
+from weir_chassis.status import from_failure, from_rpc_error
 
 if TYPE_CHECKING:
     from weir.postprocess.v1.postprocess_pb2_grpc import PostprocessServiceAsyncStub as Stub

@@ -22,7 +22,8 @@ from weir.inference.v1.output_pb2 import FinishReason
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1 import router_pb2 as pb
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
-from weir_chassis.errors import InvalidArgument, ModelNotFound, RemoteError, WeirError, from_rpc_error, reason_name
+from weir_chassis.errors import InvalidArgument, ModelNotFound, WeirError, reason_name
+from weir_chassis.status import RemoteError, from_rpc_error
 
 if TYPE_CHECKING:
     from weir.router.v1.router_pb2_grpc import RouterServiceAsyncStub as Stub

@@ -15,7 +15,8 @@ from google.rpc import error_details_pb2
 from weir.inference.v1 import chat_pb2
 from weir.kvstore.v1 import block_hash
 from weir.tokenizer.v1 import tokenizer_pb2 as pb
-from weir_chassis.errors import RemoteError, from_rpc_error, reason_name, to_status
+from weir_chassis.errors import reason_name
+from weir_chassis.status import RemoteError, from_rpc_error, to_status
 
 if TYPE_CHECKING:
     from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceAsyncStub as Stub

@@ -22,8 +22,9 @@ from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir.router.v1.router_pb2 import GenerateRequest
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir_chassis.channel import open_channel
-from weir_chassis.errors import WeirError, from_rpc_error, reason_name
+from weir_chassis.errors import WeirError, reason_name
 from weir_chassis.fault_table import Fault
+from weir_chassis.status import from_rpc_error
 from weir_client.client import Client, collect, user
 
 _GREEDY = SamplingParameters(temperature=0)

@@ -25,7 +25,8 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingCondition
 from weir.router.v1.router_pb2 import GenerateRequest
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir_chassis.channel import open_channel
-from weir_chassis.errors import from_rpc_error, reason_name
+from weir_chassis.errors import reason_name
+from weir_chassis.status import from_rpc_error
 from weir_client.client import Client
 
 _TESTS = Path(__file__).parents[1]

@@ -34,9 +34,9 @@ from weir_chassis.errors import (
     RevisionMismatch,
     Unsupported,
     WeirError,
-    to_failure,
 )
 from weir_chassis.kv_events.blocks import new_log, stored, told
+from weir_chassis.status import to_failure
 
 NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
 

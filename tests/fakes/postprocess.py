@@ -14,7 +14,8 @@ from weir.inference.v1.output_pb2 import FinishReason, RowLogprobs, TokenBatch
 from weir.inference.v1.stream_pb2 import Delta, TokenLogprob, TopLogprob
 from weir.postprocess.v1 import postprocess_pb2 as pb
 from weir.postprocess.v1.postprocess_pb2_grpc import PostprocessServiceServicer
-from weir_chassis.errors import AlreadyExists, InvalidArgument, ModelNotFound, WeirError, to_failure
+from weir_chassis.errors import AlreadyExists, InvalidArgument, ModelNotFound, WeirError
+from weir_chassis.status import to_failure
 
 # Ids from the vocabulary's size up to this are a padded model's: they have no text.
 _MAX_TOKEN_IDS = 1 << 31

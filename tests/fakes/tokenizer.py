@@ -22,8 +22,8 @@ from weir_chassis.errors import (
     TemplateFailed,
     Unsupported,
     WeirError,
-    to_failure,
 )
+from weir_chassis.status import to_failure
 
 NAME = pb.DESCRIPTOR.services_by_name["TokenizerService"].full_name
 

@@ -19,7 +19,7 @@ from weir.executor.v1.executor_pb2 import (
 )
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from weir_chassis.channel import cancelling, open_channel
-from weir_chassis.errors import from_rpc_error
+from weir_chassis.status import from_rpc_error
 from weir_client.running import run_async
 from weir_client.stack import executor_addresses
 

@@ -50,7 +50,7 @@ from weir.router.v1.router_pb2 import (
 )
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir_chassis.channel import cancelling, open_channel
-from weir_chassis.errors import from_rpc_error
+from weir_chassis.status import from_rpc_error
 from weir_chassis.telemetry import REQUEST_ID_KEY
 from weir_chassis.tenant import tenant_metadata
 from weir_client.resuming import Had, going_on

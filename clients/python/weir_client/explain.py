@@ -15,7 +15,7 @@ from weir.router.v1 import fleet_pb2 as pb
 from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
 from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest
 from weir_chassis.channel import open_channel
-from weir_chassis.errors import from_rpc_error
+from weir_chassis.status import from_rpc_error
 from weir_chassis.tenant import tenant_metadata
 from weir_client.client import user
 from weir_client.options import Asked, sampling_options

@@ -15,7 +15,8 @@ from weir.fleet.v1.instance_pb2 import InstanceKind
 from weir.router.v1 import fleet_pb2 as pb
 from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
 from weir_chassis.channel import open_channel
-from weir_chassis.errors import WeirError, from_rpc_error
+from weir_chassis.errors import WeirError
+from weir_chassis.status import from_rpc_error
 from weir_client.options import ROUTER
 from weir_client.printing import columns, error_line
 from weir_client.running import run_async

@@ -14,7 +14,7 @@ from google.protobuf.json_format import MessageToJson
 from weir.kvstore.v1.kvstore_pb2 import GetStatsRequest, GetStatsResponse, SourceStats, TenantStats, TierStats
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir_chassis.channel import open_channel
-from weir_chassis.errors import from_rpc_error
+from weir_chassis.status import from_rpc_error
 from weir_client.printing import columns, size
 from weir_client.running import load_command, run_async
 from weir_client.stack import kvstore_address

@@ -13,7 +13,8 @@ import grpc
 from weir.router.v1 import fleet_pb2 as pb
 from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
 from weir_chassis.channel import cancelling, open_channel
-from weir_chassis.errors import from_failure, from_rpc_error, reason_name
+from weir_chassis.errors import reason_name
+from weir_chassis.status import from_failure, from_rpc_error
 from weir_client.options import ROUTER
 from weir_client.printing import columns, size
 from weir_client.running import run_async

@@ -10,7 +10,8 @@ from time import monotonic
 from typing import Final, TypeVar
 
 from weir.router.v1.router_pb2 import ChatResponse, GenerateResponse, NextToken, ResumeResponse
-from weir_chassis.errors import Cancelled, Draining, NotFound, RemoteError, WeirError
+from weir_chassis.errors import Cancelled, Draining, NotFound, WeirError
+from weir_chassis.status import RemoteError
 
 Response = TypeVar("Response", ChatResponse, GenerateResponse, ResumeResponse)
 # Opens the stream again, for what is still wanted of it.

@@ -20,13 +20,13 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 
-from weir_chassis import errors
 from weir_chassis.calls import Calls, is_infrastructure
 from weir_chassis.clock import Clock
 from weir_chassis.deadline import time_left
 from weir_chassis.errors import DeadlineExceeded, Unsupported
 from weir_chassis.metrics import Metrics
 from weir_chassis.observed import Observer, Outcome
+from weir_chassis.status import to_rpc_status
 from weir_chassis.telemetry import request_from
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic only in its stubs
@@ -187,7 +187,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 outcome.given_up(by_deadline=time_left(context) == 0.0)
                 raise error
             error = cut
-        await context.end(errors.to_rpc_status(outcome.failed(error)))
+        await context.end(to_rpc_status(outcome.failed(error)))
 
 
 def _client_has_gone() -> bool:

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 import grpc
 from grpc import StatusCode
 
-from weir_chassis import errors
 from weir_chassis.clock import Clock
-from weir_chassis.errors import Internal, WeirError
+from weir_chassis.errors import Internal, WeirError, reason_name
 from weir_chassis.fault_table import Fault
 from weir_chassis.metrics import Metrics
+from weir_chassis.status import RemoteError, from_rpc_error, wrong_fields
 from weir_chassis.telemetry import Request, bound_request, get_logger
 
 
@@ -39,7 +39,7 @@ class Outcome:
     def failed(self, error: BaseException) -> WeirError:
         """Returns what its caller is told."""
         translated = translate(error)
-        self.code, self.reason = translated.row.code, errors.reason_name(translated.reason)
+        self.code, self.reason = translated.row.code, reason_name(translated.reason)
         _log(self.method, translated, error)
         return translated
 
@@ -85,7 +85,7 @@ def translate(error: BaseException) -> WeirError:
     if isinstance(error, WeirError):
         return error
     if isinstance(error, grpc.RpcError):
-        return errors.from_rpc_error(error)
+        return from_rpc_error(error)
     if isinstance(error, BaseExceptionGroup):
         # A task group of one request: the others were cancelled because of the first.
         return translate(error.exceptions[0])
@@ -95,12 +95,12 @@ def translate(error: BaseException) -> WeirError:
 def _log(method: str, translated: WeirError, error: BaseException) -> None:
     """Says what became of it. The words of an error that is the client's fault stay out: they may quote what the
     client sent (a chat template raises with the prompt in its message), and the client is told them anyway."""
-    logger, reason = get_logger(), errors.reason_name(translated.reason)
-    if isinstance(translated, Internal) and not isinstance(translated, errors.RemoteError):
+    logger, reason = get_logger(), reason_name(translated.reason)
+    if isinstance(translated, Internal) and not isinstance(translated, RemoteError):
         logger.error("call_failed", method=method, reason=reason, exc_info=error)
     elif translated.row.fault is Fault.SERVER:
         logger.warning("call_failed", method=method, reason=reason, message=translated.message)
     elif translated.row.fault is Fault.CLIENT:
-        logger.info("call_refused", method=method, reason=reason, fields=errors.wrong_fields(translated))
+        logger.info("call_refused", method=method, reason=reason, fields=wrong_fields(translated))
     else:
         logger.info("call_refused", method=method, reason=reason, message=translated.message)

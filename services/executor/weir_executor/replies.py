@@ -12,7 +12,8 @@ from weir.inference.v1.embedding_pb2 import Embedding
 from weir.inference.v1.output_pb2 import FinishReason as ProtoFinishReason
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.sampling_pb2 import SamplingParameters
-from weir_chassis.errors import Internal, WeirError, to_failure
+from weir_chassis.errors import Internal, WeirError
+from weir_chassis.status import to_failure
 from weir_executor.adapters.operations import Read
 from weir_executor.adapters.table import HeldAdapter
 from weir_executor.engine import EngineLoad, RequestState, StepStats

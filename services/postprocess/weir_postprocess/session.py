@@ -27,15 +27,8 @@ from weir.postprocess.v1.postprocess_pb2 import (
     PostprocessResponse,
     RequestFailed,
 )
-from weir_chassis.errors import (
-    AlreadyExists,
-    Draining,
-    InvalidArgument,
-    ModelNotFound,
-    Overloaded,
-    WeirError,
-    to_failure,
-)
+from weir_chassis.errors import AlreadyExists, Draining, InvalidArgument, ModelNotFound, Overloaded, WeirError
+from weir_chassis.status import to_failure
 from weir_postprocess.batch import Row, rows_that_end_without_text, token_rows
 from weir_postprocess.request import Request, open_request
 from weir_postprocess.vocabulary import Vocabulary

@@ -17,8 +17,9 @@ from weir.router.v1.router_pb2 import EmbedRequest, EmbedResponse
 from weir_chassis.channel import call_metadata
 from weir_chassis.clock import Clock
 from weir_chassis.deadline import hop_timeout
-from weir_chassis.errors import NoWorker, PromptTooLong, WeirError, from_rpc_error, reason_name
+from weir_chassis.errors import NoWorker, PromptTooLong, WeirError, reason_name
 from weir_chassis.leases import LeaseLedger
+from weir_chassis.status import from_rpc_error
 from weir_router.admission import Admission
 from weir_router.call import Call, explain
 from weir_router.encoder import Encoder

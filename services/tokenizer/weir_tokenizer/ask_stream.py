@@ -19,9 +19,10 @@ from typing import Any, Final
 import grpc
 
 from weir.tokenizer.v1 import tokenizer_pb2 as pb
-from weir_chassis.errors import AlreadyExists, DeadlineExceeded, Draining, InvalidArgument, Overloaded, to_failure
+from weir_chassis.errors import AlreadyExists, DeadlineExceeded, Draining, InvalidArgument, Overloaded
 from weir_chassis.leases import Lease, LeaseLedger
 from weir_chassis.observed import Observer, Outcome
+from weir_chassis.status import to_failure
 from weir_chassis.telemetry import Request, carried_request
 from weir_tokenizer.encoder import Encoder
 

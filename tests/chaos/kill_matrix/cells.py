@@ -16,7 +16,8 @@ from chaos.services import until
 from contract.router_contract import Answer, collect
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1 import router_pb2 as pb
-from weir_chassis.errors import from_rpc_error, reason_name
+from weir_chassis.errors import reason_name
+from weir_chassis.status import from_rpc_error
 
 if TYPE_CHECKING:
     from weir.router.v1.router_pb2_grpc import RouterServiceAsyncStub as Stub

@@ -25,6 +25,7 @@ from weir_chassis.calls import Calls
 from weir_chassis.channel import cancelling
 from weir_chassis.deadline import time_left
 from weir_chassis.server import Registration
+from weir_chassis.status import RemoteError, from_rpc_error
 from weir_chassis.telemetry import REQUEST_ID_KEY, TRACEPARENT_KEY, current_request
 
 SERVICE = "weir.test.v1.ScriptService"
@@ -331,7 +332,7 @@ async def a_weir_error_arrives_with_its_details(wire: Wire) -> None:
     violation = error_details_pb2.BadRequest()
     assert any(detail.Unpack(violation) for detail in status.details)
     assert violation.field_violations[0].field == "token_ids"
-    error = errors.from_rpc_error(failure)
+    error = from_rpc_error(failure)
     assert isinstance(error, errors.PromptTooLong)
     assert error.metadata == {"tokens": "9000", "limit": "8192"}
 
@@ -349,7 +350,7 @@ async def an_error_comes_after_what_was_sent_before_it(wire: Wire) -> None:
         async for message in wire.stub.downstream(b""):
             received.append(message)  # noqa: PERF401  # what came before the error is the point
     assert received == [b"a", b"b"]
-    assert errors.from_rpc_error(caught.value).metadata == {"worker": "w1"}
+    assert from_rpc_error(caught.value).metadata == {"worker": "w1"}
 
 
 @check
@@ -368,7 +369,7 @@ async def every_shape_carries_errors(wire: Wire) -> None:
     shapes = [stub.upstream(iter([])), stub.both(iter([])), stub.both_by_hand(iter([])), stub.downstream(b"")]
     for call in shapes:
         failure = await failure_of(call if hasattr(call, "__await__") else collect(call))
-        assert isinstance(errors.from_rpc_error(failure), errors.Overloaded)
+        assert isinstance(from_rpc_error(failure), errors.Overloaded)
 
 
 @check
@@ -380,8 +381,8 @@ async def an_unknown_exception_keeps_its_secrets(wire: Wire) -> None:
     failure = await failure_of(wire.stub.unary(b""))
     assert failure.code() is StatusCode.INTERNAL
     assert "prompt" not in str(failure.details())
-    assert isinstance(errors.from_rpc_error(failure), errors.Internal)
-    assert errors.from_rpc_error(failure).message == failure.details(), "with details, so not by the code alone"
+    assert isinstance(from_rpc_error(failure), errors.Internal)
+    assert from_rpc_error(failure).message == failure.details(), "with details, so not by the code alone"
 
 
 @check
@@ -396,7 +397,7 @@ async def a_bare_abort_is_our_bug(wire: Wire) -> None:
         wire.servicer.unary = unary
         failure = await failure_of(wire.stub.unary(b""))
         assert failure.code() is StatusCode.INTERNAL
-        assert isinstance(errors.from_rpc_error(failure), errors.RemoteError), "it has details"
+        assert isinstance(from_rpc_error(failure), RemoteError), "it has details"
 
 
 @check
@@ -404,8 +405,8 @@ async def an_unknown_method_is_unsupported(wire: Wire) -> None:
     for call in (wire.stub.unknown, wire.stub.unimplemented):
         failure = await failure_of(call(b"", timeout=LIMIT_SECONDS))
         assert failure.code() is StatusCode.UNIMPLEMENTED
-        error = errors.from_rpc_error(failure)
-        assert isinstance(error, errors.RemoteError)
+        error = from_rpc_error(failure)
+        assert isinstance(error, RemoteError)
         assert isinstance(error, errors.Unsupported)
 
 
@@ -417,7 +418,7 @@ async def a_failure_downstream_is_passed_on(wire: Wire) -> None:
         return await wire.stub.unary(b"inner")
 
     wire.servicer.unary = unary
-    error = errors.from_rpc_error(await failure_of(wire.stub.unary(b"outer")))
+    error = from_rpc_error(await failure_of(wire.stub.unary(b"outer")))
     assert isinstance(error, errors.ModelNotFound)
     assert error.metadata == {"known": "a,b"}
 
@@ -440,7 +441,7 @@ async def a_large_error_still_arrives_as_itself(wire: Wire) -> None:
         raise errors.Overloaded("ü" * 5000, metadata={f"key{number}": "v" * 300 for number in range(100)})
 
     wire.servicer.unary = unary
-    error = errors.from_rpc_error(await failure_of(wire.stub.unary(b"")))
+    error = from_rpc_error(await failure_of(wire.stub.unary(b"")))
     assert isinstance(error, errors.Overloaded)
     assert error.message.startswith("üüü")
 
@@ -463,7 +464,7 @@ async def the_deadline_ends_both_sides(wire: Wire) -> None:
     wire.servicer.unary = unary
     failure = await failure_of(wire.stub.unary(b"", timeout=0.2))
     assert failure.code() is StatusCode.DEADLINE_EXCEEDED
-    assert isinstance(errors.from_rpc_error(failure), errors.DeadlineExceeded)
+    assert isinstance(from_rpc_error(failure), errors.DeadlineExceeded)
     async with asyncio.timeout(LIMIT_SECONDS):
         await wire.servicer.ended.wait()
     assert left[0] is not None
@@ -675,7 +676,7 @@ async def a_server_that_stops_ends_its_calls(wire: Wire) -> None:
         await call.read()
     assert caught.value.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
     failure = await failure_of(wire.stub.unary(b"", timeout=LIMIT_SECONDS))
-    assert isinstance(errors.from_rpc_error(failure), errors.WorkerLost)
+    assert isinstance(from_rpc_error(failure), errors.WorkerLost)
 
 
 @check
@@ -688,12 +689,12 @@ async def a_cut_call_says_draining(wire: Wire) -> None:
     call = wire.stub.downstream(b"")
     assert await call.read() == b"one"
     wire.calls.refuse_new()
-    refused = errors.from_rpc_error(await failure_of(wire.stub.unary(b"")))
+    refused = from_rpc_error(await failure_of(wire.stub.unary(b"")))
     assert isinstance(refused, errors.Draining)
     assert wire.calls.cut(errors.Draining("time is over")) == 1
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
-    error = errors.from_rpc_error(caught.value)
+    error = from_rpc_error(caught.value)
     assert isinstance(error, errors.Draining)
     assert error.message == "time is over"
     await wire.calls.wait_idle()

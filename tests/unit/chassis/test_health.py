@@ -11,6 +11,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from weir_chassis import errors
 from weir_chassis.health import Health, model_name
+from weir_chassis.status import from_rpc_error
 from weir_chassis.testing import serve_in_memory, serve_on_loopback
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
@@ -42,7 +43,7 @@ async def test_an_unknown_name_is_not_found() -> None:
     async with stub_to(Health()) as stub:
         with pytest.raises(grpc.aio.AioRpcError, match="unknown to health") as caught:
             await check(stub, "nobody")
-        assert isinstance(errors.from_rpc_error(caught.value), errors.NotFound)
+        assert isinstance(from_rpc_error(caught.value), errors.NotFound)
 
 
 async def test_two_watchers_see_each_change_and_one_may_leave() -> None:

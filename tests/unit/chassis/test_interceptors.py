@@ -26,6 +26,7 @@ from weir_chassis.deadline import time_left
 from weir_chassis.interceptors import CallInterceptor, returns_last_message
 from weir_chassis.metrics import Metrics
 from weir_chassis.server import Registration
+from weir_chassis.status import RemoteError, from_rpc_error, from_status, to_status
 from weir_chassis.testing import serve_in_memory, serve_on_loopback
 
 UNARY = f"/{SERVICE}/Unary"
@@ -106,7 +107,7 @@ async def test_a_streams_last_message_goes_out_with_its_status() -> None:
             assert first.WhichOneof("event") == "accepted"
             with pytest.raises(grpc.RpcError) as failed:
                 await call.read()
-            assert isinstance(errors.from_rpc_error(failed.value), errors.NotFound)
+            assert isinstance(from_rpc_error(failed.value), errors.NotFound)
 
 
 async def test_strangers_methods_do_not_become_labels() -> None:
@@ -127,8 +128,8 @@ async def test_a_call_without_a_deadline_gets_the_default() -> None:
         t.servicer.unary = unary
         failure = await failure_of(t.stub.unary(b""))
     assert failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    error = errors.from_rpc_error(failure)
-    assert isinstance(error, errors.RemoteError)
+    error = from_rpc_error(failure)
+    assert isinstance(error, RemoteError)
     assert "0.05 s" in error.message
     assert left[0] is not None
     assert 0.0 < left[0] <= 0.05
@@ -187,7 +188,7 @@ async def test_only_our_faults_are_loud(error: errors.WeirError, level: str) -> 
     assert [line["log_level"] for line in logs] == [level]
 
 
-REMOTE_TEMPLATE_FAILED = errors.from_status(errors.to_status(errors.TemplateFailed("prompt", "no: my secret")))
+REMOTE_TEMPLATE_FAILED = from_status(to_status(errors.TemplateFailed("prompt", "no: my secret")))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ async def test_what_is_logged_of_a_refusal_quotes_no_client(error: errors.WeirEr
         with capture_logs() as logs:
             failure = await failure_of(t.stub.unary(b""))
     assert logs == [{"event": "call_refused", "log_level": "info", "method": UNARY, **line}]
-    assert errors.from_rpc_error(failure).message == error.message
+    assert from_rpc_error(failure).message == error.message
 
 
 async def test_a_task_groups_first_error_is_the_calls() -> None:
@@ -221,7 +222,7 @@ async def test_a_task_groups_first_error_is_the_calls() -> None:
 
     async with toy() as t:
         t.servicer.unary = unary
-        assert isinstance(errors.from_rpc_error(await failure_of(t.stub.unary(b""))), errors.Overloaded)
+        assert isinstance(from_rpc_error(await failure_of(t.stub.unary(b""))), errors.Overloaded)
 
 
 async def _raise(error: Exception) -> None:

@@ -41,6 +41,7 @@ from weir_chassis.server import (
     new_server,
     placed,
 )
+from weir_chassis.status import from_rpc_error
 from weir_chassis.stopping import Stop
 
 LIMIT_SECONDS = 20.0
@@ -102,7 +103,7 @@ async def test_a_process_serves_drains_and_stops() -> None:
             assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING, "before the drain is over"
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await ScriptStub(channel).unary(b"0")
-            assert isinstance(errors.from_rpc_error(refused.value), errors.Draining)
+            assert isinstance(from_rpc_error(refused.value), errors.Draining)
             assert await call == b"slept", "running calls finish"
             assert await running.exit_code() == EXIT_OK
 
@@ -127,7 +128,7 @@ async def test_a_second_signal_forces() -> None:
             running.process.send_signal(signal.SIGINT)
             with pytest.raises(grpc.aio.AioRpcError) as cut:
                 await call
-            assert isinstance(errors.from_rpc_error(cut.value), errors.Draining)
+            assert isinstance(from_rpc_error(cut.value), errors.Draining)
         assert await running.exit_code() == EXIT_OK
 
 
@@ -268,7 +269,7 @@ async def test_a_drain_ends_what_the_service_ends_and_cuts_the_rest() -> None:
         assert await long.read() is grpc.aio.EOF
         with pytest.raises(grpc.aio.AioRpcError) as cut:
             await stuck
-        assert isinstance(errors.from_rpc_error(cut.value), errors.Draining)
+        assert isinstance(from_rpc_error(cut.value), errors.Draining)
 
 
 async def test_a_drain_of_nothing_takes_no_time() -> None:

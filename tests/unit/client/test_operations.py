@@ -11,8 +11,9 @@ from click.testing import CliRunner, Result
 
 from weir.router.v1 import fleet_pb2 as pb
 from weir.router.v1.fleet_pb2_grpc import FleetServiceServicer, add_FleetServiceServicer_to_server
-from weir_chassis.errors import NotFound, Overloaded, to_failure
+from weir_chassis.errors import NotFound, Overloaded
 from weir_chassis.server import Registration
+from weir_chassis.status import to_failure
 from weir_chassis.testing import serve_in_memory
 from weir_client import operations
 from weir_client.cli import main

@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 from weir.inference.v1.output_pb2 import FINISH_REASON_STOP, Usage
 from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt, ToolCallDelta
 from weir.router.v1.router_pb2 import ChatResponse, NextToken
-from weir_chassis.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    Draining,
-    NotFound,
-    Overloaded,
-    WeirError,
-    WorkerLost,
-    from_status,
-    to_status,
-)
+from weir_chassis.errors import Cancelled, DeadlineExceeded, Draining, NotFound, Overloaded, WeirError, WorkerLost
+from weir_chassis.status import from_status, to_status
 from weir_client import resuming
 from weir_client.resuming import Had, going_on
 

@@ -16,9 +16,10 @@ from contract.executor_contract import calling, embed, generated, prompt_of, sub
 from weir.executor.v1 import executor_pb2 as pb
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, join_hashes, scope_root
-from weir_chassis.errors import WeirError, from_rpc_error, reason_name
+from weir_chassis.errors import WeirError, reason_name
 from weir_chassis.server import new_chassis
 from weir_chassis.settings import SettingsError
+from weir_chassis.status import from_rpc_error
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
 from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine, FakeEngineConfig

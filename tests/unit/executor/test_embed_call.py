@@ -10,7 +10,8 @@ import pytest
 from contract.executor_contract import calling, embed, prompt_of, until_idle
 from unit.executor.test_servicer import house, until
 from weir.executor.v1 import executor_pb2 as pb
-from weir_chassis.errors import Internal, from_rpc_error, reason_name
+from weir_chassis.errors import Internal, reason_name
+from weir_chassis.status import from_rpc_error
 
 
 async def _refusal(call: grpc.aio.UnaryUnaryCall[pb.EmbedRequest, pb.EmbedResponse]) -> str:

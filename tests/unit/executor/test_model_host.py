@@ -21,8 +21,9 @@ from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from weir.executor.v1.host_pb2_grpc import ModelHostServiceStub
 from weir_chassis.channel import open_channel
 from weir_chassis.clock import SystemClock
-from weir_chassis.errors import WeirError, from_rpc_error, reason_name
+from weir_chassis.errors import WeirError, reason_name
 from weir_chassis.server import Registration, new_chassis
+from weir_chassis.status import from_rpc_error
 from weir_chassis.testing import serve_in_memory
 from weir_executor.host import model_host
 from weir_executor.host.hosted_models import Hosted, HostedModels, State

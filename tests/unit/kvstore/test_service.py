@@ -31,8 +31,8 @@ from contract.kvstore_contract import (
     watch,
 )
 from weir.kvstore.v1 import kvstore_pb2 as pb
-from weir_chassis.errors import RemoteError, from_rpc_error
 from weir_chassis.server import Chassis, new_chassis
+from weir_chassis.status import RemoteError, from_rpc_error
 from weir_chassis.testing import VirtualClock, assert_no_leases, serve_in_memory, settle
 from weir_kvstore.replay.trace import read_trace
 from weir_kvstore.service import SERVICE, build

@@ -16,8 +16,9 @@ from unit.postprocess.vocabularies import byte_level
 from weir.inference.v1.output_pb2 import FinishReason, RowLogprobs, TokenBatch
 from weir.postprocess.v1.postprocess_pb2 import Finish, Open, OpenedOutput, PostprocessRequest
 from weir.postprocess.v1.postprocess_pb2_grpc import add_PostprocessServiceServicer_to_server
-from weir_chassis.errors import from_rpc_error, reason_name
+from weir_chassis.errors import reason_name
 from weir_chassis.server import Chassis, Registration, new_chassis
+from weir_chassis.status import from_rpc_error
 from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback, settle
 from weir_postprocess.servicer import PostprocessServicer, StreamLimits
 from weir_postprocess.session import Session

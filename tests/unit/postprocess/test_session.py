@@ -18,7 +18,8 @@ from weir.postprocess.v1.postprocess_pb2 import (
     PostprocessRequest,
     PostprocessResponse,
 )
-from weir_chassis.errors import InvalidArgument, WeirError, from_failure, reason_name
+from weir_chassis.errors import InvalidArgument, WeirError, reason_name
+from weir_chassis.status import from_failure
 from weir_postprocess.session import Changes, Session
 
 STOP, LENGTH = FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH

@@ -7,7 +7,8 @@ from typing import Any
 
 import grpc
 
-from weir_chassis.errors import WeirError, to_rpc_status
+from weir_chassis.errors import WeirError
+from weir_chassis.status import to_rpc_status
 
 
 class ScriptedCall:

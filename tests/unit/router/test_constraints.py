@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from weir.inference.v1.routing_pb2 import Constraints
-from weir_chassis.errors import from_status, to_status, wrong_fields
+from weir_chassis.status import from_status, to_status, wrong_fields
 from weir_router.models.constraints import Bounds, Infeasible, Offer, excesses, nearest, solve
 from weir_router.models.target import Target
 from weir_router.regions import Residency

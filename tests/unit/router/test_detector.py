@@ -12,7 +12,8 @@ from fakes.executor import FakeExecutor
 from fakes.suite import suite
 from weir.inference.v1.watermark_pb2 import Watermark
 from weir.router.v1 import router_pb2 as pb
-from weir_chassis.errors import Internal, Overloaded, Unsupported, WeirError, from_rpc_error, reason_name
+from weir_chassis.errors import Internal, Overloaded, Unsupported, WeirError, reason_name
+from weir_chassis.status import from_rpc_error
 from weir_chassis.tenant import TENANT_KEY
 
 

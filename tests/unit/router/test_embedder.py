@@ -14,7 +14,8 @@ from fakes.suite import suite
 from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.router.v1 import router_pb2 as pb
-from weir_chassis.errors import Internal, Overloaded, WeirError, from_rpc_error, reason_name
+from weir_chassis.errors import Internal, Overloaded, WeirError, reason_name
+from weir_chassis.status import from_rpc_error
 
 OTHER_REVISION = ModelVersion(model="bytes", revision="r2", tokenizer_hash="0" * 32)
 

@@ -24,7 +24,8 @@ from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1 import router_pb2 as pb
-from weir_chassis.errors import Draining, Internal, InvalidArgument, Overloaded, from_rpc_error, reason_name
+from weir_chassis.errors import Draining, Internal, InvalidArgument, Overloaded, reason_name
+from weir_chassis.status import from_rpc_error
 
 SEED = 11
 

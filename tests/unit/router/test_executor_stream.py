@@ -14,7 +14,8 @@ import pytest
 from unit.router.scripted_call import ScriptedCall
 from weir.executor.v1.executor_pb2 import ExecutorOutputFinished, GenerateResponse, RequestEnd, RequestFailed, Submit
 from weir.inference.v1.output_pb2 import RowLogprobs, TokenBatch
-from weir_chassis.errors import Draining, Internal, InvalidArgument, WeirError, WorkerLost, to_failure
+from weir_chassis.errors import Draining, Internal, InvalidArgument, WeirError, WorkerLost
+from weir_chassis.status import to_failure
 from weir_chassis.testing import VirtualClock, settle
 from weir_router.streams.executor_stream import ExecutorStream
 

@@ -20,7 +20,7 @@ from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.router.v1 import fleet_pb2 as pb
 from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
 from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest, TokenPrompt
-from weir_chassis.errors import from_rpc_error
+from weir_chassis.status import from_rpc_error
 
 POLICIES = [
     "least_outstanding_tokens",

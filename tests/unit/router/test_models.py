@@ -20,7 +20,8 @@ from weir.inference.v1.routing_pb2 import Constraints, RoutingOptions
 from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.inference.v1.stream_pb2 import Receipt
 from weir.router.v1 import router_pb2 as pb
-from weir_chassis.errors import InvalidArgument, ModelNotFound, NoWorker, WorkerLost, from_rpc_error
+from weir_chassis.errors import InvalidArgument, ModelNotFound, NoWorker, WorkerLost
+from weir_chassis.status import from_rpc_error
 
 R1, R2 = (ModelVersion(model="bytes", revision=revision, tokenizer_hash="0" * 32) for revision in ("r1", "r2"))
 AB = """

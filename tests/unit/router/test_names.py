@@ -16,7 +16,8 @@ from fakes.tokenizer import FakeTokenizer
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.stream_pb2 import Receipt
 from weir.router.v1 import router_pb2 as pb
-from weir_chassis.errors import InvalidArgument, PromptTooLong, from_rpc_error
+from weir_chassis.errors import InvalidArgument, PromptTooLong
+from weir_chassis.status import from_rpc_error
 
 SELECTION = """
 [selection]

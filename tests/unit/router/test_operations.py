@@ -19,8 +19,9 @@ from weir.inference.v1.model_pb2 import ModelVersion
 from weir.router.v1 import fleet_pb2 as pb
 from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
 from weir_chassis.background import Background
-from weir_chassis.errors import AlreadyExists, Overloaded, WeirError, from_failure, from_rpc_error, reason_name
+from weir_chassis.errors import AlreadyExists, Overloaded, WeirError, reason_name
 from weir_chassis.server import Registration
+from weir_chassis.status import from_failure, from_rpc_error
 from weir_chassis.testing import VirtualClock, serve_in_memory
 from weir_router.fleet.hosted import HostedExecutors
 from weir_router.fleet.membership import Place

@@ -23,7 +23,8 @@ from weir.postprocess.v1.postprocess_pb2 import (
     PostprocessResponse,
     RequestFailed,
 )
-from weir_chassis.errors import Internal, WeirError, WorkerLost, to_failure
+from weir_chassis.errors import Internal, WeirError, WorkerLost
+from weir_chassis.status import to_failure
 from weir_chassis.testing import VirtualClock, settle
 from weir_router.streams.postprocess_stream import PostprocessStream
 

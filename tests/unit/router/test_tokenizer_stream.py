@@ -31,9 +31,9 @@ from weir_chassis.errors import (
     Overloaded,
     WeirError,
     WorkerLost,
-    to_failure,
 )
 from weir_chassis.limits import MAX_MESSAGE_BYTES
+from weir_chassis.status import to_failure
 from weir_chassis.testing import VirtualClock, settle
 from weir_router.faults.table import Where
 from weir_router.faults.uses import Uses

@@ -21,9 +21,10 @@ from unit.tokenizer.model_directories import fixture_template, metaspace_json, w
 from weir.inference.v1 import chat_pb2
 from weir.tokenizer.v1 import tokenizer_pb2 as pb
 from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceStub
-from weir_chassis.errors import from_rpc_error, reason_name
+from weir_chassis.errors import reason_name
 from weir_chassis.server import Chassis, new_chassis
 from weir_chassis.settings import SettingsError
+from weir_chassis.status import from_rpc_error
 from weir_chassis.testing import VirtualClock, assert_no_leases, serve_in_memory
 from weir_tokenizer.model import TextModel
 from weir_tokenizer.service import build

@@ -17,7 +17,8 @@ from weir.inference.v1.model_pb2 import ModelVersion
 from weir_chassis.channel import open_channel
 from weir_chassis.child_process import ChildProcess, StartError
 from weir_chassis.clock import Clock
-from weir_chassis.errors import Internal, InvalidArgument, Overloaded, from_rpc_error
+from weir_chassis.errors import Internal, InvalidArgument, Overloaded
+from weir_chassis.status import from_rpc_error
 from weir_chassis.telemetry import get_logger
 from weir_executor.folders import below
 from weir_executor.host.hosted_models import Hosted, HostedModels, State

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from weir.inference.v1.ensemble_pb2 import EnsembleMember, MemberRole
 from weir.inference.v1.output_pb2 import FinishReason, Usage
 from weir.inference.v1.stream_pb2 import Delta, OutputFinished, Receipt
-from weir_chassis.errors import WeirError, to_failure
+from weir_chassis.errors import WeirError
+from weir_chassis.status import to_failure
 from weir_router.delivery import Event
 from weir_router.pipeline import Run
 from weir_router.request import ClientRequest

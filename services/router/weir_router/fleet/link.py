@@ -22,7 +22,8 @@ from weir.fleet.v1.instance_pb2 import GetInstanceRequest, GetInstanceResponse, 
 from weir.fleet.v1.instance_pb2_grpc import InstanceServiceStub
 from weir_chassis.channel import Connect
 from weir_chassis.clock import Clock
-from weir_chassis.errors import WeirError, WorkerLost, from_rpc_error
+from weir_chassis.errors import WeirError, WorkerLost
+from weir_chassis.status import from_rpc_error
 from weir_chassis.telemetry import get_logger
 from weir_router.faults.breakers import Breakers
 from weir_router.fleet.changes import Changes

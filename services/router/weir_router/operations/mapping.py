@@ -5,7 +5,7 @@ from __future__ import annotations
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from weir.router.v1 import fleet_pb2 as pb
-from weir_chassis.errors import to_failure
+from weir_chassis.status import to_failure
 from weir_router.operations.operation import Operation, Progress
 
 

@@ -17,15 +17,8 @@ import grpc
 
 from weir_chassis.background import Background
 from weir_chassis.channel import Connect
-from weir_chassis.errors import (
-    AlreadyExists,
-    Cancelled,
-    InvalidArgument,
-    NotFound,
-    Overloaded,
-    WeirError,
-    from_rpc_error,
-)
+from weir_chassis.errors import AlreadyExists, Cancelled, InvalidArgument, NotFound, Overloaded, WeirError
+from weir_chassis.status import from_rpc_error
 from weir_chassis.telemetry import get_logger
 from weir_router.operations.actions import Action, progress
 from weir_router.operations.operation import Operation, Progress

@@ -16,11 +16,12 @@ import grpc
 from weir.executor.v1.executor_pb2 import WatchKvEventsRequest
 from weir_chassis.broker import Broker
 from weir_chassis.channel import cancelling
-from weir_chassis.errors import WeirError, from_rpc_error
+from weir_chassis.errors import WeirError
 from weir_chassis.kv_events.follower import KvEventFollower
 from weir_chassis.kv_events.watch import KvEventWatch
 from weir_chassis.kv_events.wire import Source
 from weir_chassis.server import Chassis
+from weir_chassis.status import from_rpc_error
 from weir_chassis.telemetry import get_logger
 from weir_router.fleet.fleet import Fleet
 from weir_router.fleet.views import WorkerState

@@ -14,7 +14,8 @@ from weir.router.v1.router_pb2 import GenerateRequest, ListModelsRequest, Model
 from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir_chassis.channel import Connect, call_metadata, cancelling
 from weir_chassis.deadline import hop_timeout
-from weir_chassis.errors import Cancelled, RemoteError, WeirError, WorkerLost, from_rpc_error
+from weir_chassis.errors import Cancelled, WeirError, WorkerLost
+from weir_chassis.status import RemoteError, from_rpc_error
 from weir_chassis.tenant import tenant_metadata
 from weir_router.delivery import Event
 from weir_router.fleet.model_version import Version

@@ -7,7 +7,8 @@ from typing import Any
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt
 from weir.router.v1.retained_pb2 import RetainedEnd, RetainedEntry
-from weir_chassis.errors import WeirError, from_failure, to_failure
+from weir_chassis.errors import WeirError
+from weir_chassis.status import from_failure, to_failure
 from weir_router.delivery import Event
 
 _FIELDS: dict[type, str] = {

@@ -13,7 +13,8 @@ from typing import Generic, TypeVar
 
 import grpc
 
-from weir_chassis.errors import RemoteError, WeirError, WorkerLost, from_rpc_error
+from weir_chassis.errors import WeirError, WorkerLost
+from weir_chassis.status import RemoteError, from_rpc_error
 
 Q = TypeVar("Q")
 A = TypeVar("A")

@@ -25,7 +25,8 @@ from weir.executor.v1.executor_pb2 import (
 )
 from weir.inference.v1.output_pb2 import RowLogprobs, TokenBatch
 from weir_chassis.clock import Clock
-from weir_chassis.errors import Draining, Internal, WeirError, WorkerLost, from_failure
+from weir_chassis.errors import Draining, Internal, WeirError, WorkerLost
+from weir_chassis.status import from_failure
 from weir_router.faults.table import Where
 from weir_router.faults.uses import Uses
 from weir_router.streams import token_batch

@@ -20,7 +20,8 @@ from weir.postprocess.v1.postprocess_pb2 import (
     PostprocessResponse,
 )
 from weir_chassis.clock import Clock
-from weir_chassis.errors import Draining, Internal, WeirError, WorkerLost, from_failure
+from weir_chassis.errors import Draining, Internal, WeirError, WorkerLost
+from weir_chassis.status import from_failure
 from weir_router.faults.uses import Uses
 from weir_router.fleet.changes import Changes
 from weir_router.streams import token_batch

@@ -22,17 +22,9 @@ import grpc
 from weir.tokenizer.v1.tokenizer_pb2 import Answer, Ask, EncodeRequest, EncodeResponse
 from weir_chassis.clock import Clock
 from weir_chassis.deadline import hop_timeout
-from weir_chassis.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    Draining,
-    Internal,
-    InvalidArgument,
-    WeirError,
-    WorkerLost,
-    from_failure,
-)
+from weir_chassis.errors import Cancelled, DeadlineExceeded, Draining, Internal, InvalidArgument, WeirError, WorkerLost
 from weir_chassis.limits import MAX_MESSAGE_BYTES
+from weir_chassis.status import from_failure
 from weir_router.faults.uses import Uses
 from weir_router.streams.duplex import Duplex
 

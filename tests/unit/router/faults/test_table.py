@@ -6,9 +6,10 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from weir.inference.v1.error_pb2 import ErrorReason
-from weir_chassis.errors import WeirError, from_status, reason_name
+from weir_chassis.errors import WeirError, reason_name
 from weir_chassis.fault_table import TABLE as REASONS
 from weir_chassis.fault_table import Fault
+from weir_chassis.status import from_status
 from weir_router.faults.table import TABLE, Where, before_or_after, verdict
 
 BEFORE, AFTER = Where.BEFORE_FIRST_TOKEN, Where.AFTER_FIRST_TOKEN

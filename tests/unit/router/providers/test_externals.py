@@ -24,7 +24,8 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingCondition
 from weir.router.v1 import fleet_pb2
 from weir.router.v1 import router_pb2 as pb
 from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
-from weir_chassis.errors import WorkerLost, from_rpc_error
+from weir_chassis.errors import WorkerLost
+from weir_chassis.status import from_rpc_error
 from weir_router.fleet.views import WorkerState
 
 # The fakes' model is "bytes".

@@ -14,7 +14,8 @@ from fakes.suite import Suite, suite
 from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1 import router_pb2 as pb
-from weir_chassis.errors import from_rpc_error, reason_name
+from weir_chassis.errors import reason_name
+from weir_chassis.status import from_rpc_error
 
 
 def request(text: str = "hello", *, retain: float = 60.0, key: str = "", **stopping: Any) -> pb.GenerateRequest:

@@ -20,7 +20,8 @@ from weir.inference.v1.routing_pb2 import ContinuationMode
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta
 from weir.router.v1 import router_pb2 as pb
-from weir_chassis.errors import from_rpc_error, reason_name
+from weir_chassis.errors import reason_name
+from weir_chassis.status import from_rpc_error
 from weir_router.delivery import Event
 from weir_router.fleet.model_version import Version
 from weir_router.request import EncodedPrompt

@@ -14,8 +14,9 @@ import grpc
 from weir.kvstore.v1.kvstore_pb2 import GetStatsResponse
 from weir_chassis.channel import Connect
 from weir_chassis.clock import Clock
-from weir_chassis.errors import WeirError, from_rpc_error
+from weir_chassis.errors import WeirError
 from weir_chassis.fault_table import Fault
+from weir_chassis.status import from_rpc_error
 from weir_chassis.store_link import Refused, StoreLink
 from weir_chassis.telemetry import get_logger
 from weir_kvstore.bounds import MAX_CHAIN_BLOCKS
