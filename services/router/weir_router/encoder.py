@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from weir.inference.v1.chat_pb2 import ChatPrompt
 from weir.kvstore.v1 import block_hash
 from weir.router.v1.router_pb2 import EmbedInput
-from weir.tokenizer.v1.tokenizer_pb2 import Answer, ApplyChatTemplateRequest, Ask, HashScope, TokenizeRequest
+from weir.tokenizer.v1.tokenizer_pb2 import Answer, Ask
 from weir_chassis.errors import (
     PromptTooLong,
     RevisionMismatch,
@@ -173,21 +173,23 @@ async def _encode_texts(
 async def _encode_prompt(
     prompt: TextPrompt | ChatPrompt, send: _Send, model: ExecutorModel, *, adapter: str, tenant_salt: str
 ) -> EncodedPrompt:
-    ask, name = _new_ask(), model.version.model
-    scope = HashScope(block_size=model.block_size, adapter=adapter, tenant_salt=tenant_salt)
+    # Filled where it lies: a message that is put into another one is copied.
+    ask = _new_ask()
+    request = ask.apply_chat_template if isinstance(prompt, ChatPrompt) else ask.tokenize
+    request.model, scope = model.version.model, request.hash_scope
+    scope.block_size, scope.adapter, scope.tenant_salt = model.block_size, adapter, tenant_salt
     if isinstance(prompt, ChatPrompt):
-        ask.apply_chat_template.MergeFrom(ApplyChatTemplateRequest(model=name, prompt=prompt, hash_scope=scope))
+        ask.apply_chat_template.prompt.CopyFrom(prompt)
         chat = (await send(ask)).applied
         version, tokenized = chat.model_version, chat.prompt
     else:
-        texts = TokenizeRequest(model=name, texts=[prompt.text], hash_scope=scope)
+        ask.tokenize.texts.append(prompt.text)
         if prompt.add_special_tokens is not None:
-            texts.add_special_tokens = prompt.add_special_tokens
-        ask.tokenize.MergeFrom(texts)
+            ask.tokenize.add_special_tokens = prompt.add_special_tokens
         answer = (await send(ask)).tokenized
         version, tokenized = answer.model_version, answer.prompts[0]
     return EncodedPrompt(
-        Version.of(version), tokenized.token_ids, tokenized.block_hashes, scope.block_size, adapter, tenant_salt
+        Version.of(version), tokenized.token_ids, tokenized.block_hashes, model.block_size, adapter, tenant_salt
     )
 
 
