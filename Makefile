@@ -149,11 +149,11 @@ bench-services: $(SETUP) ## the CPU that each service adds per token and per req
 
 # ROUTER_PEERS="smg dynamo"; each is installed once, under .weir/peers.
 ROUTER_PEERS ?= smg dynamo
-# ROUTER_SCENARIOS=slow: only how late the tokens of 1,000 streams are (a minute without peers).
+# ROUTER_SCENARIOS=slow: only how late the tokens of 1,000 streams are (two minutes without peers).
 ROUTER_SCENARIOS ?= alone short long paced slow
 
 .PHONY: bench-router
-bench-router: $(SETUP) ## what the router costs and adds beside smg, Dynamo and no router (ROUTER_PEERS=…; three minutes)
+bench-router: $(SETUP) ## what the router costs and adds beside smg, Dynamo and no router (ROUTER_PEERS=…; six minutes)
 	PYTHONPATH=tests $(BIN)/python -m bench router --peers $(ROUTER_PEERS) --scenarios $(ROUTER_SCENARIOS)
 
 .PHONY: bench-router-soak

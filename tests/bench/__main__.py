@@ -100,7 +100,7 @@ def _parse() -> argparse.Namespace:
     scenarios = [scenario.name for scenario in SCENARIOS]
     of_router.add_argument("--peers", nargs="*", default=[], choices=list(ROUTERS))
     of_router.add_argument("--scenarios", nargs="+", default=scenarios, choices=scenarios)
-    of_router.add_argument("--rounds", type=int, default=1, help="times all is measured; the least counts")
+    of_router.add_argument("--rounds", type=int, default=2, help="times all is measured; the least counts")
     of_router.add_argument("--soak", type=int, default=0, metavar="REQUESTS", help="memory over so many, and no more")
     of_speculation = benches.add_parser("speculation", help="the demo model with and without guesses ahead")
     of_speculation.set_defaults(measure=_speculation)
