@@ -8,6 +8,7 @@ from typing import Final
 
 from weir_chassis.followed_file import FollowedFile
 from weir_chassis.server import Chassis
+from weir_chassis.settings import SettingsError
 from weir_kvstore.bandwidth import Bandwidth
 from weir_kvstore.hop import Arrivals
 from weir_kvstore.local_tier import LocalTier
@@ -20,6 +21,7 @@ from weir_kvstore.store import BlockStore, Bounds
 from weir_kvstore.tier import Tier
 from weir_kvstore.tiers.arena import ArenaSlots
 from weir_kvstore.tiers.disk import SegmentSlots
+from weir_kvstore.tiers.huge_pages import HugePagesError
 from weir_kvstore.tiers.memory import shared_memory
 from weir_kvstore.tiers.peer import made as peer
 from weir_kvstore.tiers_config import DiskTier, InForce, PeerTier, RamTier, RedisTier, TierConfig, TiersConfig, diff
@@ -138,7 +140,10 @@ class Assembly:
 
 
 def make_arena(config: TiersConfig, settings: KvStoreSettings, arena_id: str) -> ArenaSlots:
-    """RAM for this configuration, where neighbours on this host find it."""
+    """RAM for this configuration, where neighbours on this host find it. Raises SettingsError without huge pages."""
     ram = config.tier[0]
     assert isinstance(ram, RamTier)
-    return ArenaSlots(ram.max_bytes, partial(shared_memory, settings.arena_dir, arena_id))
+    try:
+        return ArenaSlots(ram.max_bytes, partial(shared_memory, settings.arena_dir, arena_id))
+    except HugePagesError as error:
+        raise SettingsError(str(error)) from error

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from weir_chassis.mapped_memory import MappedMemory
-from weir_kvstore.tiers.memory import ArenaMemory, own_memory, remove_orphans, shared_memory
+from weir_kvstore.tiers.memory import ArenaMemory, own_memory, shared_memory
 
 MIB = 1024 * 1024
 
@@ -57,18 +57,41 @@ def test_closing_unlinks_it_and_whoever_has_it_keeps_it(tmp_path: Path) -> None:
     assert memory.file is None
 
 
-def test_files_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path: Path) -> None:
+def _leave_behind(directory: Path, arena_id: str, size_bytes: int) -> None:
+    """As a store that is killed."""
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom weir_kvstore.tiers.memory import shared_memory\n"
-        "memory = shared_memory(Path(sys.argv[1]), 'dead', 4096)\nos._exit(9)"  # as kill -9 would end it
+        "memory = shared_memory(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))\nos._exit(9)"
     )
-    subprocess.run([sys.executable, "-c", script, tmp_path], check=False, env={**os.environ, "PYTHONPATH": _path()})
+    command = [sys.executable, "-c", script, str(directory), arena_id, str(size_bytes)]
+    done = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": _path()})
+    assert done.returncode == 9
+
+
+def test_files_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path: Path) -> None:
+    _leave_behind(tmp_path, "dead", 4096)
     (tmp_path / "somebody-elses").touch()
     assert files(tmp_path) == ["somebody-elses", "weir-kvstore-dead"]
     living = shared_memory(tmp_path, "living", MIB)
     assert files(tmp_path) == ["somebody-elses", "weir-kvstore-living"]
-    assert remove_orphans(tmp_path) == 0
+    other = shared_memory(tmp_path, "other", MIB)
+    assert files(tmp_path) == ["somebody-elses", "weir-kvstore-living", "weir-kvstore-other"]
     living.close()
+    other.close()
+
+
+def test_a_file_of_the_dead_that_fits_is_taken_over_by_one(tmp_path: Path) -> None:
+    _leave_behind(tmp_path, "dead", MIB)
+    left = (tmp_path / "weir-kvstore-dead").stat().st_ino
+    memory, other = shared_memory(tmp_path, "abc", MIB), shared_memory(tmp_path, "def", MIB)
+    assert files(tmp_path) == ["weir-kvstore-abc", "weir-kvstore-def"]
+    assert memory.file is not None
+    assert memory.file.path.stat().st_ino == left
+    memory.view[5:8] = b"one"
+    assert mapped(memory)[5:8] == b"one"
+    memory.close()
+    other.close()
+    assert files(tmp_path) == []
 
 
 def _path() -> str:
@@ -79,7 +102,7 @@ def test_a_link_in_the_directory_is_not_followed(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.touch()
     (tmp_path / "weir-kvstore-link").symlink_to(target)
-    assert remove_orphans(tmp_path) == 0
+    shared_memory(tmp_path, "abc", MIB).close()
     assert target.exists()
 
 

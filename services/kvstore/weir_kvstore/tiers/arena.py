@@ -40,8 +40,8 @@ class ArenaSlots:
     def __init__(self, capacity_bytes: int, allocate: Callable[[int], ArenaMemory] = own_memory) -> None:
         assert capacity_bytes > 0, capacity_bytes
         self._capacity_bytes = capacity_bytes
-        self._size_bytes = arena_bytes(capacity_bytes)
-        self._memory = allocate(self._size_bytes)
+        self._memory = allocate(arena_bytes(capacity_bytes))
+        self._size_bytes = len(self._memory.view)  # more, where pages are huge
         self._free = Slabs(self._size_bytes)
         self._slabs: dict[int, _Slab] = {}
         self._used_bytes = 0

@@ -1,8 +1,10 @@
 """The memory behind an arena: a file in shared memory that neighbours map, or this process's own.
 
 The file carries the arena's id in its name, so whoever finds it has found this very arena. Its owner holds a lock on it
-for life; a file whose lock is free belongs to a process that is gone, and the next store to start removes it. It never
-shrinks and keeps every page it has got, so that no reader of it ever meets a hole (which would be a SIGBUS).
+for life; a file whose lock is free belongs to a process that is gone. The next store to start makes it its own, under
+its own name, where it is of the right size: neighbours have it mapped still, and there may not be as much again. Others
+it removes. The file never shrinks and keeps every page it has got, so that no reader of it ever meets a hole (which
+would be a SIGBUS).
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Final
 
 from weir_chassis.mapped_memory import MappedMemory, private_memory
 from weir_chassis.telemetry import get_logger
+from weir_kvstore.tiers import huge_pages
+from weir_kvstore.tiers.huge_pages import HugePagesError
 
 _PREFIX: Final = "weir-kvstore-"
 # Between making a file and locking it another store may take it for an orphan, once in a blue moon.
@@ -35,12 +39,16 @@ class SharedFile:
 class ArenaMemory:
     """The bytes, and where neighbours find them, if they do."""
 
-    def __init__(self, mapped: MappedMemory, file: SharedFile | None = None, lock_fd: int | None = None) -> None:
+    def __init__(
+        self, mapped: MappedMemory, file: SharedFile | None = None, lock_fd: int | None = None, *, huge: bool = False
+    ) -> None:
+        """`huge`: of pages that are never swapped, and that pinning would fill with zeros all at once."""
         self.file = file
         self.view = mapped.view()
         self._mapped = mapped
         self._lock_fd = lock_fd
-        mapped.pin()
+        if not huge:
+            mapped.pin()
 
     def populate(self, start: int, size_bytes: int) -> bool:
         """Gives these bytes real memory, so that nobody waits for it later. Any thread; the GIL is released.
@@ -75,40 +83,80 @@ def own_memory(size_bytes: int) -> ArenaMemory:
 
 
 def shared_memory(directory: Path | None, arena_id: str, size_bytes: int) -> ArenaMemory:
-    """A file of this size in the directory; private memory, and a line in the log, where that cannot be."""
+    """A file of this size in the directory; private memory, and a line in the log, where that cannot be.
+
+    In a directory of huge pages it is as many of those as it takes, and raises HugePagesError where they cannot be had:
+    what was set aside as huge pages is lost to private memory, and there may be no more of that.
+    """
     if directory is None:
         return own_memory(size_bytes)
+    page_bytes = huge_pages.page_bytes(directory)
+    unit = page_bytes or 1
     try:
-        remove_orphans(directory)
-        _require_room(directory, size_bytes)
-        return _map_new_file(directory / f"{_PREFIX}{arena_id}", arena_id, size_bytes)
+        return _in_file(directory, arena_id, -(-size_bytes // unit) * unit, huge=page_bytes is not None)
     except OSError as error:
+        if page_bytes is not None:
+            reason = error.strerror or str(error)
+            pool = huge_pages.read_pool(page_bytes)
+            raise HugePagesError(huge_pages.refusal(directory, size_bytes, pool, reason)) from error
         get_logger().warning("no_shared_memory", directory=str(directory), bytes=size_bytes, reason=str(error))
         return own_memory(size_bytes)
 
 
-def remove_orphans(directory: Path) -> int:
-    """Removes the files of stores that have died without a word; how many. Raises OSError without the directory."""
-    removed = 0
+def _in_file(directory: Path, arena_id: str, size_bytes: int, *, huge: bool) -> ArenaMemory:
+    """Raises OSError."""
+    path = directory / f"{_PREFIX}{arena_id}"
+    fd = _take_over(directory, path, size_bytes)
+    if fd is None:
+        fd = _new_file(path)
+    try:
+        _require_room(directory, size_bytes - os.fstat(fd).st_blocks * 512)
+        os.ftruncate(fd, size_bytes)
+        mapped = MappedMemory(mmap.mmap(fd, size_bytes))
+        return ArenaMemory(mapped, SharedFile(arena_id, path, size_bytes), fd, huge=huge)
+    except BaseException:
+        os.close(fd)
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
+def _take_over(directory: Path, path: Path, size_bytes: int) -> int | None:
+    """The file of a store that died without a word, as `path` from now on; those that do not fit are removed.
+
+    What neighbours still read there fails its checksum, and what they still write is found out like any wrong byte.
+    Raises OSError without the directory.
+    """
+    taken = None
     for name in os.listdir(directory):
-        if name.startswith(_PREFIX):
-            removed += _remove_if_orphan(directory / name)
-    return removed
+        if not name.startswith(_PREFIX) or (fd := _lock_orphan(directory / name)) is None:
+            continue
+        found = os.fstat(fd)
+        fits = taken is None and found.st_size == size_bytes and found.st_uid == os.geteuid()
+        try:
+            if fits:
+                (directory / name).rename(path)
+                taken = fd
+            else:
+                (directory / name).unlink()
+        except OSError:  # another store was faster
+            pass
+        if taken != fd:
+            os.close(fd)
+    return taken
 
 
-def _remove_if_orphan(path: Path) -> bool:
+def _lock_orphan(path: Path) -> int | None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:  # another user's, or gone by now
-        return False
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
     except OSError:  # its owner lives
-        return False
-    finally:
         os.close(fd)
-    return True
+        return None
+    return fd
 
 
 def _require_room(directory: Path, size_bytes: int) -> None:
@@ -119,18 +167,18 @@ def _require_room(directory: Path, size_bytes: int) -> None:
         raise OSError(f"{free_bytes} bytes are free")
 
 
-def _map_new_file(path: Path, arena_id: str, size_bytes: int) -> ArenaMemory:
+def _new_file(path: Path) -> int:
+    """Empty, and locked."""
     for _ in range(_ATTEMPTS):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink:
-                os.ftruncate(fd, size_bytes)
-                return ArenaMemory(MappedMemory(mmap.mmap(fd, size_bytes)), SharedFile(arena_id, path, size_bytes), fd)
         except BaseException:
             os.close(fd)
             with suppress(OSError):
                 path.unlink()
             raise
+        if os.fstat(fd).st_nlink:
+            return fd
         os.close(fd)
     raise OSError("other stores removed the file as often as it was made")
