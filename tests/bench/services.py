@@ -19,7 +19,8 @@ from pathlib import Path
 from bench.report import Figures, print_table
 from servers import free_port
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir_client.client import Client, collect, user
+from weir_client.answer import collect
+from weir_client.client import Client, user
 from weir_client.stack import RunningService
 from weir_executor.fake import FakeEngine, FakeEngineConfig
 from weir_executor.request import GenerationRequest, Sampling

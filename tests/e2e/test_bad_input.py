@@ -25,7 +25,8 @@ from weir.router.v1.router_pb2_grpc import RouterServiceStub
 from weir_chassis.channel import open_channel
 from weir_chassis.errors import RevisionMismatch, TemplateFailed, WeirError, reason_name
 from weir_chassis.status import from_rpc_error
-from weir_client.client import Client, collect, user
+from weir_client.answer import collect
+from weir_client.client import Client, user
 from weir_local import one_process
 from weir_local.placement import Placement, find_model, plan
 

@@ -25,7 +25,8 @@ from weir_chassis.channel import open_channel
 from weir_chassis.errors import WeirError, reason_name
 from weir_chassis.fault_table import Fault
 from weir_chassis.status import from_rpc_error
-from weir_client.client import Client, collect, user
+from weir_client.answer import collect
+from weir_client.client import Client, user
 
 _GREEDY = SamplingParameters(temperature=0)
 _LONG = StoppingConditions(max_tokens=1500, ignore_eos=True)

@@ -20,7 +20,8 @@ from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.router.v1 import fleet_pb2 as pb
 from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
 from weir_chassis.channel import open_channel
-from weir_client.client import Answer, Client, collect
+from weir_client.answer import Answer, collect
+from weir_client.client import Client
 
 _PATIENCE_SECONDS = 60.0
 _LEASE_SECONDS = "1"

@@ -18,7 +18,8 @@ from weir.kvstore.v1.kvstore_pb2 import GetStatsRequest
 from weir.kvstore.v1.kvstore_pb2_grpc import KvStoreServiceStub
 from weir_chassis.channel import open_channel
 from weir_chassis.errors import WeirError, reason_name
-from weir_client.client import Client, collect, user
+from weir_client.answer import collect
+from weir_client.client import Client, user
 
 SEED, REQUESTS, AT_ONCE = 20, 500, 24
 KILLS = (150, 300)  # as these requests are sent, an executor with work is killed

@@ -12,7 +12,8 @@ import pytest
 from e2e.conftest import run_weir
 from servers import free_port
 from weir_chassis.child_process import ChildProcess
-from weir_client.client import Client, collect
+from weir_client.answer import collect
+from weir_client.client import Client
 from weir_local.placement import find_model
 
 _SECONDS = 90.0

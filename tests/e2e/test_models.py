@@ -22,7 +22,8 @@ from weir.router.v1.fleet_pb2 import AliasTarget, GetFleetRequest
 from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
 from weir_chassis.channel import open_channel
 from weir_chassis.errors import InvalidArgument, WeirError
-from weir_client.client import Answer, Client, collect
+from weir_client.answer import Answer, collect
+from weir_client.client import Client
 
 _PATIENCE_SECONDS = 90.0
 _DEMO = Path(__file__).parents[2] / "deploy/models/demo"

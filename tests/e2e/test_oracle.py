@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from e2e.conftest import Stack, start_stack
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir_client.client import Client, collect, user
+from weir_client.answer import collect
+from weir_client.client import Client, user
 from weir_local.placement import find_model
 
 _GREEDY = SamplingParameters(temperature=0)

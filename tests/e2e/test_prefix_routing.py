@@ -22,7 +22,8 @@ from weir.router.v1.fleet_pb2 import ExplainRouteRequest
 from weir.router.v1.fleet_pb2_grpc import FleetServiceStub
 from weir.router.v1.router_pb2 import GenerateRequest
 from weir_chassis.channel import open_channel
-from weir_client.client import Client, collect
+from weir_client.answer import collect
+from weir_client.client import Client
 from weir_local.placement import Placement, PlannedService, plan
 from weir_local.processes import Events, Stack, started
 

@@ -17,7 +17,8 @@ import pytest
 from e2e.conftest import Stack, start_stack, until_idle
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir_chassis.errors import WeirError, reason_name
-from weir_client.client import Client, collect, user
+from weir_client.answer import collect
+from weir_client.client import Client, user
 
 _CHATS = 20
 _DEADLINE_SECONDS = 30.0

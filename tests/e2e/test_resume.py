@@ -19,7 +19,8 @@ from e2e.conftest import Stack, run_weir, until_idle
 from servers import RedisServer, free_ports, redis_server
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir_chassis.errors import Cancelled, NotFound
-from weir_client.client import Answer, Client, collect, user
+from weir_client.answer import Answer, collect
+from weir_client.client import Client, user
 
 _TOKENS = 300
 _STOPPING = StoppingConditions(max_tokens=_TOKENS, ignore_eos=True)

@@ -10,9 +10,8 @@ A refusal or a failure raises the `WeirError` that the router meant, with its re
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -23,10 +22,8 @@ import grpc
 from weir.inference.v1.chat_pb2 import ChatMessage, ChatPrompt, ContentPart
 from weir.inference.v1.embedding_pb2 import Pooling
 from weir.inference.v1.ensemble_pb2 import EnsemblePlan
-from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.routing_pb2 import RoutingOptions
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir.inference.v1.stream_pb2 import OutputFinished, Receipt
 from weir.inference.v1.watermark_pb2 import Watermark
 from weir.router.v1.router_pb2 import (
     CancelRequestRequest,
@@ -55,9 +52,9 @@ from weir_chassis.telemetry import REQUEST_ID_KEY
 from weir_chassis.tenant import tenant_metadata
 from weir_client.resuming import Had, going_on
 
-Event = ChatResponse | GenerateResponse | ResumeResponse
 _Request = TypeVar("_Request", ChatRequest, GenerateRequest)
 _Response = TypeVar("_Response", ChatResponse, GenerateResponse)
+_Reply = TypeVar("_Reply")
 _Stream = TypeVar("_Stream", ChatResponse, GenerateResponse, ResumeResponse)
 
 
@@ -189,10 +186,7 @@ class Client:
         request = RunEnsembleRequest(
             plan=plan, prompt=prompt, sampling=sampling, stopping=stopping, priority=priority, routing=routing
         )
-        try:
-            return await self._stub.RunEnsemble(request, timeout=timeout, metadata=_metadata(request_id, tenant))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        return await _answered(self._stub.RunEnsemble(request, timeout=timeout, metadata=_metadata(request_id, tenant)))
 
     def resume(
         self, request_id: str, *, had: Had | None = None, timeout: float | None = None, tenant: str = ""
@@ -203,11 +197,8 @@ class Client:
 
     async def cancel(self, request_id: str, *, timeout: float | None = 10.0, tenant: str = "") -> None:
         """Ends a retained request; one that is over is no error. Raises NotFound."""
-        try:
-            wanted = CancelRequestRequest(request_id=request_id)
-            await self._stub.CancelRequest(wanted, timeout=timeout, metadata=_metadata("", tenant))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        wanted = CancelRequestRequest(request_id=request_id)
+        await _answered(self._stub.CancelRequest(wanted, timeout=timeout, metadata=_metadata("", tenant)))
 
     def _retained(
         self,
@@ -263,10 +254,7 @@ class Client:
             priority=priority,
             adapter=adapter,
         )
-        try:
-            return await self._stub.Embed(request, timeout=timeout, metadata=_metadata(request_id, tenant))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        return await _answered(self._stub.Embed(request, timeout=timeout, metadata=_metadata(request_id, tenant)))
 
     async def detect_watermark(
         self,
@@ -281,20 +269,16 @@ class Client:
         """Whether a text carries the tenant's watermark; `green_fraction` is that of the request it came from."""
         watermark = Watermark(green_fraction=green_fraction)
         request = DetectWatermarkRequest(model=model, text=text, watermark=watermark)
-        try:
-            return await self._stub.DetectWatermark(request, timeout=timeout, metadata=_metadata(request_id, tenant))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        return await _answered(
+            self._stub.DetectWatermark(request, timeout=timeout, metadata=_metadata(request_id, tenant))
+        )
 
     async def models(self, *, timeout: float | None = 10.0) -> list[Model]:
         return list((await self.list_models(timeout=timeout)).models)
 
     async def list_models(self, *, timeout: float | None = 10.0) -> ListModelsResponse:
         """The models, and the other names that requests may give for them."""
-        try:
-            return await self._stub.ListModels(ListModelsRequest(), timeout=timeout)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        return await _answered(self._stub.ListModels(ListModelsRequest(), timeout=timeout))
 
 
 def _embed_input(value: str | Sequence[int]) -> EmbedInput:
@@ -303,51 +287,11 @@ def _embed_input(value: str | Sequence[int]) -> EmbedInput:
     return EmbedInput(token_ids=TokenPrompt(token_ids=value))
 
 
-@dataclass(slots=True)
-class Output:
-    """One whole output, as its deltas built it."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finished: OutputFinished | None = None
-
-
-@dataclass(slots=True)
-class Answer:
-    """All that a stream said."""
-
-    outputs: dict[int, Output] = field(default_factory=dict)
-    usage: Usage = field(default_factory=Usage)
-    receipt: Receipt = field(default_factory=Receipt)
-
-    @property
-    def text(self) -> str:
-        return self.outputs[0].text if 0 in self.outputs else ""
-
-    def add(self, event: Event) -> None:
-        """Take one event in. Asserts that deltas follow one another without gap or overlap."""
-        match event.WhichOneof("event"):
-            case "delta":
-                output = self.outputs.setdefault(event.delta.output_index, Output())
-                assert event.delta.first_token_index == len(output.token_ids), "a delta was lost or repeated"
-                output.text += event.delta.text
-                output.token_ids.extend(event.delta.token_ids)
-            case "finished":
-                self.outputs.setdefault(event.finished.output_index, Output()).finished = event.finished
-            case "usage":
-                self.usage = event.usage
-            case "receipt":
-                self.receipt = event.receipt
-
-
-async def collect(
-    events: AsyncIterator[ChatResponse] | AsyncIterator[GenerateResponse] | AsyncIterator[ResumeResponse],
-) -> Answer:
-    """Read a stream to its end."""
-    answer = Answer()
-    async for event in events:
-        answer.add(event)
-    return answer
+async def _answered(call: Awaitable[_Reply]) -> _Reply:
+    try:
+        return await call
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
 
 
 async def _events(call: grpc.aio.UnaryStreamCall[Any, _Stream]) -> AsyncIterator[_Stream]:

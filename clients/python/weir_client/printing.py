@@ -21,7 +21,8 @@ from weir.router.v1.router_pb2 import (
     ServedAlias,
 )
 from weir_chassis.errors import WeirError, reason_name
-from weir_client.client import Answer, Event, message
+from weir_client.answer import Answer, Event
+from weir_client.client import message
 
 _HINTS = {
     "WORKER_LOST": "is it running? start one with 'weir up', or name another (--router, --executor, --kvstore)",

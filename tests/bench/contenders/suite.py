@@ -15,7 +15,8 @@ from bench.contenders.serving import KV_CACHE_GIB, THREADS, serve
 from bench.workload import Work
 from servers import free_port
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
-from weir_client.client import Client, collect
+from weir_client.answer import collect
+from weir_client.client import Client
 from weir_local.placement import Placement, PlannedService, plan
 from weir_local.processes import Events, started
 from weir_local.stack import until_healthy

@@ -24,7 +24,8 @@ from weir.router.v1.router_pb2_grpc import RouterServiceServicer, add_RouterServ
 from weir_chassis.errors import Overloaded, Unsupported, WeirError, reason_name
 from weir_chassis.server import Registration
 from weir_chassis.testing import serve_in_memory
-from weir_client.client import Answer, Client, collect, system, user
+from weir_client.answer import collect
+from weir_client.client import Client, system, user
 
 NAME = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 
@@ -176,10 +177,3 @@ async def test_several_models_answer_together() -> None:
         plan = EnsemblePlan(vote=Vote(models=["a", "b"]))
         told = await Client("", channel=channel).ensemble(plan, [user("u")], timeout=5)
     assert told.text == "a or b"
-
-
-def test_a_lost_delta_is_noticed() -> None:
-    answer = Answer()
-    answer.add(script()[1])
-    with pytest.raises(AssertionError, match="lost or repeated"):
-        answer.add(ChatResponse(delta=Delta(output_index=0, first_token_index=3, token_ids=[9])))

@@ -13,7 +13,7 @@ from weir.inference.v1.output_pb2 import Usage
 from weir.router.v1.router_pb2 import ChatResponse, Model, ServedAlias
 from weir_chassis.errors import InvalidArgument, NoWorker
 from weir_client import printing
-from weir_client.client import Answer
+from weir_client.answer import Answer
 from weir_client.printing import Stopwatch, error_line, stream_json, stream_text, timing_line
 
 
