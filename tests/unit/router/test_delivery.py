@@ -36,6 +36,13 @@ def new_outbox(max_pending_tokens: int) -> Outbox:
     return Outbox(max_pending_tokens, WritePace(busy=lambda: 0.0))
 
 
+def busy_pace() -> WritePace:
+    """Of a loop that is busy, whatever this one is: no time passes in which that could be found out."""
+    pace = WritePace(monotonic=lambda: 0.0)
+    pace.interval = 3600.0
+    return pace
+
+
 async def test_an_idle_stream_gets_each_delta_as_it_comes() -> None:
     outbox = new_outbox(100)
     taken = asyncio.create_task(outbox.take())
@@ -136,11 +143,10 @@ async def test_reading_makes_room_again() -> None:
 
 
 async def test_on_a_busy_loop_deltas_wait_for_the_next_round_and_nothing_else_does() -> None:
-    pace = WritePace()
-    outbox, pace.interval = Outbox(100, pace), 3600.0
+    pace = busy_pace()
+    outbox = Outbox(100, pace)
     put(outbox, delta(0, 0, 1))
     assert await outbox.take() == [delta(0, 0, 1)], "it was not written a moment ago"
-    pace.interval = 3600.0
     taken = asyncio.create_task(outbox.take())
     put(outbox, delta(0, 1, 2), delta(0, 2, 3))
     await settle()
@@ -154,8 +160,8 @@ async def test_a_beginning_goes_out_at_once_and_on_a_busy_loop_with_the_first_de
     outbox.begin(Accepted(request_id="r"))
     assert await outbox.take() == [Accepted(request_id="r")]
 
-    pace = WritePace()
-    outbox, pace.interval = Outbox(100, pace), 3600.0
+    pace = busy_pace()
+    outbox = Outbox(100, pace)
     taken = asyncio.create_task(outbox.take())
     await settle()
     outbox.begin(Accepted(request_id="r"))
@@ -165,16 +171,32 @@ async def test_a_beginning_goes_out_at_once_and_on_a_busy_loop_with_the_first_de
     assert await taken == [Accepted(request_id="r"), delta(0, 0, 1)]
 
 
+async def test_a_beginning_does_not_wait_because_the_loop_was_busy_long_ago() -> None:
+    now = computed = 0.0
+    pace = WritePace(monotonic=lambda: now, busy=lambda: computed)
+    now = computed = 1.0
+    pace.note()
+    assert pace.interval
+    outbox = Outbox(100, pace)
+    taken = asyncio.create_task(outbox.take())
+    await settle()
+    now = 10.0
+    outbox.begin(Accepted(request_id="r"))
+    await settle()
+    assert taken.done()
+    assert await taken == [Accepted(request_id="r")]
+
+
 async def test_on_a_busy_loop_a_beginning_without_a_delta_goes_out_alone_in_the_end() -> None:
-    pace = WritePace()
-    outbox, pace.interval = Outbox(100, pace), 3600.0
+    pace = busy_pace()
+    outbox = Outbox(100, pace)
     outbox.begin(Accepted(request_id="r"))
     assert await outbox.take() == [Accepted(request_id="r")]
 
 
 async def test_a_stream_whose_beginning_has_waited_takes_its_turns_as_all_others_do() -> None:
-    pace = WritePace()
-    outbox, pace.interval = Outbox(100, pace), 3600.0
+    pace = busy_pace()
+    outbox = Outbox(100, pace)
     taken = asyncio.create_task(outbox.take())
     await settle()
     outbox.begin(Accepted(request_id="r"))
@@ -192,11 +214,10 @@ async def test_a_stream_whose_beginning_has_waited_takes_its_turns_as_all_others
 
 
 async def test_deltas_do_not_wait_until_they_are_too_many() -> None:
-    pace = WritePace()
+    pace = busy_pace()
     outbox = Outbox(10, pace)
     put(outbox, delta(0, 0, 1))
     await outbox.take()
-    pace.interval = 3600.0
     taken = asyncio.create_task(outbox.take())
     put(outbox, delta(0, 1, 1, 2, 3, 4, 5))
     await settle()
@@ -206,11 +227,10 @@ async def test_deltas_do_not_wait_until_they_are_too_many() -> None:
 
 
 async def test_a_round_writes_what_has_come_until_then_and_the_end_waits_for_none() -> None:
-    pace = WritePace()
+    pace = busy_pace()
     outbox, pace.interval = Outbox(100, pace), 0.05
     put(outbox, delta(0, 0, 1))
     await outbox.take()
-    pace.interval = 0.05
     put(outbox, delta(0, 1, 2))
     taken = asyncio.create_task(outbox.take())
     await settle()
