@@ -16,6 +16,7 @@ from contract.tokenizer_contract import SERVED, TEXTS
 from weir.inference.v1 import chat_pb2
 from weir.tokenizer.v1 import tokenizer_pb2 as pb
 from weir_chassis.errors import WeirError, reason_name
+from weir_chassis.limits import MAX_JOINED
 from weir_chassis.status import from_failure, from_rpc_error, to_rpc_status
 
 if TYPE_CHECKING:
@@ -171,6 +172,21 @@ async def check_an_ask_that_fails_leaves_its_neighbours_as_they_are(asker: Asker
 
 async def check_an_ask_that_asks_nothing_is_refused(asker: Asker, _: Stub) -> None:
     assert await asker.reason() == "INVALID_ARGUMENT"
+
+
+async def check_more_than_a_message_may_hold_ends_the_stream(asker: Asker, stub: Stub) -> None:
+    for field, few, many in (
+        ("withdrawn_handles", [1] * MAX_JOINED, [1] * (MAX_JOINED + 1)),
+        ("asks", [pb.Ask(handle=1)], [pb.Ask(handle=1)] * (MAX_JOINED + 1)),
+    ):
+        async with asking(stub) as one:
+            await one.send(**{field: few})
+            await one.ask(handle=2, tokenize=text("x"))
+            await one.send(**{field: many})
+            ended = await one.ended
+            assert ended is not None
+            assert reason_name(ended.reason) == "INVALID_ARGUMENT"
+            assert all(said in ended.message for said in (field, "4097", "4096"))
 
 
 async def check_a_handle_is_open_once_and_free_when_it_is_answered(asker: Asker, _: Stub) -> None:

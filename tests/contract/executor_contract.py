@@ -24,6 +24,7 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingCondition
 from weir.inference.v1.speculation_pb2 import Speculation, SpeculationMode
 from weir.kvstore.v1.block_hash import HashScope, block_hashes, join_hashes, scope_root, split_hashes
 from weir_chassis.errors import WeirError, reason_name
+from weir_chassis.limits import MAX_JOINED
 from weir_chassis.status import from_failure, from_rpc_error
 
 if TYPE_CHECKING:
@@ -487,6 +488,18 @@ async def check_a_command_that_follows_has_none_itself(stub: Stub) -> None:
         error = await caller.error()
         assert reason_name(error.reason) == "INVALID_ARGUMENT"
         assert "more" in error.message
+
+
+async def check_more_commands_than_a_message_may_hold_end_the_stream(stub: Stub) -> None:
+    async with calling(stub) as caller:
+        abort = pb.GenerateRequest(abort=pb.Abort(handle=9))
+        await caller.call.write(pb.GenerateRequest(abort=pb.Abort(handle=9), more=[abort] * MAX_JOINED))
+        await caller.submit(1)
+        await caller.until_told(1)
+        await caller.call.write(pb.GenerateRequest(submit=submit(caller.info, 2), more=[abort] * (MAX_JOINED + 1)))
+        error = await caller.error()
+        assert reason_name(error.reason) == "INVALID_ARGUMENT"
+        assert all(said in error.message for said in ("more", "4097", "4096"))
 
 
 async def check_a_command_that_is_none_ends_the_stream(stub: Stub) -> None:

@@ -36,6 +36,7 @@ from weir_chassis.errors import (
     WeirError,
 )
 from weir_chassis.kv_events.blocks import new_log, stored, told
+from weir_chassis.limits import MAX_JOINED
 from weir_chassis.status import to_failure
 
 NAME = pb.DESCRIPTOR.services_by_name["ExecutorService"].full_name
@@ -317,6 +318,8 @@ class _Stream:
 
     async def read(self, requests: AsyncIterator[pb.GenerateRequest]) -> None:
         async for request in requests:
+            if len(request.more) > MAX_JOINED:
+                raise InvalidArgument("more", f"{len(request.more)} commands, the limit is {MAX_JOINED}")
             if any(following.more for following in request.more):
                 raise InvalidArgument("more.more", "a command that follows has none itself")
             for command in (request, *request.more):

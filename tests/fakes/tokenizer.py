@@ -23,6 +23,7 @@ from weir_chassis.errors import (
     Unsupported,
     WeirError,
 )
+from weir_chassis.limits import MAX_JOINED
 from weir_chassis.status import to_failure
 
 NAME = pb.DESCRIPTOR.services_by_name["TokenizerService"].full_name
@@ -152,6 +153,9 @@ class _Asks:
     async def read(self, requests: AsyncIterator[pb.EncodeRequest]) -> None:
         try:
             async for request in requests:
+                for field in ("asks", "withdrawn_handles"):
+                    if (joined := len(getattr(request, field))) > MAX_JOINED:
+                        raise InvalidArgument(field, f"{joined} in one message, the limit is {MAX_JOINED}")
                 for ask in request.asks:
                     self._begin(ask)
                 for handle in request.withdrawn_handles:

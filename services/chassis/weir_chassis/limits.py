@@ -10,6 +10,10 @@ ChannelOptions = Sequence[tuple[str, int | str]]
 # The largest message is one batch of KV blocks; bulk transfers are chunked well below this. gRPC's default is 4 MiB.
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 
+# Of each kind of thing that is joined to one message on a stream: commands, asks, handles. Whoever takes the message
+# does all of it before anything else has its turn.
+MAX_JOINED: Final = 4_096
+
 # A dead peer is noticed within time + timeout. The server must allow pings more often than the client sends them, else
 # it closes the connection for "too many pings".
 KEEPALIVE_TIME_MS: Final = 20_000

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 
 from weir.executor.v1 import executor_pb2 as pb
 from weir_chassis.errors import AlreadyExists, Draining, InvalidArgument, SlowConsumer, WeirError
+from weir_chassis.limits import MAX_JOINED
 from weir_executor.admission import Admission
 from weir_executor.handoff.mapping import to_handoff
 from weir_executor.handoff.table import HandoffTable
@@ -59,6 +60,8 @@ class CallerStream:
         self._wake.set()
 
     def command(self, request: pb.GenerateRequest) -> None:
+        if len(request.more) > MAX_JOINED:
+            self.fail(InvalidArgument("more", f"{len(request.more)} commands, the limit is {MAX_JOINED}"))
         self._do(request)
         for following in request.more:
             if following.more:

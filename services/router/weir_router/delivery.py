@@ -102,7 +102,7 @@ class Outbox:
         """The first event. While the loop is busy it waits for the first delta, to go out with it."""
         assert not self._closed
         self._pending.append(accepted)
-        self._pace.note()  # where nothing was written for a while, it knows how busy the loop was and not how busy it is
+        self._pace.note()  # after a while without writes it knows how busy the loop was, and not how busy it is
         if self._wake is not None and self._may_go():
             self._notify()
 

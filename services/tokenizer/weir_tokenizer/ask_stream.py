@@ -21,6 +21,7 @@ import grpc
 from weir.tokenizer.v1 import tokenizer_pb2 as pb
 from weir_chassis.errors import AlreadyExists, DeadlineExceeded, Draining, InvalidArgument, Overloaded
 from weir_chassis.leases import Lease, LeaseLedger
+from weir_chassis.limits import MAX_JOINED
 from weir_chassis.observed import Observer, Outcome
 from weir_chassis.status import to_failure
 from weir_chassis.telemetry import Request, carried_request
@@ -102,6 +103,9 @@ class AskStream:
         self._wake.set()
 
     def take(self, message: pb.EncodeRequest) -> None:
+        """Raises InvalidArgument for one that no caller of good will sends: it would keep all others waiting."""
+        _check_joined("asks", len(message.asks))
+        _check_joined("withdrawn_handles", len(message.withdrawn_handles))
         for ask in message.asks:
             self._begin(ask)
         for handle in message.withdrawn_handles:
@@ -228,6 +232,11 @@ class AskStream:
         for handle in list(self._open):
             self._withdraw(handle)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _check_joined(field: str, count: int) -> None:
+    if count > MAX_JOINED:
+        raise InvalidArgument(field, f"{count} in one message, the limit is {MAX_JOINED}")
 
 
 def _method(ask: pb.Ask) -> str:

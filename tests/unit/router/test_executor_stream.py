@@ -138,6 +138,16 @@ async def test_an_executor_that_does_not_say_that_it_takes_them_is_sent_one_at_a
         assert on.messages == [["submit"], ["submit"]]
 
 
+async def test_what_an_executor_takes_in_one_message_is_all_that_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weir_router.streams.executor_stream.MAX_JOINED", 3)
+    async with wire(takes_more=True) as on:
+        on.submit(1, Lane())
+        for output_index in range(8):
+            on.stream.abort_output(1, output_index)
+        await settle()
+        assert [len(message) for message in on.messages] == [4, 4, 1]
+
+
 async def test_long_prompts_are_not_joined_without_end() -> None:
     async with wire(takes_more=True) as on:
         for handle in (1, 2, 3):

@@ -132,6 +132,19 @@ async def test_what_comes_while_a_write_is_under_way_is_joined_up_to_a_size() ->
         await asyncio.gather(*tasks)
 
 
+async def test_what_a_tokenizer_takes_in_one_message_is_all_that_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weir_router.streams.tokenizer_stream.MAX_JOINED", 3)
+    async with wire() as on:
+        tasks = [asyncio.create_task(on.stream.ask(_text(text), None)) for text in "abcdefg"]
+        await settle()
+        for task in tasks:
+            task.cancel()
+        await settle()
+        assert [len(message.asks) for message in on.call.written] == [3, 3, 1, 0, 0, 0]
+        assert [len(message.withdrawn_handles) for message in on.call.written] == [0, 0, 0, 3, 3, 1]
+        assert on.withdrawn == [1, 2, 3, 4, 5, 6, 7]
+
+
 async def test_asks_of_many_turns_are_joined_while_the_loop_is_busy() -> None:
     async with wire(pause_seconds=0.005) as on:
         tasks = []

@@ -151,7 +151,7 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateRequest]:
         """Commands that follow this one and were there with it, in order: a message costs the same whatever is in it. Only to an
-        executor that says `takes_more`. None of them has `more`, else the stream fails with INVALID_ARGUMENT.
+        executor that says `takes_more`. At most 4,096, and none of them has `more`, else the stream fails with INVALID_ARGUMENT.
         """
 
     def __init__(

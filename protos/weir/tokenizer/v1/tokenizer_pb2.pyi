@@ -271,6 +271,8 @@ Global___ApplyChatTemplateResponse: _TypeAlias = ApplyChatTemplateResponse  # no
 
 @_typing.final
 class EncodeRequest(_message.Message):
+    """At most 4,096 asks and as many handles, else the stream fails with INVALID_ARGUMENT."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ASKS_FIELD_NUMBER: _builtins.int

@@ -26,6 +26,7 @@ from weir.executor.v1.executor_pb2 import (
 from weir.inference.v1.output_pb2 import RowLogprobs, TokenBatch
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Draining, Internal, WeirError, WorkerLost
+from weir_chassis.limits import MAX_JOINED
 from weir_chassis.status import from_failure
 from weir_router.faults.table import Where
 from weir_router.faults.uses import Uses
@@ -174,7 +175,9 @@ class ExecutorStream:
     def _join(self, message: GenerateRequest) -> None:
         """Takes along what waits behind it."""
         size = message.ByteSize()
-        while self._outgoing and (size := size + self._outgoing[0].ByteSize()) <= _MAX_JOINED_BYTES:
+        while self._outgoing and len(message.more) < MAX_JOINED:
+            if (size := size + self._outgoing[0].ByteSize()) > _MAX_JOINED_BYTES:
+                break
             message.more.append(self._outgoing.popleft())
 
     def _on_step(self, step: GenerateResponse) -> None:

@@ -23,7 +23,7 @@ from weir.tokenizer.v1.tokenizer_pb2 import Answer, Ask, EncodeRequest, EncodeRe
 from weir_chassis.clock import Clock
 from weir_chassis.deadline import hop_timeout
 from weir_chassis.errors import Cancelled, DeadlineExceeded, Draining, Internal, InvalidArgument, WeirError, WorkerLost
-from weir_chassis.limits import MAX_MESSAGE_BYTES
+from weir_chassis.limits import MAX_JOINED, MAX_MESSAGE_BYTES
 from weir_chassis.status import from_failure
 from weir_router.faults.uses import Uses
 from weir_router.streams.duplex import Duplex
@@ -154,9 +154,9 @@ class TokenizerStream:
     def _next_message(self) -> EncodeRequest | None:
         if not self._unsent and not self._withdrawn:
             return None
-        message, joined = EncodeRequest(withdrawn_handles=self._withdrawn), 0
-        self._withdrawn.clear()
-        while self._unsent:
+        message, joined = EncodeRequest(withdrawn_handles=self._withdrawn[:MAX_JOINED]), 0
+        del self._withdrawn[:MAX_JOINED]
+        while self._unsent and len(message.asks) < MAX_JOINED:
             handle, (ask, size) = next(iter(self._unsent.items()))
             if joined and joined + size > _MAX_JOINED_BYTES:
                 break
