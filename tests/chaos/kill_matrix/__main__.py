@@ -14,7 +14,7 @@ from weir_chassis.channel import open_channel
 
 
 async def main() -> int:
-    print(f"{'worker':12} {'fault':8} {'when':8} {'stream':7} struck at  output   continued  seconds  leases")
+    print(f"{'worker':12} {'fault':8} {'when':8} {'stream':7} struck at  output       moves  seconds  leases")
     outcomes: list[Outcome] = []
     with TemporaryDirectory() as directory:
         async with running_fleet(Path(directory)) as fleet, open_channel(fleet.router.address) as channel:
@@ -30,18 +30,18 @@ def _row(outcome: Outcome) -> str:
     cell, told = outcome.cell, outcome.error or ("equal" if outcome.equal else "DIFFERENT")
     return (
         f"{cell.kind:12} {cell.fault.value:8} {cell.position:8} {cell.stream:7} {outcome.struck_at:9d}  {told:11}"
-        f" {outcome.continuations:6d} {outcome.seconds:8.1f} {outcome.leases:7.0f}"
+        f" {outcome.moves:6d} {outcome.seconds:8.1f} {outcome.leases:7.0f}"
     )
 
 
 def _summary(outcomes: list[Outcome]) -> int:
     sound = sum(outcome.is_sound for outcome in outcomes)
-    moved = sum(outcome.continuations > 0 for outcome in outcomes)
+    moved = sum(outcome.moves > 0 for outcome in outcomes)
     slowest = max(outcome.seconds for outcome in outcomes)
     left = sum(outcome.leases for outcome in outcomes)
     print(
         f"{sound} of {len(outcomes)} cells: output equal to the undisturbed run, no token lost or repeated, none hung; "
-        f"{moved} went on elsewhere after a token; slowest {slowest:.1f} s; leases left {left:.0f}"
+        f"{moved} went on elsewhere; slowest {slowest:.1f} s; leases left {left:.0f}"
     )
     return 0 if sound == len(outcomes) else 1
 

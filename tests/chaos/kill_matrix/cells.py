@@ -1,4 +1,8 @@
-"""One stream, one worker of it struck at one token: the answer beside that of an undisturbed run."""
+"""One stream, one worker of it struck at one token: the answer beside that of an undisturbed run.
+
+A tokenizer has a request for a moment only, before the first token. So all of them are stopped until each has been
+asked, by a stream each, and then one of them is struck.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
 import grpc
 
 from chaos.kill_matrix.fleet import Fault, Fleet
-from chaos.services import until
+from chaos.services import Service, until, until_async
 from contract.router_contract import Answer, collect
 from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingConditions
 from weir.router.v1 import router_pb2 as pb
@@ -27,6 +32,8 @@ _TOKENS = 16
 # An answer takes less than a second, and the worst fault is noticed a second later.
 _HANG_SECONDS = 30.0
 KINDS = ("executor", "postprocess")
+ASKED = "asked"
+_RETRIES = 'weir_router_retries_total{extra="retry"'
 POSITIONS = ("token 0", "token 1", "middle", "last")
 
 
@@ -56,13 +63,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`struck_at`: tokens that the client had. `error`: the reason of its end; empty: it has ended well."""
+    """`struck_at`: tokens that the client had. `error`: the reason of its end; empty: it has ended well.
+
+    `moves`: how often it went on elsewhere.
+    """
 
     cell: Cell
     struck_at: int
     equal: bool
     error: str
-    continuations: int
+    moves: int
     seconds: float
     leases: float
 
@@ -72,7 +82,8 @@ class Outcome:
 
 
 def all_cells(streams: Mapping[str, Stream]) -> list[Cell]:
-    return [Cell(*each) for each in product(KINDS, Fault, POSITIONS, streams)]
+    reading = [Cell(*each) for each in product(KINDS, Fault, POSITIONS, streams)]
+    return [*reading, *(Cell("tokenizer", fault, ASKED, stream) for fault, stream in product(Fault, streams))]
 
 
 async def make_streams(stub: Stub) -> Mapping[str, Stream]:
@@ -106,7 +117,7 @@ async def play(
     """One after the other. The worker that is struck comes back beside the next ones."""
     healing: set[asyncio.Task[None]] = set()
     for cell in cells:
-        # Of the three, one may still be on its way back.
+        # Of three, one may still be on its way back.
         await fleet.until_known(cell.kind, 2)
         outcome, task = await _play(fleet, stub, cell, streams[cell.stream])
         healing.add(task)
@@ -116,22 +127,63 @@ async def play(
 
 
 async def _play(fleet: Fleet, stub: Stub, cell: Cell, stream: Stream) -> tuple[Outcome, asyncio.Task[None]]:
-    answer, began, error = Answer(), time.monotonic(), ""
-    task = asyncio.create_task(collect(stub.Generate(stream.request, timeout=_HANG_SECONDS), answer))
-    worker = await fleet.holder(cell.kind)
-    await until(lambda: task.done() or _seen(answer) >= stream.place(cell.position))
-    struck_at = _seen(answer)
-    fleet.strike(worker, cell.fault)
+    began, retried, error = time.monotonic(), await _retries(fleet), ""
+    asked = _Asked(stub, stream)
+    worker, struck_at = await (_strike_asked if cell.position == ASKED else _strike_reading)(fleet, cell, asked)
     try:
-        await task
+        await asyncio.gather(*asked.tasks)
     except grpc.RpcError as failure:
         error = reason_name(from_rpc_error(failure).reason)
     seconds = time.monotonic() - began
     healing = asyncio.create_task(fleet.heal(worker, cell.fault))
-    continuations = answer.kinds.count("continued")
+    moves = sum(answer.kinds.count("continued") for answer in asked.answers) + await _retries(fleet) - retried
     leases = await fleet.until_held_by_nobody()
-    equal = not error and _told(answer) == _told(stream.wanted)
-    return Outcome(cell, struck_at, equal, error, continuations, seconds, leases), healing
+    equal = not error and all(_told(answer) == _told(stream.wanted) for answer in asked.answers)
+    return Outcome(cell, struck_at, equal, error, moves, seconds, leases), healing
+
+
+class _Asked:
+    """Streams of one kind, and what has come of them."""
+
+    def __init__(self, stub: Stub, stream: Stream) -> None:
+        self._stub, self.stream = stub, stream
+        self.answers: list[Answer] = []
+        self.tasks: list[asyncio.Task[Answer]] = []
+
+    def begin(self) -> Answer:
+        self.answers.append(answer := Answer())
+        call = self._stub.Generate(self.stream.request, timeout=_HANG_SECONDS)
+        self.tasks.append(asyncio.create_task(collect(call, answer)))
+        return answer
+
+
+async def _strike_reading(fleet: Fleet, cell: Cell, asked: _Asked) -> tuple[Service, int]:
+    """Whoever has it, when its client has read so much. Returns it, and how much that was."""
+    answer = asked.begin()
+    worker = await fleet.holder(cell.kind)
+    await until(lambda: asked.tasks[0].done() or _seen(answer) >= asked.stream.place(cell.position))
+    struck_at = _seen(answer)
+    fleet.strike(worker, cell.fault)
+    return worker, struck_at
+
+
+async def _strike_asked(fleet: Fleet, cell: Cell, asked: _Asked) -> tuple[Service, int]:
+    with fleet.stopped(cell.kind) as workers:
+        for _ in workers:
+            asked.begin()
+        await until_async(partial(_holds, fleet.router, len(workers)))
+        fleet.strike(workers[0], cell.fault)
+    return workers[0], 0
+
+
+async def _holds(router: Service, count: int) -> bool:
+    return await router.leases() >= count
+
+
+async def _retries(fleet: Fleet) -> int:
+    """Of all requests so far, before their first token."""
+    metrics = await fleet.router.metrics()
+    return int(sum(value for name, value in metrics.items() if name.startswith(_RETRIES)))
 
 
 def _seen(answer: Answer) -> int:

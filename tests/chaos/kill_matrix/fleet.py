@@ -1,11 +1,11 @@
-"""Three executors and three postprocess replicas behind wires, a tokenizer, and a router that is quick to notice."""
+"""Executors, postprocess replicas and tokenizers behind wires, and a router that is quick to notice."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,7 +19,8 @@ from weir.executor.v1.executor_pb2 import GetLoadRequest
 from weir.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from weir_chassis.channel import open_channel
 
-_OF_A_KIND = 3
+_OF_A_KIND = {"executor": 3, "postprocess": 3, "tokenizer": 2}
+_LISTS = {"EXECUTORS": "executor", "POSTPROCESSORS": "postprocess", "TOKENIZERS": "tokenizer"}
 # Long enough that a signal which follows a token is there before the next one.
 _STEP_SECONDS = 0.04
 # Shorter than what is left of a stream in its middle: it is cut off and not finished.
@@ -59,6 +60,8 @@ class Fleet:
     wires: dict[int, Wire]
     # Past the wires.
     channels: dict[int, grpc.aio.Channel]
+    # Struck by a stop and not healed yet.
+    held_still: Service | None = None
 
     def of_kind(self, kind: str) -> list[Service]:
         return [worker for worker in self.workers if worker.name == kind]
@@ -80,11 +83,25 @@ class Fleet:
         except (grpc.RpcError, OSError):
             return False  # it is on its way back
 
+    @contextmanager
+    def stopped(self, kind: str) -> Iterator[list[Service]]:
+        """All workers of this kind, which do nothing meanwhile."""
+        workers = self.of_kind(kind)
+        for worker in workers:
+            worker.signal(signal.SIGSTOP)
+        try:
+            yield workers
+        finally:
+            for worker in workers:
+                if worker is not self.held_still:
+                    worker.signal(signal.SIGCONT)
+
     def strike(self, worker: Service, fault: Fault) -> None:
         match fault:
             case Fault.KILL:
                 worker.signal(signal.SIGKILL)
             case Fault.STOP:
+                self.held_still = worker
                 worker.signal(signal.SIGSTOP)
             case Fault.TERM:
                 worker.signal(signal.SIGTERM)
@@ -94,6 +111,7 @@ class Fleet:
     async def heal(self, worker: Service, fault: Fault) -> None:
         """It is on its way back: another process, where there is none any more."""
         if fault is Fault.STOP:
+            self.held_still = None
             worker.signal(signal.SIGCONT)
         if fault in (Fault.KILL, Fault.TERM):
             await worker.wait()
@@ -126,7 +144,7 @@ async def _left(service: Service) -> float:
 @asynccontextmanager
 async def running_fleet(directory: Path) -> AsyncIterator[Fleet]:
     """All of them serve, and the router knows it."""
-    ports = iter(free_ports(2 * (2 * _OF_A_KIND + 2)))
+    ports = iter(free_ports(2 * (sum(_OF_A_KIND.values()) + 1)))
 
     def service(name: str, settings: dict[str, str]) -> Service:
         port = next(ports)
@@ -136,21 +154,19 @@ async def running_fleet(directory: Path) -> AsyncIterator[Fleet]:
         return made
 
     async with AsyncExitStack() as stack:
-        tokenizer = service("tokenizer", _MODELS)
-        workers = [service("executor", _EXECUTOR) for _ in range(_OF_A_KIND)]
         text = {**_MODELS, "DRAIN_SECONDS": str(_DRAIN_SECONDS)}
-        workers += [service("postprocess", text) for _ in range(_OF_A_KIND)]
+        settings = {"executor": _EXECUTOR, "postprocess": text, "tokenizer": text}
+        workers = [service(kind, settings[kind]) for kind, count in _OF_A_KIND.items() for _ in range(count)]
         wires = {worker.port: await stack.enter_async_context(wire_to(worker.port)) for worker in workers}
         addresses = {
             name: ",".join(wires[worker.port].address for worker in workers if worker.name == kind)
-            for name, kind in (("EXECUTORS", "executor"), ("POSTPROCESSORS", "postprocess"))
+            for name, kind in _LISTS.items()
         }
-        router = service("router", {**_ROUTER, **addresses, "TOKENIZERS": tokenizer.address})
+        router = service("router", {**_ROUTER, **addresses})
         channels = {each.port: await stack.enter_async_context(open_channel(each.address)) for each in workers}
         fleet = Fleet(router, workers, wires, channels)
-        for each in (tokenizer, *workers, router):
+        for each in (*workers, router):
             await each.until_serving()
-        for kind in ("executor", "postprocess"):
-            await fleet.until_known(kind, _OF_A_KIND)
-        await fleet.until_known("tokenizer", 1)
+        for kind, count in _OF_A_KIND.items():
+            await fleet.until_known(kind, count)
         yield fleet
