@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +15,7 @@ from contract.slots_contract import CAPACITY_BYTES, Check, Make, Room
 from fakes.faulty_slots import FaultySlots
 from weir_chassis.testing import VirtualClock
 from weir_kvstore.tiers.arena import ArenaSlots
-from weir_kvstore.tiers.disk import SegmentSlots
+from weir_kvstore.tiers.disk import Reads, SegmentSlots
 
 
 @asynccontextmanager
@@ -32,7 +33,7 @@ async def faultless(*, capacity_bytes: int = CAPACITY_BYTES) -> AsyncIterator[Ro
 
 
 @asynccontextmanager
-async def disk(*, capacity_bytes: int = CAPACITY_BYTES) -> AsyncIterator[Room]:
+async def disk(*, capacity_bytes: int = CAPACITY_BYTES, reads: Reads = Reads.DIRECT) -> AsyncIterator[Room]:
     with TemporaryDirectory() as directory:
         opened: list[SegmentSlots] = []
 
@@ -40,7 +41,7 @@ async def disk(*, capacity_bytes: int = CAPACITY_BYTES) -> AsyncIterator[Room]:
             for slots in opened:
                 slots.check_integrity()
                 await slots.close()
-            opened[:] = [SegmentSlots(Path(directory), capacity_bytes, VirtualClock())]
+            opened[:] = [SegmentSlots(Path(directory), capacity_bytes, VirtualClock(), reads=reads)]
             return opened[0]
 
         slots = await reopen()
@@ -50,7 +51,12 @@ async def disk(*, capacity_bytes: int = CAPACITY_BYTES) -> AsyncIterator[Room]:
         await opened[0].close()
 
 
-SLOTS: dict[str, Make] = {"ram": ram, "disk": disk, "faultless": faultless}
+SLOTS: dict[str, Make] = {
+    "ram": ram,
+    "disk": disk,
+    "disk-buffered": partial(disk, reads=Reads.BUFFERED),
+    "faultless": faultless,
+}
 
 
 @pytest.mark.parametrize("check", slots_contract.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))

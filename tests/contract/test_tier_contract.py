@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -31,7 +32,7 @@ from weir_kvstore.local_tier import LocalTier
 from weir_kvstore.record import Address
 from weir_kvstore.rules import Rules
 from weir_kvstore.tiers.arena import ArenaSlots
-from weir_kvstore.tiers.disk import SegmentSlots
+from weir_kvstore.tiers.disk import Reads, SegmentSlots
 from weir_kvstore.tiers.peer.tier import PeerPlace, PeerTier
 
 # So short that a check of a stopped server need not wait, and long enough for one that runs.
@@ -59,11 +60,14 @@ async def ram(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | None
 
 
 @asynccontextmanager
-async def disk(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | None = None) -> AsyncIterator[Place]:
+async def disk(
+    *, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | None = None, reads: Reads = Reads.DIRECT
+) -> AsyncIterator[Place]:
     clock = VirtualClock()
     failing = False
     with TemporaryDirectory() as directory:
-        slots = SegmentSlots(Path(directory), capacity_bytes, clock, files=FailingFiles(lambda *_: failing))
+        files = FailingFiles(lambda *_: failing)
+        slots = SegmentSlots(Path(directory), capacity_bytes, clock, reads=reads, files=files)
         tier = LocalTier("disk", slots, LeaseLedger(clock), Random(0), Rules(max_blocks=1000, ttl_seconds=ttl_seconds))
 
         async def corrupt(address: Address) -> None:
@@ -128,7 +132,14 @@ async def asked(*, capacity_bytes: int = CAPACITY_BYTES, ttl_seconds: float | No
         yield replace(place, tier=AskedTier(place.tier))
 
 
-TIERS: dict[str, Make] = {"ram": ram, "disk": disk, "redis": redis, "peer": peer, "asked": asked}
+TIERS: dict[str, Make] = {
+    "ram": ram,
+    "disk": disk,
+    "disk-buffered": partial(disk, reads=Reads.BUFFERED),
+    "redis": redis,
+    "peer": peer,
+    "asked": asked,
+}
 
 
 @pytest.mark.parametrize("check", tier_contract.CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))

@@ -22,11 +22,11 @@ class FailingFiles(Files):
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
-        if name not in {"write", "read", "allocate", "punch", "sync", "truncate"}:
+        if name not in {"write", "read", "read_direct", "allocate", "punch", "sync", "truncate"}:
             return found
 
         def call(fd: int, *arguments: Any) -> Any:
-            if self.fails(name, os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))):
+            if self.fails(name.removesuffix("_direct"), os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))):
                 raise OSError(self.error, os.strerror(self.error))
             return found(fd, *arguments)
 

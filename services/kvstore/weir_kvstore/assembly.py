@@ -92,7 +92,7 @@ class Assembly:
         chassis = self._chassis
         match tier:
             case DiskTier():
-                slots = SegmentSlots(tier.path, tier.max_bytes, chassis.clock, fsync=tier.fsync)
+                slots = SegmentSlots(tier.path, tier.max_bytes, chassis.clock, fsync=tier.fsync, reads=tier.reads)
                 return LocalTier("disk", slots, chassis.leases, chassis.random, self._rules(tier, config))
             case RedisTier():
                 from weir_kvstore.tiers.redis import made  # noqa: PLC0415  # its client library is no small thing

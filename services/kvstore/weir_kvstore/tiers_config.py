@@ -35,6 +35,7 @@ from weir_chassis.toml_config import Table, parse_toml
 from weir_kvstore.policies.admission import AdmissionName
 from weir_kvstore.policies.make import PolicyName
 from weir_kvstore.tenants import Quota, Quotas
+from weir_kvstore.tiers.disk.direct import Reads
 from weir_kvstore.tiers.disk.fsync import Fsync
 
 GIB: Final = 1 << 30
@@ -80,7 +81,7 @@ class RamTier(_Bounded):
 
 
 class DiskTier(_Bounded):
-    fixed: ClassVar = ("path", "fsync")
+    fixed: ClassVar = ("path", "fsync", "reads")
 
     kind: Literal["disk"] = "disk"
     path: Path
@@ -89,6 +90,9 @@ class DiskTier(_Bounded):
     ttl: Lifetime = 24 * HOUR
     fsync: Fsync = Field(
         default=Fsync.NONE, description="what a stored block survives: the process's end, or the machine's too"
+    )
+    reads: Reads = Field(
+        default=Reads.DIRECT, description="past the page cache, where the file system can do that; or through it"
     )
 
     @field_validator("path")

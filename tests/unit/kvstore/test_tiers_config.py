@@ -35,6 +35,7 @@ ttl = "1h30m"
 kind = "disk"
 path = "/var/lib/weir"
 fsync = "commit-batch"
+reads = "buffered"
 bandwidth_bytes_per_second = "200MiB"
 ttl = "never"
 [[tier]]
@@ -68,7 +69,7 @@ def test_what_is_left_out_is_a_caching_first_deployment() -> None:
     assert isinstance(ram, RamTier)
     assert isinstance(disk, DiskTier)
     assert (ram.policy, ram.ttl, ram.max_bytes) == ("lfu", 6 * 3600, GIB)
-    assert (disk.policy, disk.ttl, disk.fsync) == ("fifo", 24 * 3600, "none")
+    assert (disk.policy, disk.ttl, disk.fsync, disk.reads) == ("fifo", 24 * 3600, "none", "direct")
     assert parse("") == TiersConfig()
 
 
@@ -81,7 +82,7 @@ def test_all_of_it_is_read() -> None:
     assert isinstance(peer, PeerTier)
     assert (config.min_prefix_tokens, ram.max_bytes, ram.ttl, ram.policy) == (64, GIB * 3 // 2, 5400, "s3fifo")
     assert (disk.path, disk.ttl, disk.bandwidth_bytes_per_second) == (Path("/var/lib/weir"), None, 200 << 20)
-    assert disk.fsync == "commit-batch"
+    assert (disk.fsync, disk.reads) == ("commit-batch", "buffered")
     assert (redis.admission, peer.admission, peer.address) == ("second_use", "saved_seconds", "store-2:7703")
 
 
@@ -184,6 +185,8 @@ def test_places_stay_where_they_are() -> None:
     assert (disk.path, disk.ttl) == (Path("/var/lib/weir"), 9 * 3600)
     synced = diff(old, parse(WHOLE.replace("commit-batch", "none")), ram_bytes=RAM_BYTES)
     assert [refused.key for refused in synced.refused] == ["tier[1].fsync"]
+    read = diff(old, parse(WHOLE.replace('"buffered"', '"direct"')), ram_bytes=RAM_BYTES)
+    assert [refused.key for refused in read.refused] == ["tier[1].reads"]
     new = parse(WHOLE.replace("secret", "changed").replace("store-2", "store-3"))
     moved = diff(old, new, ram_bytes=RAM_BYTES).refused
     assert [refused.key for refused in moved] == ["tier[2].url", "tier[3].address"]

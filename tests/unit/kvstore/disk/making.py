@@ -12,7 +12,7 @@ from weir_chassis.clock import SystemClock
 from weir_kvstore.checksum import checksum
 from weir_kvstore.record import Record
 from weir_kvstore.tier import Recovered
-from weir_kvstore.tiers.disk import Fsync, SegmentSlots
+from weir_kvstore.tiers.disk import Fsync, Reads, SegmentSlots
 from weir_kvstore.tiers.disk.files import Files
 
 MIB = 1024 * 1024
@@ -34,10 +34,11 @@ async def opened(
     capacity_bytes: int = 16 * MIB,
     *,
     fsync: Fsync = Fsync.NONE,
+    reads: Reads = Reads.DIRECT,
     files: Files | None = None,
     clock: Any = None,
 ) -> AsyncIterator[tuple[SegmentSlots, list[Recovered]]]:
-    slots = SegmentSlots(path, capacity_bytes, clock or SystemClock(), fsync=fsync, files=files)
+    slots = SegmentSlots(path, capacity_bytes, clock or SystemClock(), fsync=fsync, reads=reads, files=files)
     try:
         yield slots, list(await slots.recover())
         slots.check_integrity()

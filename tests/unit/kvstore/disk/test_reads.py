@@ -46,7 +46,7 @@ def test_requests_are_the_same_reads_in_order_and_in_bounds(places: list[tuple[i
     found = requests(reads)
     assert sorted(map(id, reads)) == sorted(id(read) for request in found for read in request)
     for request in found:
-        assert request[-1].end - request[0].position <= 8 * MIB
+        assert request[-1].end - request[0].position <= 4 * MIB
         for before, read in pairwise(request):
             assert before.end <= read.position <= before.end + 65536
 

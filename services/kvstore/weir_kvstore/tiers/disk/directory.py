@@ -41,6 +41,10 @@ class Directory:
             raise
 
     @property
+    def format_path(self) -> Path:
+        return self.path / _FORMAT
+
+    @property
     def log_path(self) -> Path:
         return self.path / "index.log"
 

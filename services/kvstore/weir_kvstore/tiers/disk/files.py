@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from weir_kvstore.record import Bytes
+from weir_kvstore.tiers.disk import direct
 
 # What a file system that has no more to give says; EFBIG is a limit on a file's length.
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -28,6 +29,10 @@ class Files:
         if is_new:
             sync_directory(path.parent)
         return fd
+
+    def open_direct(self, path: Path) -> int:
+        """For `read_direct`, and nothing else."""
+        return os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0) | os.O_CLOEXEC)
 
     def size_bytes(self, fd: int) -> int:
         return os.fstat(fd).st_size
@@ -53,6 +58,10 @@ class Files:
                 got -= len(left.pop(0))
             if got:
                 left[0] = left[0][got:]
+
+    def read_direct(self, fd: int, into: Sequence[memoryview], offset: int) -> None:
+        """The same past the page cache. What was written before is seen."""
+        direct.read(fd, into, offset)
 
     def allocate(self, fd: int, offset: int, size_bytes: int) -> None:
         os.posix_fallocate(fd, offset, size_bytes)

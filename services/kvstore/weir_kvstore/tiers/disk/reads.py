@@ -15,8 +15,8 @@ from typing import Final
 from weir_kvstore.tiers.disk.journal import RunOnThread
 from weir_kvstore.tiers.disk.segment import Segment
 
-# From here on a disk reads at its full rate; several requests are under way at once.
-_REQUEST_BYTES: Final = 8 * 1024 * 1024
+# From here on a disk reads at its full rate, if several requests are under way: nothing reads ahead of a direct one.
+_REQUEST_BYTES: Final = 4 * 1024 * 1024
 # Reading over a table of headers, or over the end of a slot, is cheaper than a second request.
 _GAP_BYTES: Final = 64 * 1024
 # The kernel takes 1024 buffers in one call, and a gap is one, too.

@@ -18,11 +18,17 @@ from weir_kvstore.tiers.disk.header import EMPTY
 class Segment:
     """Open from its making until `close`. Everything raises OSError."""
 
-    def __init__(self, files: Files, path: Path, slot_bytes: int) -> None:
+    def __init__(self, files: Files, path: Path, slot_bytes: int, *, direct: bool = False) -> None:
+        """`direct`: payloads are read past the page cache."""
         self.slot_bytes = slot_bytes
         self.path = path
         self._files = files
         self._fd = files.open(path)
+        try:
+            self._direct_fd = files.open_direct(path) if direct else None
+        except BaseException:
+            files.close(self._fd)
+            raise
 
     def num_slots(self) -> int:
         """Those that the file has to their end."""
@@ -57,7 +63,10 @@ class Segment:
 
     def read(self, into: Sequence[memoryview], position: int) -> None:
         """One range of the file, `position` its first byte, into these buffers one after another."""
-        self._files.read(self._fd, into, position)
+        if self._direct_fd is None:
+            self._files.read(self._fd, into, position)
+        else:
+            self._files.read_direct(self._direct_fd, into, position)
 
     def allocate(self, first: int, stop: int) -> None:
         """Room for these slots, in which nobody has written yet, and the tables among them: all of it or none."""
@@ -82,21 +91,26 @@ class Segment:
 
     def close(self) -> None:
         self._files.close(self._fd)
+        if self._direct_fd is not None:
+            self._files.close(self._direct_fd)
 
 
 class Segments:
     """The segments by their slots' size, opened when they are first used. May be called from several threads."""
 
-    def __init__(self, files: Files, path_of: Callable[[int], Path]) -> None:
+    def __init__(self, files: Files, path_of: Callable[[int], Path], *, direct: bool = False) -> None:
         self._files = files
         self._path_of = path_of
+        self._direct = direct
         self._open: dict[int, Segment] = {}
         self._lock = threading.Lock()
 
     def __getitem__(self, slot_bytes: int) -> Segment:
         with self._lock:
             if slot_bytes not in self._open:
-                self._open[slot_bytes] = Segment(self._files, self._path_of(slot_bytes), slot_bytes)
+                self._open[slot_bytes] = Segment(
+                    self._files, self._path_of(slot_bytes), slot_bytes, direct=self._direct
+                )
             return self._open[slot_bytes]
 
     def remove(self, slot_bytes: int) -> None:

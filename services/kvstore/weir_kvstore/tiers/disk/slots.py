@@ -21,6 +21,7 @@ from weir_chassis.clock import Clock
 from weir_chassis.telemetry import get_logger
 from weir_kvstore.record import Bytes, Record
 from weir_kvstore.tier import Recovered
+from weir_kvstore.tiers.disk.direct import Reads, is_possible
 from weir_kvstore.tiers.disk.directory import Directory
 from weir_kvstore.tiers.disk.files import NO_ROOM, Files
 from weir_kvstore.tiers.disk.fsync import Fsync
@@ -64,11 +65,13 @@ class SegmentSlots:
         clock: Clock,
         *,
         fsync: Fsync = Fsync.NONE,
+        reads: Reads = Reads.DIRECT,
         files: Files | None = None,
     ) -> None:
         self._path = path
         self._clock = clock
         self._fsync = fsync
+        self._reads = reads
         self._files = files or Files()
         self._space = Space(capacity_bytes)
         self._full_until = 0.0
@@ -194,7 +197,8 @@ class SegmentSlots:
     def _open(self) -> list[Recovered]:
         """On a thread, while nobody else uses this object. Raises OSError, and then holds nothing."""
         directory = Directory(self._path)
-        segments = Segments(self._files, directory.segment_path)
+        direct = self._reads is Reads.DIRECT and is_possible(self._files, directory.format_path)
+        segments = Segments(self._files, directory.segment_path, direct=direct)
         try:
             left = recover(self._files, directory, segments, self._space.capacity_bytes)
             log = LogFile(
