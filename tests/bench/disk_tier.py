@@ -43,9 +43,10 @@ def measure(scratch: Path, *, total_bytes: int = 512 * MIB, block_bytes: int = M
     """Ratios, their goals, and all rates in GB/s; `scratch` says which disk. Takes some twenty seconds."""
     direct, fio = asyncio.run(_rates(scratch / "disk-tier", total_bytes // block_bytes, block_bytes, rounds))
     figures = Figures()
+    no_direct = f"{scratch} is on a file system without O_DIRECT"
     for name, pairs, why_not in (
-        ("O_DIRECT", direct, f"{scratch} is on a file system without O_DIRECT"),
-        ("fio", fio, _NO_FIO),
+        ("O_DIRECT", direct, no_direct),
+        ("fio", fio, _why_no_fio() if direct else no_direct),
     ):
         ratio = f"disk tier / {name}, blocks of {block_bytes // 1024} KiB"
         if not pairs:
@@ -135,6 +136,10 @@ def _read_with_fio(segment: Path) -> float | None:
     if done.returncode:
         return None
     return float(json.loads(done.stdout)["jobs"][0]["read"]["bw_bytes"])
+
+
+def _why_no_fio() -> str:
+    return _NO_FIO if shutil.which("fio") is None else "it is installed, and ended with an error"
 
 
 def _rate(read: Callable[[int, mmap.mmap], int], size_bytes: int) -> float:

@@ -44,3 +44,12 @@ print(json.dumps({{"jobs": [{{"error": 0, "read": {{"bw_bytes": 2_000_000_000}}}
     assert figures.measured["disk with fio, GB/s"] == 2.0
     assert figures.ratios[FIO] == pytest.approx(figures.measured["disk tier beside fio, GB/s"] / 2.0)
     assert figures.goals[FIO] == 0.8
+
+
+def test_that_fio_fails_is_not_that_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fio").write_text(f"#!{sys.executable}\nraise SystemExit(1)\n")
+    (tmp_path / "fio").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    figures = measure(tmp_path, total_bytes=4 * MIB, block_bytes=MIB // 4, rounds=1)
+    expected = "without O_DIRECT" if DIRECT in figures.missing else "ended with an error"
+    assert expected in figures.missing[FIO]
