@@ -13,6 +13,7 @@ from weir.kvstore.v1 import block_hash
 from weir.router.v1.router_pb2 import EmbedInput
 from weir.tokenizer.v1.tokenizer_pb2 import Answer, Ask
 from weir_chassis.errors import (
+    Draining,
     PromptTooLong,
     RevisionMismatch,
     WeirError,
@@ -123,23 +124,28 @@ class Encoder:
         return self._cache_pools.get(tenant, tenant)
 
     async def _tokenize(self, ask: _Asked[T], target: Target, adapter: str, asking: Asking) -> T:
-        """Tokenizers keep nothing between calls, so a second one may be asked when the first fails."""
+        """Tokenizers keep nothing between calls, so a second one may be asked when the first fails.
+
+        One that drains has not failed, and has not had it: as many as do so may be asked.
+        """
         choose = partial(
             choose_tokenizer, model=target.model, revision=target.revision, turn=asking.turn, adapter=adapter
         )
-        tokenizer, executor = self._find(asking, choose)
-        try:
-            return await self._call(tokenizer.address, ask, executor, asking)
-        except WeirError as error:
-            if not self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN):
-                raise
-            failure = error
-        excluded = frozenset({tokenizer.address})
-        try:
-            tokenizer, executor = self._find(asking, partial(choose, excluded=excluded))
-        except WeirError:
-            raise failure from None  # that nobody else is there matters less to the client than what happened
-        return await self._call(tokenizer.address, ask, executor, asking)
+        failure: WeirError | None = None
+        num_failures, asked = 0, frozenset[str]()
+        while True:
+            try:
+                tokenizer, executor = self._find(asking, partial(choose, excluded=asked))
+            except WeirError as nobody:
+                # That nobody else is there matters less to the client than what happened.
+                raise failure or nobody from None
+            try:
+                return await self._call(tokenizer.address, ask, executor, asking)
+            except WeirError as error:
+                num_failures += not isinstance(error, Draining)
+                if not self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN, num_failures):
+                    raise
+                failure, asked = error, asked | {tokenizer.address}
 
     def _find(self, asking: Asking, decide: Callable[[FleetSnapshot], T]) -> T:
         """What is decided of the fleet where the request may go."""

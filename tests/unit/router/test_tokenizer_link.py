@@ -90,6 +90,35 @@ async def test_one_that_drains_finishes_what_it_was_asked_and_is_asked_no_more()
         assert (tokenizers[0].calls, tokenizers[1].calls) == (1, 4)
 
 
+async def test_those_that_drain_cost_a_request_none_of_its_tries() -> None:
+    tokenizers = [FakeTokenizer() for _ in range(5)]
+    for draining in tokenizers[:3]:
+        draining.error = Draining("it stops")
+    tokenizers[3].error = WorkerLost("it broke")
+    async with suite(tokenizers=tokenizers) as running:
+        for _ in range(5):  # each of them is the first in its turn
+            assert (await collect(running.router.Generate(request()))).texts == {0: "hello"}
+        assert all(tokenizer.calls for tokenizer in tokenizers)
+
+
+async def test_a_request_that_two_have_failed_is_given_to_no_third() -> None:
+    tokenizers = [FakeTokenizer() for _ in range(3)]
+    for failing in tokenizers:
+        failing.error = Internal("no vocabulary")
+    async with suite(tokenizers=tokenizers) as running:
+        reason, _, _ = await refusal(running.router.Generate(request()))
+        assert (reason, sum(tokenizer.calls for tokenizer in tokenizers)) == ("INTERNAL", 2)
+
+
+async def test_when_all_drain_that_is_what_is_said() -> None:
+    tokenizers = [FakeTokenizer(), FakeTokenizer()]
+    for draining in tokenizers:
+        draining.error = Draining("it stops")
+    async with suite(tokenizers=tokenizers) as running:
+        reason, _, _ = await refusal(running.router.Generate(request()))
+        assert (reason, [tokenizer.calls for tokenizer in tokenizers]) == ("DRAINING", [1, 1])
+
+
 async def test_a_client_that_goes_withdraws_what_was_asked_for_it() -> None:
     async with suite() as running:
         tokenizer = running.fakes.tokenizers[0]
