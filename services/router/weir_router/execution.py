@@ -20,15 +20,14 @@ from typing import TypeVar
 from weir.executor.v1.executor_pb2 import Submit
 from weir.inference.v1.stream_pb2 import Continued
 from weir_chassis.background import first_of
-from weir_chassis.errors import Draining, NoWorker, Overloaded, WeirError, WorkerLost, reason_name
+from weir_chassis.errors import NoWorker, Overloaded, WeirError, WorkerLost, reason_name
 from weir_chassis.telemetry import get_logger
 from weir_router.attempt import Attempt
 from weir_router.continuation import Mode, may_go_on, mode_of, told
 from weir_router.demand import demand_of
 from weir_router.dispatch import Dispatch
 from weir_router.encoder import hash_blocks
-from weir_router.faults.retries import Extra
-from weir_router.faults.table import Where
+from weir_router.faults.tries import Tries
 from weir_router.fleet.views import ExecutorModel, ExecutorView
 from weir_router.hedge import Cause, Second
 from weir_router.journey import Journey
@@ -45,29 +44,21 @@ T = TypeVar("T")
 # Between two looks for somebody with room; an executor's own hint counts in between.
 _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.25, 2.0
 
-# Before the first token, of workers that were asked as they went: more than there are restarted at a time.
-_MAX_DRAINING = 8
-
-# Of second executors beside others: a request that kills whoever is given it must not kill the fleet.
-_MAX_SECONDS = 2
-
 
 class Execution:
     def __init__(self, dispatch: Dispatch, journey: Journey, prompt: EncodedPrompt, attempt: Attempt):
         self._routing, self._fleet = dispatch.routing, dispatch.routing.fleet
-        self._prefill_queue, self._retries = dispatch.prefill_queue, dispatch.retries
-        self._limits, self._metrics = dispatch.limits, dispatch.metrics
+        self._prefill_queue, self._limits, self._metrics = dispatch.prefill_queue, dispatch.limits, dispatch.metrics
         self._journey, self._request, self._prompt, self._attempt = journey, journey.request, prompt, attempt
         configured = self._routing.config.of_model(prompt.version.model).continuation
         self._mode = mode_of(journey.request.routing.continuation, configured)
         # Of the first executor for all of it, and whether all tokens so far are drawn so.
         self.drawing, self._exact = Drawing(), True
-        # How many workers have failed it after its first token, those that had no room left out; how many tokens were
-        # drawn when one last failed it, and how long after that somebody with room is waited for.
-        self._failures, self._drawn_before, self._patient_until = 0, 0, 0.0
-        # Of its attempts, those that were drains: no worker has had it.
-        self._draining = 0
-        self._num_seconds = 0
+        self._tries = Tries(
+            dispatch.retries,
+            max_continuations=self._limits.max_continuations,
+            wait_seconds=self._limits.wait_seconds,
+        )
 
     @property
     def interrupted(self) -> bool:
@@ -128,30 +119,13 @@ class Execution:
         """Raises what the client is to be told when it may not go on."""
         journal = self._attempt.journal
         may = may_go_on(self._mode, drawn=journal.num_drawn > 0, complete=journal.complete)
-        if not may or not (self._may_continue if journal.num_drawn else self._may_retry)(setback.error):
+        if not may or not self._may_try(setback.error):
             raise told(setback.error, setback.worker)
 
-    def _may_retry(self, error: WeirError) -> bool:
-        if isinstance(error, Draining) and self._draining < _MAX_DRAINING:
-            self._draining += 1
-        return self._retries.may_retry(error, Where.BEFORE_FIRST_TOKEN, self._journey.attempts - self._draining)
-
-    def _may_continue(self, error: WeirError) -> bool:
-        now, drawn = self._journey.clock.monotonic(), self._attempt.journal.num_drawn
-        if drawn > self._drawn_before:
-            self._drawn_before, self._patient_until = drawn, now + self._limits.wait_seconds
-        if not isinstance(error, Overloaded) or now >= self._patient_until:
-            self._failures += 1
-        return self._retries.may_retry(
-            error,
-            Where.AFTER_FIRST_TOKEN,
-            self._failures,
-            max_attempts=self._limits.max_continuations + 1,
-            extra=Extra.CONTINUATION,
-            # A worker that is lost moves as many streams as it had, each of them once, and costs their prompts. The
-            # budget is there for what comes of it when the next ones fail, too.
-            charged=self._failures > 1 or isinstance(error, Overloaded),
-        )
+    def _may_try(self, error: WeirError) -> bool:
+        if drawn := self._attempt.journal.num_drawn:
+            return self._tries.may_continue(error, drawn, self._journey.clock.monotonic())
+        return self._tries.may_begin_anew(error, self._journey.attempts)
 
     def _note(self, setback: Setback, kind: str) -> None:
         """Another worker has been found."""
@@ -186,7 +160,7 @@ class Execution:
         drawn = attempt.journal.num_drawn > 0
         may = may_go_on(self._mode, drawn=drawn, complete=attempt.journal.complete)
         # Beside whoever takes all of it nobody could go on: it has its own time until it begins to answer.
-        if not may or self._num_seconds == _MAX_SECONDS or attempt.progress.delegated:
+        if not may or not self._tries.may_have_second or attempt.progress.delegated:
             return
         try:
             choice = self._choose_second(cause)
@@ -194,10 +168,9 @@ class Execution:
             stream = executor.stream
         except WeirError:
             return
-        if not self._retries.allows(Extra.CONTINUATION if drawn else Extra.HEDGE, cause.value):
+        if not self._tries.may_hedge(cause.value, drawn=drawn):
             return
         self._journey.attempts += 1
-        self._num_seconds += 1
         tokens, hashes = choice.reserved_tokens, self._prompt.block_hashes
         reservation = self._routing.reserve(executor, tokens, choice.uncached_tokens, hashes)
         second = Second(attempt, stream, Leg(stream, reservation, executor.traits.price), partial(self._taken, choice))
