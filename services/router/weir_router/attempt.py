@@ -4,7 +4,8 @@
        │ ◄── abort ── a stop string ◄──────┘
        └─ finished ─► finish ─────────────► finished ──────────────►
 
-Either worker may be another one later: what the first has drawn, and what of it the client has, is in the journal.
+Either worker may be another one later: which they are, and were, is in `workers`; what was drawn, and what of it the
+client has, is in the journal.
 
 All methods named `on_…` are called by the two streams, between awaits: they note, pass on and wake, and never wait.
 What they cannot do themselves, because a worker must be chosen for it, is left as a setback or as a handover, and the
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from weir.executor.v1.executor_pb2 import ExecutorOutputFinished, Handoff, RequestEnd, Submit
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.output_pb2 import FinishReason, RowLogprobs
-from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, OutputFinished, Receipt
+from weir.inference.v1.stream_pb2 import Accepted, Continued, Delta, Receipt
 from weir.postprocess.v1.postprocess_pb2 import Open, PostprocessOutputFinished
 from weir_chassis.clock import Clock
 from weir_chassis.errors import Internal, Overloaded, WeirError
@@ -27,10 +28,12 @@ from weir_router.delivery import Outbox
 from weir_router.fleet.outstanding import Reservation
 from weir_router.fleet.views import Price
 from weir_router.hedge import Cause, Second
+from weir_router.held_workers import HeldWorkers
 from weir_router.journal import Journal
 from weir_router.keeping import Begun
-from weir_router.legs import Drawer, Lane, Leg, Progress, Setback, WholeCall
+from weir_router.legs import Lane, Leg, Progress, Setback, WholeCall
 from weir_router.metrics import RouterMetrics
+from weir_router.outputs import Outputs, finished_of
 
 
 class Attempt:
@@ -53,16 +56,8 @@ class Attempt:
         self.handle, self.journal, self.outbox, self.accepted = handle, journal, outbox, accepted
         self.progress = progress
         self._clock, self._metrics, self._on_slow = clock, metrics, on_slow
-        self._leg: Leg | None = None
-        self._lane: Lane | None = None
-        # Streams on which this handle has been used: they know it, and get it never again.
-        self._left_executors: list[Drawer] = []
-        # Those that had no room and so know nothing of it.
-        self._full_executors: list[Drawer] = []
-        self._left_lanes: list[Lane] = []
-        # Outputs that the executor still draws, and those whose last event the client still waits for.
-        self._drawing, self._unfinished = set(range(n)), set(range(n))
-        self._stop_token_ids: dict[int, int] = {}
+        self.workers = HeldWorkers(handle, metrics)
+        self.outputs = Outputs(n)
         # What is to be done about it, by whoever may choose workers.
         self.executor_setback: Setback | None = None
         self.lane_setback: Setback | None = None
@@ -70,9 +65,8 @@ class Attempt:
         # Where the prompt's blocks wait for the next executor; None: nowhere.
         self.handoff: Handoff | None = None
         self._is_to_hand_over = False
-        # While the executor that has it has not spoken: why a second one is wanted, and that one when it is there.
+        # While the executor that has it has not spoken: why a second one is wanted.
         self.second_wanted: Cause | None = None
-        self.second: Second | None = None
         self._timer: asyncio.TimerHandle | None = None
         # Set by the executor's last word, and when there will be none.
         self.ended = asyncio.Event()
@@ -80,14 +74,9 @@ class Attempt:
     @property
     def lane(self) -> Lane:
         """Where its tokens go. One that is lost takes them and forgets them."""
-        assert self._lane is not None, "it has no postprocess replica yet"
-        return self._lane
-
-    @property
-    def worker(self) -> str:
-        """The executor that has it now."""
-        assert self._leg is not None, "it has no executor yet"
-        return self._leg.executor.address
+        lane = self.workers.lane
+        assert lane is not None, "it has no postprocess replica yet"
+        return lane
 
     @property
     def interrupted(self) -> bool:
@@ -97,25 +86,12 @@ class Attempt:
     @property
     def needs_executor(self) -> bool:
         """Some output is not over, and nobody draws it."""
-        return bool(self._drawing) and (self.executor_setback is not None or self.handed_over)
+        return bool(self.outputs.drawing) and (self.executor_setback is not None or self.handed_over)
 
     @property
     def needs_postprocessor(self) -> bool:
         """Whoever is to draw tokens now needs somebody who makes text of them."""
-        return self._lane is None or self.progress.delegated
-
-    @property
-    def used_executors(self) -> frozenset[str]:
-        """Addresses of those that know this handle or have no room. One that was lost and is back knows nothing."""
-        current = [self._leg.executor] if self._leg is not None and not self._was_full else []
-        second = [self.second.leg.executor] if self.second is not None else []
-        streams = [*self._left_executors, *self._full_executors, *current, *second]
-        return frozenset(stream.address for stream in streams if stream.is_open)
-
-    @property
-    def used_postprocessors(self) -> frozenset[str]:
-        streams = [*self._left_lanes, *([self._lane] if self._lane is not None else [])]
-        return frozenset(stream.address for stream in streams if stream.is_open)
+        return self.workers.lane is None or self.progress.delegated
 
     def take_up(self, begun: Begun) -> None:
         """What another router has done of it: its client has all of these tokens, or can be given them without it."""
@@ -124,16 +100,10 @@ class Attempt:
             if self.journal.complete:
                 self.journal.deliver(output_index, len(token_ids))
             self.progress.delivered_tokens += len(token_ids)
-        self._drawing -= set(begun.finished)
-        self._unfinished -= set(begun.finished)
-        if not self._unfinished:
+        self.outputs.end(begun.finished)
+        if not self.outputs.unfinished:
             self.ended.set()
             self.outbox.close()
-
-    @property
-    def drawing(self) -> bool:
-        """Some output is not over."""
-        return bool(self._drawing)
 
     # Its workers.
 
@@ -150,26 +120,20 @@ class Attempt:
         lane.replay(self.journal.undelivered(self.handle))
         for row in self.journal.finishes.values():
             self._finish_text(row)
-        for output_index in sorted(set(range(opening.n)) - self._unfinished - set(self.journal.finishes)):
-            # It is over for the client, which the new replica cannot know.
-            cancelled = FinishReason.FINISH_REASON_CANCELLED
-            lane.finish(self.handle, output_index, cancelled, ends_with_stop_token=False)
-
-    def forgive_full(self) -> None:
-        """Those that had no room may be asked again."""
-        self._full_executors.clear()
+        for output_index in self.outputs.told():
+            if output_index not in self.journal.finishes:  # which the new replica cannot know
+                cancelled = FinishReason.FINISH_REASON_CANCELLED
+                lane.finish(self.handle, output_index, cancelled, ends_with_stop_token=False)
 
     def _change_lane(self, lane: Lane) -> None:
-        if self._lane is not None:
-            self._lane.close(self.handle)
-            self._left_lanes.append(self._lane)
-        self._lane, self.lane_setback = lane, None
+        self.workers.change_lane(lane)
+        self.lane_setback = None
 
     def enter(self, leg: Leg) -> None:
         """It is counted at this executor from now on, and no more at the one before."""
         self.drop_second("over")
-        self._leave()
-        self._leg, self.executor_setback, self.handed_over = leg, None, False
+        self.workers.enter(leg, handed_over=self.handed_over)
+        self.executor_setback, self.handed_over = None, False
         self.progress.legs.append(leg)
         self.progress.delegated, self.progress.version, self.progress.told = False, None, None
 
@@ -183,21 +147,17 @@ class Attempt:
     def submit(self, submit: Submit) -> None:
         """The outputs that are not over go on at the executor that it has entered."""
         assert submit.handle == self.handle, submit
-        assert self._leg is not None, "it has no executor yet"
-        leg, self._is_to_hand_over = self._leg, submit.hand_off
+        leg, self._is_to_hand_over = self.workers.leg, submit.hand_off
+        assert leg is not None, "it has no executor yet"
         leg.prompt_tokens = len(submit.token_ids) + sum(len(each.token_ids) for each in submit.resumed_outputs)
-        self.progress.executors += (self.worker,)
+        self.progress.executors += (self.workers.executor.address,)
         try:
             leg.executor.submit(submit, self)
         except WeirError as error:
             self.on_failed(error)
             return
-        for output_index in self.over(submit.sampling.n or 1):
+        for output_index in self.outputs.over():
             leg.executor.abort_output(self.handle, output_index)
-
-    def over(self, n: int) -> list[int]:
-        """Of `n` outputs, those that nobody is to draw any more."""
-        return sorted(set(range(n)) - self._drawing)
 
     def tell_continued(self, continued: Continued) -> None:
         if not self.outbox.closed:
@@ -208,24 +168,8 @@ class Attempt:
         self.drop_second("over")
         if self._timer is not None:
             self._timer.cancel()
-        for executor in self._left_executors:
-            executor.withdraw(self.handle)
-        if self._leg is not None:
-            self._leg.executor.withdraw(self.handle)
-            self._leg.reservation.release()
-        if self._lane is not None:
-            self._lane.close(self.handle)
+        self.workers.release()
         self.outbox.close()
-
-    def _leave(self) -> None:
-        """The blocks of a prompt that is handed over are given back when all is over: the next one is to read them."""
-        if self._leg is None:
-            return
-        if not self.handed_over:
-            self._leg.executor.withdraw(self.handle)
-        self._leg.reservation.release()
-        if not self._was_full:
-            self._left_executors.append(self._leg.executor)
 
     # A second executor, while the first is silent.
 
@@ -235,52 +179,47 @@ class Attempt:
 
     def hedge(self, second: Second) -> None:
         """It is there, and takes part in the race."""
-        assert self.second is None, "there is a second one"
-        self.second, self.progress.hedged = second, True
+        assert self.workers.second is None, "there is a second one"
+        self.workers.second, self.progress.hedged = second, True
 
     def take_second(self) -> None:
         """It has spoken first, or is the only one left: the request is on it as if it had always been."""
-        second, self.second = self.second, None
-        assert second is not None, "there is no second one"
-        self._metrics.hedges.labels("won").inc()
-        self.enter(second.leg)
+        self.enter(self.workers.take_second())
         self._is_to_hand_over = False
-        self.progress.executors += (self.worker,)
+        self.progress.executors += (self.workers.executor.address,)
 
     def drop_second(self, outcome: str) -> None:
         """It is not needed, or has failed."""
         self.second_wanted = None
-        second, self.second = self.second, None
-        if second is not None:
-            second.leg.executor.withdraw(self.handle)
-            second.leg.reservation.release()
-            self._left_executors.append(second.leg.executor)
-            self._metrics.hedges.labels(outcome).inc()
+        self.workers.drop_second(outcome)
 
     def _want_second(self, cause: Cause) -> None:
-        is_silent = self._leg is not None and not self._leg.has_spoken and not self.progress.delegated
-        is_open = bool(self._drawing) and not self.interrupted and not self.outbox.closed
-        if is_silent and is_open and self.second is None:
+        leg = self.workers.leg
+        is_silent = leg is not None and not leg.has_spoken and not self.progress.delegated
+        is_open = bool(self.outputs.drawing) and not self.interrupted and not self.outbox.closed
+        if is_silent and is_open and self.workers.second is None:
             self.second_wanted = cause
             self.outbox.interrupt()
 
-    def _speak(self) -> None:
+    def _speak(self) -> Leg:
         """The executor that has it says something of the answer."""
-        assert self._leg is not None, "an answer comes from an executor"
-        if not self._leg.has_spoken:
-            self._leg.has_spoken = True
+        leg = self.workers.leg
+        assert leg is not None, "an answer comes from an executor"
+        if not leg.has_spoken:
+            leg.has_spoken = True
             self.drop_second("lost")
+        return leg
 
     # The executor's side.
 
     def on_accepted(self) -> None:
-        if self._leg is not None:
-            self._leg.note_prefilled()
+        if self.workers.leg is not None:
+            self.workers.leg.note_prefilled()
         self.tell_accepted()
 
     def on_stalled(self) -> None:
-        if self._leg is not None and self.second is None:
-            self._leg.has_spoken = False  # whoever draws the next token goes on
+        if self.workers.leg is not None and self.workers.second is None:
+            self.workers.leg.has_spoken = False  # whoever draws the next token goes on
         self._want_second(Cause.STALLED)
 
     def tell_accepted(self) -> None:
@@ -290,59 +229,50 @@ class Attempt:
         self.outbox.begin(self.accepted)
 
     def on_tokens(self, output_index: int, token_ids: Sequence[int]) -> None:
-        self._speak()
-        assert self._leg is not None, "tokens come from an executor"
-        self._leg.reservation.spend(len(token_ids))
-        if output_index in self._drawing:
-            self._leg.drawn_tokens += len(token_ids)
+        leg = self._speak()
+        leg.reservation.spend(len(token_ids))
+        if output_index in self.outputs.drawing:
+            leg.drawn_tokens += len(token_ids)
             self.journal.draw(output_index, token_ids)
 
     def on_logprobs(self, output_index: int, row: RowLogprobs) -> None:
-        if output_index in self._drawing:
+        if output_index in self.outputs.drawing:
             self.journal.draw_logprobs(output_index, row)
 
     def on_finished(self, row: ExecutorOutputFinished) -> None:
         self._speak()
-        if row.output_index not in self._drawing:
+        if row.output_index not in self.outputs.drawing:
             return  # a stop string ended it, or the executor before, and this one confirms
-        self._drawing.discard(row.output_index)
-        if not self._drawing:
+        self.outputs.drawing.discard(row.output_index)
+        if not self.outputs.drawing:
             self.progress.drawn_at = self._clock.monotonic()
         self.journal.finish(row)
-        if row.HasField("stop_token_id"):
-            self._stop_token_ids[row.output_index] = row.stop_token_id
         self._finish_text(row)
 
     def on_ended(self, end: RequestEnd) -> None:
-        self._speak()
-        if self._drawing and self._is_to_hand_over:
+        leg = self._speak()
+        if self.outputs.drawing and self._is_to_hand_over:
             self._hand_over(end)
             return
         self.progress.end = end
         if self.progress.delegated:
             self.progress.delivered_tokens = end.usage.completion_tokens
-        if self._drawing:
-            self.on_failed(Internal(f"executor {self.worker} ended a request with unfinished outputs"))
+        if self.outputs.drawing:
+            self.on_failed(Internal(f"executor {leg.executor.address} ended a request with unfinished outputs"))
             return
-        assert self._leg is not None, "an end comes from an executor"
-        self._leg.reservation.release()
+        leg.reservation.release()
         self.ended.set()
 
     def on_failed(self, error: WeirError) -> None:
-        if not self._drawing:  # all its tokens are here, and only its last word is lost
+        if not self.outputs.drawing:  # all its tokens are here, and only its last word is lost
             self.ended.set()
-        elif self.second is not None:
-            self.second.take()
+        elif self.workers.second is not None:
+            self.workers.second.take()
         elif not self.outbox.closed:
-            self.executor_setback = Setback(self.worker, error)
-            if self._was_full and self._leg is not None:
-                self._full_executors.append(self._leg.executor)
+            self.executor_setback = Setback(self.workers.executor.address, error)
+            if isinstance(error, Overloaded):
+                self.workers.note_full()
             self.outbox.interrupt()
-
-    @property
-    def _was_full(self) -> bool:
-        """The executor that it has entered had no room."""
-        return self.executor_setback is not None and isinstance(self.executor_setback.error, Overloaded)
 
     def _hand_over(self, end: RequestEnd) -> None:
         """The prompt is computed, and the first tokens are drawn: another executor goes on."""
@@ -350,7 +280,7 @@ class Attempt:
         if end.handoff.num_blocks:
             self.handoff = end.handoff
             # The executor does not know by which address it is reached.
-            self.handoff.address = self.handoff.address or self.worker
+            self.handoff.address = self.handoff.address or self.workers.executor.address
         self.handed_over = True
         self.outbox.interrupt()
 
@@ -394,35 +324,26 @@ class Attempt:
             self._on_slow(self.outbox.error)
 
     def on_text_finished(self, row: PostprocessOutputFinished) -> None:
-        if self.outbox.closed or row.output_index not in self._unfinished:
+        if self.outbox.closed or row.output_index not in self.outputs.unfinished:
             return
         self.on_accepted()  # an output may end without a single delta
-        self._unfinished.discard(row.output_index)
-        self.outbox.add(self._finished(row))
-        if row.output_index in self._drawing:
+        self.outputs.unfinished.discard(row.output_index)
+        self.outbox.add(finished_of(row, self.journal.finishes.get(row.output_index)))
+        if row.output_index in self.outputs.drawing:
             self._over_by_text(row.output_index)
-        if not self._unfinished:
+        if not self.outputs.unfinished:
             self.progress.written_at = self._clock.monotonic()
             self.lane.done(self.handle)
             self.outbox.close()
 
     def _over_by_text(self, output_index: int) -> None:
-        self._drawing.discard(output_index)
+        self.outputs.drawing.discard(output_index)
         if self.executor_setback is None and not self.handed_over:
-            assert self._leg is not None, "text is made of tokens"
-            self._leg.executor.abort_output(self.handle, output_index)
-        elif not self._drawing:  # nobody has it, and nobody needs to
+            self.workers.executor.abort_output(self.handle, output_index)
+        elif not self.outputs.drawing:  # nobody has it, and nobody needs to
             self.ended.set()
 
     def on_text_failed(self, error: WeirError) -> None:
         if not self.outbox.closed:
             self.lane_setback = Setback(self.lane.address, error)
             self.outbox.interrupt()
-
-    def _finished(self, row: PostprocessOutputFinished) -> OutputFinished:
-        finished = OutputFinished(output_index=row.output_index, finish_reason=row.finish_reason)
-        if row.HasField("stop"):
-            finished.stop = row.stop
-        elif row.finish_reason == FinishReason.FINISH_REASON_STOP and row.output_index in self._stop_token_ids:
-            finished.stop_token_id = self._stop_token_ids[row.output_index]
-        return finished

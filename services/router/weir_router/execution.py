@@ -82,7 +82,7 @@ class Execution:
         """Goes on after what another router has done of it."""
         self._attempt.take_up(begun)
         self._journey.attempts, self.drawing = begun.attempts, begun.drawing
-        if not self._attempt.drawing:
+        if not self._attempt.outputs.drawing:
             return  # only its last words are missing
         setback = Setback("the router", WorkerLost("the router that ran this request was lost"))
         journal = self._attempt.journal
@@ -243,13 +243,16 @@ class Execution:
         return choice
 
     def _choose_postprocessor(self) -> str:
-        demand, snapshot = replace(self._demand(), excluded=self._attempt.used_postprocessors), self._fleet.snapshot()
+        demand, snapshot = (
+            replace(self._demand(), excluded=self._attempt.workers.used_postprocessors),
+            self._fleet.snapshot(),
+        )
         found = self._journey.residency.find(lambda place: choose_postprocessor(snapshot.within(place), demand))
         return found.address
 
     def _demand(self, numerics: str | None = None) -> Demand:
         attempt = self._attempt
-        excluded, drawn = attempt.used_executors, attempt.journal.longest
+        excluded, drawn = attempt.workers.used_executors, attempt.journal.longest
         return demand_of(self._journey, self._prompt, excluded=excluded, drawn=drawn, numerics=numerics)
 
     async def _found(self, choose: Callable[[], T], setback: Setback) -> T:
@@ -270,7 +273,7 @@ class Execution:
         hinted = setback.error.retry_after
         pause = min(max(_MIN_PAUSE_SECONDS, hinted.total_seconds() if hinted else 0.0), _MAX_PAUSE_SECONDS)
         await first_of(self._fleet.change(), self._journey.clock.sleep(pause))
-        self._attempt.forgive_full()
+        self._attempt.workers.forgive_full()
 
     # Executing.
 

@@ -44,7 +44,7 @@ class Second:
 
     def submit(self, submit: Submit) -> None:
         """Unless the race was over before it began: hashing a long prompt takes a moment."""
-        if self._attempt.second is not self:
+        if self._attempt.workers.second is not self:
             return
         self.leg.prompt_tokens = len(submit.token_ids) + sum(len(each.token_ids) for each in submit.resumed_outputs)
         try:
@@ -52,7 +52,7 @@ class Second:
         except WeirError:
             self._attempt.drop_second("failed")
             return
-        for output_index in self._attempt.over(submit.sampling.n or 1):
+        for output_index in self._attempt.outputs.over():
             self._stream.abort_output(submit.handle, output_index)
 
     def take(self) -> None:

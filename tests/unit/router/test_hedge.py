@@ -156,7 +156,7 @@ def test_whatever_the_two_say_in_whatever_order_there_is_one_answer_and_nothing_
             assert race.taken <= 1
             assert race.tokens() == [100 + index for index in range(max(drawn))], "one after another, none twice"
             assert min(drawn) == 0, "only one of them is listened to"
-            assert race.attempt.second is None or race.streams[1].num_live == 1
+            assert race.attempt.workers.second is None or race.streams[1].num_live == 1
         race.close()
 
     asyncio.run(run())
