@@ -34,6 +34,7 @@ from weir_chassis.limits import server_options
 from weir_chassis.malloc import keep_freed_memory
 from weir_chassis.metrics import Metrics, metrics_server, watch_event_loop
 from weir_chassis.nats import Buses
+from weir_chassis.processors import stay_on_processors
 from weir_chassis.settings import ANY_HOST, ServiceSettings, SettingsError, load_settings, variable_names
 from weir_chassis.stopping import Stop, stop_on_signals, stop_with_parent
 from weir_chassis.telemetry import configure_logging, get_logger
@@ -118,6 +119,7 @@ def run(service: ServiceDefinition[Any]) -> int:
     """The whole of a service's `__main__`: `sys.exit(run(SERVICE))`. Returns the exit code."""
     try:
         settings = load_settings(service.settings)
+        stay_on_processors(settings)
     except SettingsError as error:
         return _refuse(service, error)
     configure_logging(service.name, settings.log_level)

@@ -55,6 +55,12 @@ class ServiceSettings(BaseSettings):
     exit_with_parent: int = Field(
         default=0, ge=0, description="the id of the process that must outlive this one; 0 is none"
     )
+    processors: str = Field(
+        default="",
+        max_length=256,
+        pattern=r"^(\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*)?$",
+        description="such as 0 or 0-3,8: on which all of its threads stay; empty: on any. A router is quickest on one",
+    )
     region: _Name = Field(default="", description="where it runs, as its operator names it, such as eu-west")
     advertise: str = Field(
         default="",
@@ -108,6 +114,10 @@ def load_settings(cls: type[S]) -> S:
 def variable_names(cls: type[ServiceSettings]) -> Mapping[str, str]:
     """Environment variable → field, for every field."""
     return {_prefix(cls) + name.upper(): name for name in cls.model_fields}
+
+
+def variable_of(cls: type[ServiceSettings], field: str) -> str:
+    return _prefix(cls) + field.upper()
 
 
 def _prefix(cls: type[ServiceSettings]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -93,13 +94,18 @@ async def _weir(scratch: Path) -> AsyncIterator[Ready]:
     async with _mock_workers(scratch) as addresses:
         port = free_port()
         settings = {name: ",".join(value) for name, value in addresses.items()}
-        settings |= {"PORT": str(port), "MAX_RUNNING": _MAX_RUNNING, "LOG_LEVEL": "warning"}
+        settings |= {"PORT": str(port), "MAX_RUNNING": _MAX_RUNNING, "LOG_LEVEL": "warning", "PROCESSORS": _one()}
         variables = {f"WEIR_ROUTER_{name.upper()}": value for name, value in settings.items()}
         with started([sys.executable, "-m", "weir_router"], scratch / "weir.log", variables) as process:
             address = f"127.0.0.1:{port}"
             await _until_serving(address)
             async with weir_door(address) as door:
                 yield Ready(door, family(process.pid))
+
+
+def _one() -> str:
+    """The processor that the router is kept on, as its README advises; clients and workers are on any."""
+    return str(max(os.sched_getaffinity(0)))
 
 
 @asynccontextmanager
