@@ -19,7 +19,7 @@ from unit.executor.copiers import COPIERS
 from unit.executor.store_double import SharingDouble, StoreDouble, serve_store
 from weir.kvstore.v1 import kvstore_pb2 as kv
 from weir_chassis.clock import SystemClock
-from weir_chassis.errors import DataCorrupt, Unsupported
+from weir_chassis.errors import DataCorrupt, Draining, Unsupported
 from weir_chassis.testing import VirtualClock
 from weir_executor.kv_transfer import arena_transport as module
 from weir_executor.kv_transfer.arena_transport import ArenaTransport
@@ -164,6 +164,62 @@ async def test_those_who_come_at_the_same_time_attach_once(tmp_path: Path) -> No
         loads = await asyncio.gather(*(load(transport) for _ in range(5)))
         assert loads == [list(PAYLOADS.values())] * 5
     assert store.attached == 1
+
+
+class AwayDouble(SharingDouble):
+    """Calls of the names in `away` do not reach it."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.away: set[str] = set()
+        fill(self)
+
+    def _reached(self, call: str) -> None:
+        if call in self.away:
+            raise Draining("away")
+
+    async def AttachArena(self, request: kv.AttachArenaRequest, context: Any) -> kv.AttachArenaResponse:
+        self._reached("AttachArena")
+        return await super().AttachArena(request, context)
+
+    async def MatchPrefix(self, request: kv.MatchPrefixRequest, context: Any) -> kv.MatchPrefixResponse:
+        self._reached("MatchPrefix")
+        return await super().MatchPrefix(request, context)
+
+    async def GetBlocks(self, request: kv.GetBlocksRequest, context: Any) -> AsyncIterator[kv.GetBlocksResponse]:
+        self._reached("GetBlocks")
+        async for answer in super().GetBlocks(request, context):
+            yield answer
+
+    async def ReserveBlocks(self, request: kv.ReserveBlocksRequest, context: Any) -> kv.ReserveBlocksResponse:
+        self._reached("ReserveBlocks")
+        return await super().ReserveBlocks(request, context)
+
+
+@pytest.mark.parametrize("call", ["MatchPrefix", "GetBlocks", "ReserveBlocks"])
+async def test_the_arena_of_a_store_that_cannot_be_reached_is_let_go_of(tmp_path: Path, call: str) -> None:
+    store = AwayDouble(tmp_path)
+    async with connected(store) as transport:
+        assert await load(transport) == list(PAYLOADS.values())
+        store.away = {call}
+        with pytest.raises(grpc.RpcError, match="away"):
+            await load(transport)
+            await transport.put(Put(NAMESPACE, full_blocks()), timeout=SECONDS)
+        assert transport._attaching._arena is None
+        store.away = set()
+        assert await load(transport) == list(PAYLOADS.values())
+        assert store.attached == 2
+
+
+async def test_a_store_that_was_away_when_it_was_asked_is_asked_again_at_the_next_use(tmp_path: Path) -> None:
+    store = AwayDouble(tmp_path)
+    store.away = {"AttachArena"}
+    async with connected(store, VirtualClock()) as transport:
+        assert await load(transport) == list(PAYLOADS.values())
+        assert store.attached == 0
+        store.away = set()
+        assert await load(transport) == list(PAYLOADS.values())
+        assert store.attached == 1
 
 
 async def test_a_store_that_does_not_say_where_its_arena_is_costs_half_a_deadline_once(tmp_path: Path) -> None:

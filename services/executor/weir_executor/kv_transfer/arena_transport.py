@@ -69,9 +69,13 @@ class ArenaTransport:
     ) -> Match:
         # Counted from before the store was asked: for us a lease lapses no later than for the store.
         lapses_at = self._clock.monotonic() + LEASE_SECONDS
-        match = await self._by_value.match(
-            namespace, block_hashes, skip_blocks=skip_blocks, block_size=block_size, timeout=timeout
-        )
+        try:
+            match = await self._by_value.match(
+                namespace, block_hashes, skip_blocks=skip_blocks, block_size=block_size, timeout=timeout
+            )
+        except grpc.RpcError as error:
+            self._attaching.gone(error)
+            raise
         if match.lease_id is not None:
             self._lapses[match.lease_id] = lapses_at
         return match

@@ -32,6 +32,7 @@ class Attaching:
         self._arena: AttachedArena | None = None
         self._asks_again_at = clock.monotonic()
         self._asking: asyncio.Task[AttachedArena | None] | None = None
+        self._unreachable = False  # when it was asked last: one that comes back may share an arena at once
 
     async def arena(self, timeout: float) -> AttachedArena | None:
         """None: by value, for now. Those who ask at the same time share one answer. Never raises.
@@ -48,20 +49,29 @@ class Attaching:
 
     def lost(self, arena: AttachedArena, error: grpc.RpcError) -> bool:
         """Whether the call may have failed because the store has another arena now. It is asked for at the next use."""
+        self.gone(error)
         if error.code() not in _ANOTHER_ARENA:
             return False
         if self._arena is arena:
-            self._arena, self._asks_again_at = None, self._clock.monotonic()
+            self._let_go()
         return True
+
+    def gone(self, error: grpc.RpcError) -> None:
+        """The arena of a store that cannot be reached is let go of: the next one may be waiting for its memory."""
+        if _is_unreachable(error) and self._arena is not None:
+            self._let_go()
 
     def close(self) -> None:
         if self._asking is not None:
             self._asking.cancel()
 
+    def _let_go(self) -> None:
+        self._arena, self._asks_again_at = None, self._clock.monotonic()
+
     def _asked(self, task: asyncio.Task[AttachedArena | None]) -> None:
         self._asking = None
         self._arena = None if task.cancelled() else task.result()
-        self._asks_again_at = self._clock.monotonic() + _AGAIN_SECONDS
+        self._asks_again_at = self._clock.monotonic() + (0.0 if self._unreachable else _AGAIN_SECONDS)
 
     async def _ask(self, timeout: float) -> AttachedArena | None:
         try:
@@ -69,8 +79,14 @@ class Attaching:
             where = (found.arena_id, Path(found.path), found.size_bytes)
             arena = await asyncio.to_thread(AttachedArena, *where, self._copier)
         except (grpc.RpcError, OSError, ValueError) as error:  # ValueError: sizes and names that no file can have
+            self._unreachable = _is_unreachable(error)
             reason = error.details() if isinstance(error, grpc.RpcError) else str(error)
             get_logger().info("no_kvstore_arena", reason=reason)
             return None
+        self._unreachable = False
         get_logger().info("kvstore_arena_attached", arena_id=arena.arena_id, bytes=found.size_bytes)
         return arena
+
+
+def _is_unreachable(error: Exception) -> bool:
+    return isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.UNAVAILABLE

@@ -42,8 +42,9 @@ class ArenaMemory:
     def __init__(
         self, mapped: MappedMemory, file: SharedFile | None = None, lock_fd: int | None = None, *, huge: bool = False
     ) -> None:
-        """`huge`: of pages that are never swapped, and that pinning would fill with zeros all at once."""
+        """`huge`: of pages that are set aside for this, never swapped, and that pinning would clear all at once."""
         self.file = file
+        self._keeps_file = huge
         self.view = mapped.view()
         self._mapped = mapped
         self._lock_fd = lock_fd
@@ -58,8 +59,12 @@ class ArenaMemory:
         return self._mapped.populate(start, size_bytes) or self._allocate(start, size_bytes)
 
     def close(self) -> None:
-        """Nobody finds it from now on. Whoever has it still has it; it is gone with the last of them."""
-        if self.file is not None:
+        """Nobody finds it from now on. Whoever has it still has it; it is gone with the last of them.
+
+        Huge pages are left where they are, for the next store to take over: neighbours that map them still would keep
+        them from it, and nobody else wants them.
+        """
+        if self.file is not None and not self._keeps_file:
             with suppress(OSError):
                 self.file.path.unlink()
         if self._lock_fd is not None:
