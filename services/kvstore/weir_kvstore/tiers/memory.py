@@ -61,8 +61,8 @@ class ArenaMemory:
     def close(self) -> None:
         """Nobody finds it from now on. Whoever has it still has it; it is gone with the last of them.
 
-        Huge pages are left where they are, for the next store to take over: neighbours that map them still would keep
-        them from it, and nobody else wants them.
+        Huge pages are left where they are, for the next store to take over once this process has ended: neighbours
+        that map them still would keep them from it, and nobody else wants them.
         """
         if self.file is not None and not self._keeps_file:
             with suppress(OSError):
