@@ -105,6 +105,9 @@ async def wire(pause_seconds: float = 0.0) -> AsyncIterator[Wire]:
     run.cancel()
     await asyncio.gather(run, return_exceptions=True)
     assert stream.num_live == 0
+    await settle()
+    left = {task.get_name() for task in asyncio.all_tasks()}
+    assert not left & {"tokenizer-clock", "duplex-writer"}, "a task of the stream outlives it"
 
 
 async def test_asks_of_one_turn_are_one_message_and_answers_come_in_any_order() -> None:
