@@ -10,6 +10,7 @@ import pytest
 from contract.router_contract import collect, refusal
 from fakes.suite import Suite, suite
 from fakes.tokenizer import FakeTokenizer
+from weir.inference.v1.model_pb2 import ModelVersion
 from weir.router.v1 import router_pb2 as pb
 from weir_chassis.errors import Draining, Internal, Overloaded, WorkerLost
 from weir_router.fleet.problems import problems
@@ -147,6 +148,22 @@ async def test_one_that_fails_again_and_again_is_ejected_by_its_breaker() -> Non
         for _ in range(12):
             assert (await collect(running.router.Generate(request()))).texts == {0: "hello"}
         assert [tokenizer.ejected for tokenizer in running.fleet.snapshot().tokenizers] == [True, False]
+
+
+async def test_one_that_says_it_is_well_and_answers_no_ask_is_lost_too() -> None:
+    tokenizers = [FakeTokenizer(), FakeTokenizer()]
+    async with suite(tokenizers=tokenizers, stall_seconds=0.1, no_progress_seconds=0.3) as running:
+        tokenizers[0].delay_seconds = 3600.0
+        async with asyncio.timeout(20):  # sooner than one ask is given up by itself
+            for _ in range(2):
+                assert (await collect(running.router.Generate(request()))).texts == {0: "hello"}
+        assert (tokenizers[0].calls, tokenizers[1].calls) == (1, 2)
+
+
+async def test_what_it_holds_from_now_on_is_known() -> None:
+    async with suite() as running:
+        running.fakes.tokenizers[0].version = ModelVersion(model="other", revision="1", tokenizer_hash="t")
+        await running.until(lambda: running.fleet.snapshot().tokenizers[0].models[0].version.model == "other")
 
 
 async def test_one_that_hangs_under_its_asks_is_given_up_and_lost_at_last() -> None:

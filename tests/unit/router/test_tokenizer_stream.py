@@ -148,6 +148,18 @@ async def test_what_a_tokenizer_takes_in_one_message_is_all_that_it_is_sent(monk
         assert on.withdrawn == [1, 2, 3, 4, 5, 6, 7]
 
 
+async def test_an_answer_to_somebody_who_has_just_gone_does_not_disturb_the_others() -> None:
+    async with wire() as on:
+        gone, stays = await on.ask("a"), await on.ask("b")
+        await settle()
+        gone.cancel()  # and it has not had its turn when the answer is read
+        on.stream._on_message(EncodeResponse(answers=[tokenized(1), tokenized(2)]))
+        assert (await stays).HasField("tokenized")
+        await asyncio.wait([gone])
+        assert gone.cancelled()
+        assert not on.run.done()
+
+
 async def test_asks_of_many_turns_are_joined_while_the_loop_is_busy() -> None:
     async with wire(pause_seconds=0.005) as on:
         tasks = []

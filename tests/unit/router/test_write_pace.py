@@ -46,7 +46,7 @@ def test_what_goes_to_a_worker_waits_a_quarter_as_long(share: float) -> None:
     machine = Machine()
     machine.now, machine.computed = 0.1, 0.1 * share
     assert machine.pace.joining_seconds() == machine.pace.interval / 4 <= 0.00501
-    assert share > 0.5 or not machine.pace.joining_seconds()
+    assert bool(machine.pace.joining_seconds()) is (share > 0.5)
 
 
 def test_a_stream_that_was_not_just_written_does_not_wait() -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import pytest
@@ -21,11 +21,15 @@ from unit.tokenizer.model_directories import write_model
 from weir.tokenizer.v1 import tokenizer_pb2 as pb
 from weir.tokenizer.v1.tokenizer_pb2_grpc import TokenizerServiceStub
 from weir_chassis.errors import reason_name
+from weir_chassis.observed import Observer
 from weir_chassis.server import Chassis, Servicers, new_chassis
-from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback
+from weir_chassis.testing import assert_no_leases, serve_in_memory, serve_on_loopback, settle
 from weir_tokenizer import ask_stream
+from weir_tokenizer.ask_stream import AskDesk, AskStream
+from weir_tokenizer.encoder import Encoder
 from weir_tokenizer.model import TextModel
 from weir_tokenizer.service import build
+from weir_tokenizer.servicer import TokenizerServicer
 from weir_tokenizer.settings import TokenizerSettings
 
 if TYPE_CHECKING:
@@ -55,6 +59,9 @@ async def serve(directory: Path, place: str = "memory", **settings: Any) -> Asyn
         async with asking(stub) as asker:
             yield Served(asker, stub, chassis, _drain_of(servicers))
         await until(lambda: not chassis.leases.counts().get("ask"))
+        (servicer,) = (registration.servicer for registration in servicers.registrations)
+        assert isinstance(servicer, TokenizerServicer)
+        await until(lambda: not servicer._streams)
     assert_no_leases(chassis.leases)
 
 
@@ -162,6 +169,8 @@ async def test_what_is_withdrawn_before_it_has_begun_never_begins(tmp_path: Path
         gate.open()
         await begun
         assert (gate.begun, on.asker.answered()) == (1, [1])
+        given_up = {"method": TOKENIZE, "code": "CANCELLED", "reason": "CANCELLED"}
+        assert on.chassis.metrics.registry.get_sample_value("weir_tokenizer_calls_total", given_up) == 2
 
 
 async def test_what_is_withdrawn_while_it_runs_keeps_its_thread_and_is_not_answered(tmp_path: Path, gate: Gate) -> None:
@@ -232,17 +241,61 @@ async def _answered_alone(on: Served, gate: Gate) -> pb.Answer:
     return await on.asker.ask(handle=100, tokenize=pb.TokenizeRequest(texts=["x"]))
 
 
-async def test_no_more_is_read_while_much_waits_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Quick:
+    """An encoder that has nothing to wait for."""
+
+    async def tokenize(self, request: pb.TokenizeRequest, _: float | None) -> pb.TokenizeResponse:
+        return pb.TokenizeResponse(prompts=[pb.TokenizedPrompt(token_ids=[len(request.texts[0])])])
+
+
+def new_stream(chassis: Chassis) -> AskStream:
+    observer = Observer(chassis.metrics, chassis.clock)
+    return AskStream(AskDesk(cast("Encoder", Quick()), observer, chassis.leases, chassis.random, max_open=8))
+
+
+def asking_for(handle: int, text: str) -> pb.EncodeRequest:
+    return pb.EncodeRequest(asks=[pb.Ask(handle=handle, tokenize=pb.TokenizeRequest(texts=[text]))])
+
+
+async def test_what_is_withdrawn_when_it_is_answered_and_not_written_is_not_written() -> None:
+    chassis = new_chassis("tokenizer")
+    stream = new_stream(chassis)
+    for request in (asking_for(1, "gone"), asking_for(2, "x"), pb.EncodeRequest(withdrawn_handles=[1])):
+        stream.take(request)
+        await settle()
+    stream.take(asking_for(1, "again"))
+    await settle()
+    message = await stream.next_message()
+    assert message is not None
+    assert [(each.handle, each.tokenized.prompts[0].token_ids[0]) for each in message.answers] == [(2, 1), (1, 5)]
+    assert_no_leases(chassis.leases)
+
+
+class Talker:
+    """A caller that asks nothing, two times in each message, for as long as it is read from."""
+
+    reads = 0
+
+    async def read(self) -> pb.EncodeRequest:
+        await asyncio.sleep(0)
+        self.reads += 1
+        return pb.EncodeRequest(asks=[pb.Ask(handle=1), pb.Ask(handle=2)])
+
+
+async def test_no_more_is_read_while_much_waits_to_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask_stream, "_MAX_UNWRITTEN_BYTES", 1024)
-    async with serve(tmp_path) as on:
-        deaf, written = on.stub.Encode(), 0
-        with pytest.raises(TimeoutError):
-            # A hundred refusals each: a few messages, and neither side's windows take more.
-            async with asyncio.timeout(0.3):
-                while True:
-                    await deaf.write(pb.EncodeRequest(asks=[pb.Ask(handle=handle) for handle in range(100)]))
-                    written += 1
-        assert written < 100
+    chassis, talker = new_chassis("tokenizer"), Talker()
+    stream = new_stream(chassis)
+    reader = asyncio.create_task(stream.read(talker))
+    for _ in range(3):
+        talker.reads = 0
+        await settle()
+        assert 1 <= talker.reads <= 3, "a refusal counts a quarter of the limit at least"
+        refused = await stream.next_message()
+        assert refused is not None
+        assert len(refused.answers) == 2 * talker.reads
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
 
 
 async def test_an_ask_is_counted_timed_and_logged_as_a_call_of_its_rpc(tmp_path: Path) -> None:
