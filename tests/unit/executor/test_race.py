@@ -151,6 +151,18 @@ def test_a_slow_tier_is_looked_at_again_now_and_then() -> None:
     assert set(tried) == {0, MIN_BLOCKS}
 
 
+def test_a_tier_that_was_worth_loading_from_meanwhile_is_tried_as_soon_as_at_first() -> None:
+    race = Race(known({"ram": 1.0}), BLOCK_BYTES, MIN_BLOCKS)
+
+    def tries(count: int, block_seconds: float) -> list[bool]:
+        decisions = [race.decide([TierRange(40, "ram")], computing(block_seconds)) for _ in range(count)]
+        return [decision.explores for decision in decisions]
+
+    assert tries(7, 0.01) == [False, True, False, False, False, True, False]
+    assert race.decide([TierRange(40, "ram")], computing(100.0)).blocks == 40
+    assert tries(3, 0.01) == [False, True, False]
+
+
 @given(ranges, speeds, st.none() | estimates, estimates)
 def test_what_is_decided_pays_by_the_slow_end_of_loading_and_the_fast_end_of_computing(
     stored: list[TierRange], samples: list[tuple[str, float, int]], block: Estimate | None, ahead: Estimate
