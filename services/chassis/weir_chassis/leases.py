@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -67,8 +68,8 @@ class Lease:
 class LeaseLedger:
     """Counts live leases by kind. Used from one event loop; not locked."""
 
-    def __init__(self, clock: Clock | None = None, observe: Callable[[str, int], None] | None = None):
-        """`observe(kind, count)` is called at each change: the gauge's door."""
+    def __init__(self, clock: Clock | None = None, observe: Callable[[str, Callable[[], int]], None] | None = None):
+        """`observe(kind, count)` is called once for each kind, of which `count` tells the number: the gauge's door."""
         self.clock: Clock = clock or SystemClock()
         self._observe = observe
         # Insertion-ordered, so that sweeps and reports come in the order of acquisition.
@@ -132,7 +133,7 @@ class LeaseLedger:
         return True
 
     def _count(self, kind: str, change: int) -> None:
+        if kind not in self._counts and self._observe is not None:
+            self._observe(kind, partial(self._counts.__getitem__, kind))
         self._counts[kind] += change
         assert self._counts[kind] >= 0, kind
-        if self._observe is not None:
-            self._observe(kind, self._counts[kind])

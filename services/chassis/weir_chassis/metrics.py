@@ -6,7 +6,7 @@ requests and models of strangers never become labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
@@ -29,16 +29,13 @@ class Metrics:
         self.call_seconds = self.histogram("call_seconds", "From a call's start to its end", ("method",), _CALL_SECONDS)
         self.calls_in_flight = self.gauge("calls_in_flight", "Calls that run now", ("method",))
         self.leases = self.gauge("leases", "Live leases", ("kind",))
-        self._leases: dict[str, Gauge] = {}  # by kind: to look one up by its label takes longer than to set it
         self.loop_lag_seconds = self.histogram(
             "event_loop_lag_seconds", "How late the event loop woke a sleeper", (), _LAG_SECONDS
         )
 
-    def show_leases(self, kind: str, count: int) -> None:
-        gauge = self._leases.get(kind)
-        if gauge is None:
-            gauge = self._leases[kind] = self.leases.labels(kind)
-        gauge.set(count)
+    def show_leases(self, kind: str, count: Callable[[], int]) -> None:
+        """Counted when somebody looks, on whichever thread: they change several times with every request."""
+        self.leases.labels(kind).set_function(count)
 
     def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(self._name(name), text, labels, registry=self.registry)

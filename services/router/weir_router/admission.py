@@ -110,6 +110,8 @@ class Admission:
 
     def __init__(self, queue: AdmissionQueue, clock: Clock, leases: LeaseLedger, metrics: RouterMetrics):
         self._queue, self._clock, self._leases, self._metrics = queue, clock, leases, metrics
+        metrics.waiting.set_function(lambda: queue.num_waiting)
+        metrics.running.set_function(lambda: queue.num_running)
         self._drain_rate = DrainRate(clock, shortest_seconds=_MIN_RETRY_SECONDS, longest_seconds=_MAX_RETRY_SECONDS)
 
     @asynccontextmanager
@@ -129,7 +131,6 @@ class Admission:
         if ticket is None:
             message = f"{self._queue.num_running} requests run and {self._queue.num_waiting} wait"
             raise Overloaded(message, retry_after=self._drain_rate.refuse())
-        self._show()
         return ticket
 
     def _leave(self, ticket: Ticket) -> None:
@@ -139,8 +140,3 @@ class Admission:
         if successor is not None:
             assert successor.admitted is not None, "a ticket waited without anything to wake it"
             successor.admitted.set()
-        self._show()
-
-    def _show(self) -> None:
-        self._metrics.waiting.set(self._queue.num_waiting)
-        self._metrics.running.set(self._queue.num_running)

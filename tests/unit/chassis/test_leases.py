@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -73,12 +74,13 @@ def test_on_release_runs_once() -> None:
     assert runs == [1]
 
 
-def test_changes_are_observed() -> None:
-    seen: list[tuple[str, int]] = []
-    ledger = LeaseLedger(observe=lambda kind, count: seen.append((kind, count)))
+def test_each_kind_is_shown_once_with_what_tells_its_number_ever_after() -> None:
+    shown: list[tuple[str, Callable[[], int]]] = []
+    ledger = LeaseLedger(observe=lambda kind, count: shown.append((kind, count)))
+    with ledger.acquire("slot", "r"), ledger.acquire("slot", "r"), ledger.acquire("place", "r"):
+        assert [(kind, count()) for kind, count in shown] == [("slot", 2), ("place", 1)]
     with ledger.acquire("slot", "r"):
-        pass
-    assert seen == [("slot", 1), ("slot", 0)]
+        assert [(kind, count()) for kind, count in shown] == [("slot", 1), ("place", 0)]
 
 
 def test_assert_no_leases_names_what_is_held() -> None:
