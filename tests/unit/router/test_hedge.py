@@ -74,17 +74,17 @@ class Race:
         self.taken += 1
 
     def accept(self, who: int) -> None:
-        self.streams[who]._on_step(GenerateResponse(accepted_handles=[HANDLE]))
+        self.streams[who]._on_message(GenerateResponse(accepted_handles=[HANDLE]))
 
     def draw(self, who: int, index: int) -> None:
         """The token of this index, which is the same whoever draws it."""
         batch = TokenBatch(handles=[HANDLE], output_indexes=[0], first_token_indexes=[index], token_counts=[1])
         batch.token_ids.append(100 + index)
-        self.streams[who]._on_step(GenerateResponse(tokens=batch))
+        self.streams[who]._on_message(GenerateResponse(tokens=batch))
 
     def end(self, who: int) -> None:
         row = ExecutorOutputFinished(handle=HANDLE, output_index=0, finish_reason=FinishReason.FINISH_REASON_LENGTH)
-        self.streams[who]._on_step(GenerateResponse(finished=[row], ended=[RequestEnd(handle=HANDLE)]))
+        self.streams[who]._on_message(GenerateResponse(finished=[row], ended=[RequestEnd(handle=HANDLE)]))
 
     def fail(self, who: int) -> None:
         sink = self.streams[who]._sinks.pop(HANDLE, None)

@@ -25,13 +25,13 @@ from weir.executor.v1.executor_pb2 import (
 )
 from weir.inference.v1.output_pb2 import RowLogprobs, TokenBatch
 from weir_chassis.clock import Clock
-from weir_chassis.errors import Draining, Internal, WeirError, WorkerLost
+from weir_chassis.errors import Internal, WeirError, WorkerLost
 from weir_chassis.limits import MAX_JOINED
 from weir_chassis.status import from_failure
 from weir_router.faults.table import Where
 from weir_router.faults.uses import Uses
 from weir_router.streams import token_batch
-from weir_router.streams.duplex import Duplex
+from weir_router.streams.worker_stream import WorkerStream
 
 # What goes out as one message. Many short commands fit, and none waits for long behind what is joined before it.
 _MAX_JOINED_BYTES = 256 * 1024
@@ -68,12 +68,13 @@ class ExecutorSink(Protocol):
 Call = grpc.aio.StreamStreamCall[GenerateRequest, GenerateResponse]
 
 
-class ExecutorStream:
-    """One call's life."""
+class ExecutorStream(WorkerStream[GenerateRequest, GenerateResponse]):
+    kind = "executor"
 
     def __init__(self, address: str, clock: Clock, uses: Uses | None = None, *, takes_more: bool = False):
         """`uses`: who is told what becomes of its requests. `takes_more`: the executor takes commands joined."""
-        self.address, self._takes_more = address, takes_more
+        super().__init__(address)
+        self._takes_more = takes_more
         self._clock, self._uses = clock, uses or Uses()
         self._sinks: dict[int, ExecutorSink] = {}
         # Handles of requests that have ended and left blocks for another executor, until they are withdrawn.
@@ -81,20 +82,11 @@ class ExecutorStream:
         # At most a submit and n + 1 aborts of each request since the executor stopped reading, and one that does so for
         # `no_progress_seconds` loses the stream.
         self._outgoing: deque[GenerateRequest] = deque()
-        self._duplex: Duplex[GenerateRequest, GenerateResponse] = Duplex(self._next_message, self._on_step)
-        self._open = True
         # Since when the executor has owed an answer without giving any; None: it owes none. A request that is withdrawn
         # is still owed its end, so that an executor which hangs is found out although every client gives up before.
         self._owing_since: float | None = None
         # When each request that has begun was last given anything.
         self._heard_at: dict[int, float] = {}
-        # What its requests are told when it is taken down from outside.
-        self.cause = "its connection failed"
-        self._drains = False
-
-    @property
-    def is_open(self) -> bool:
-        return self._open
 
     @property
     def num_live(self) -> int:
@@ -123,17 +115,6 @@ class ExecutorStream:
     def note_progress(self) -> None:
         """It has said something, or is known to have made a step."""
         self._owing_since = self._clock.monotonic() if self._sinks else None
-
-    async def run(self, call: Call) -> None:
-        """Until the call ends: always raises a WeirError, after every request on it has been told."""
-        try:
-            await self._duplex.run(call)
-        except WeirError as error:
-            self.cause, self._drains = error.message, isinstance(error, Draining)
-            raise
-        finally:
-            self._open = False
-            self._fail_all()
 
     def submit(self, submit: Submit, sink: ExecutorSink) -> None:
         """Raises WorkerLost when the stream has ended."""
@@ -180,7 +161,7 @@ class ExecutorStream:
                 break
             message.more.append(self._outgoing.popleft())
 
-    def _on_step(self, step: GenerateResponse) -> None:
+    def _on_message(self, step: GenerateResponse) -> None:
         for handle in step.accepted_handles:
             if (sink := self._sinks.get(handle)) is not None:
                 self._heard_at[handle] = self._clock.monotonic()
@@ -237,7 +218,3 @@ class ExecutorStream:
     def _pop(self, handle: int) -> ExecutorSink | None:
         self._heard_at.pop(handle, None)
         return self._sinks.pop(handle, None)
-
-    def _lost(self, cause: str) -> WeirError:
-        kind = Draining if self._drains else WorkerLost
-        return kind(f"executor {self.address} was lost: {cause}", metadata={"worker": self.address})

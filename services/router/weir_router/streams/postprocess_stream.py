@@ -20,12 +20,12 @@ from weir.postprocess.v1.postprocess_pb2 import (
     PostprocessResponse,
 )
 from weir_chassis.clock import Clock
-from weir_chassis.errors import Draining, Internal, WeirError, WorkerLost
+from weir_chassis.errors import Internal, WeirError
 from weir_chassis.status import from_failure
 from weir_router.faults.uses import Uses
 from weir_router.fleet.changes import Changes
 from weir_router.streams import token_batch
-from weir_router.streams.duplex import Duplex
+from weir_router.streams.worker_stream import WorkerStream
 
 # A replica that has not taken so many tokens has stopped reading. At 4 bytes each they are no burden, and at 256
 # running requests they are many seconds' worth.
@@ -43,12 +43,12 @@ class TextSink(Protocol):
 Call = grpc.aio.StreamStreamCall[PostprocessRequest, PostprocessResponse]
 
 
-class PostprocessStream:
-    """One call's life."""
+class PostprocessStream(WorkerStream[PostprocessRequest, PostprocessResponse]):
+    kind = "postprocess"
 
     def __init__(self, address: str, clock: Clock, changes: Changes | None = None, uses: Uses | None = None):
         """`changes`: where it is noted that `num_live` is another now. `uses`: who is told what becomes of requests."""
-        self.address = address
+        super().__init__(address)
         self._clock, self._changes, self._uses = clock, changes or Changes(), uses or Uses()
         self._sinks: dict[int, TextSink] = {}
         # Outputs whose finish was sent and has not come back, and when it was.
@@ -57,16 +57,7 @@ class PostprocessStream:
         self._has_unsent = False
         # Of its tokens, those that executors have just drawn.
         self._unsent_tokens = 0
-        self._duplex: Duplex[PostprocessRequest, PostprocessResponse] = Duplex(self._next_message, self._on_message)
-        self._open = True
         self._call: Call | None = None
-        # What its requests are told when it is taken down from outside.
-        self.cause = "its connection failed"
-        self._drains = False
-
-    @property
-    def is_open(self) -> bool:
-        return self._open
 
     @property
     def num_live(self) -> int:
@@ -78,16 +69,8 @@ class PostprocessStream:
         return now - oldest
 
     async def run(self, call: Call) -> None:
-        """Until the call ends: always raises a WeirError, after every request on it has been told."""
         self._call = call
-        try:
-            await self._duplex.run(call)
-        except WeirError as error:
-            self.cause, self._drains = error.message, isinstance(error, Draining)
-            raise
-        finally:
-            self._open = False
-            self._fail_all()
+        await super().run(call)
 
     def open(self, request: Open, sink: TextSink) -> None:
         """Raises WorkerLost when the stream has ended."""
@@ -190,7 +173,3 @@ class PostprocessStream:
         error = self._uses.lost(self._lost(self.cause))
         for sink in sinks.values():
             sink.on_text_failed(error)
-
-    def _lost(self, cause: str) -> WeirError:
-        kind = Draining if self._drains else WorkerLost
-        return kind(f"postprocess {self.address} was lost: {cause}", metadata={"worker": self.address})

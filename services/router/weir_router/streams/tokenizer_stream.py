@@ -22,11 +22,11 @@ import grpc
 from weir.tokenizer.v1.tokenizer_pb2 import Answer, Ask, EncodeRequest, EncodeResponse
 from weir_chassis.clock import Clock
 from weir_chassis.deadline import hop_timeout
-from weir_chassis.errors import Cancelled, DeadlineExceeded, Draining, Internal, InvalidArgument, WeirError, WorkerLost
+from weir_chassis.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, WeirError, WorkerLost
 from weir_chassis.limits import MAX_JOINED, MAX_MESSAGE_BYTES
 from weir_chassis.status import from_failure
 from weir_router.faults.uses import Uses
-from weir_router.streams.duplex import Duplex
+from weir_router.streams.worker_stream import WorkerStream
 
 # A larger message would make short prompts wait for long ones on their way, and saves nothing any more. One ask may be
 # larger, and goes alone.
@@ -48,8 +48,8 @@ class _Waiting(NamedTuple):
     clients_clock: bool
 
 
-class TokenizerStream:
-    """One call's life."""
+class TokenizerStream(WorkerStream[EncodeRequest, EncodeResponse]):
+    kind = "tokenizer"
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class TokenizerStream:
     ):
         """`timeout_seconds`: a tokenizer that takes longer for an ask has lost it. `uses`: who is told what becomes of
         asks. `pause_seconds`: for how long others are waited for."""
-        self.address = address
+        super().__init__(address, self._pause)
         self._clock, self._timeout_seconds, self._uses = clock, timeout_seconds, uses or Uses()
         self._pause_seconds, self._handles = pause_seconds, count(1)
         # In the order in which they were asked.
@@ -69,13 +69,8 @@ class TokenizerStream:
         # Those of them that are not sent yet, with their sizes in bytes.
         self._unsent: dict[int, tuple[Ask, int]] = {}
         self._withdrawn: list[int] = []
-        self._duplex: Duplex[EncodeRequest, EncodeResponse] = Duplex(self._next_message, self._on_message, self._pause)
-        self._open = True
         # Since when the tokenizer has owed an answer without giving any; None: it owes none.
         self._owing_since: float | None = None
-        # What its asks are told when it is taken down from outside.
-        self.cause = "its connection failed"
-        self._drains = False
 
     @property
     def num_live(self) -> int:
@@ -86,17 +81,11 @@ class TokenizerStream:
         return 0.0 if self._owing_since is None else now - self._owing_since
 
     async def run(self, call: Call) -> None:
-        """Until the call ends: always raises a WeirError, after every ask on it has been told."""
         timer = asyncio.create_task(self._watch_clock(), name="tokenizer-clock")
         try:
-            await self._duplex.run(call)
-        except WeirError as error:
-            self.cause, self._drains = error.message, isinstance(error, Draining)
-            raise
+            await super().run(call)
         finally:
-            self._open = False
             timer.cancel()
-            self._fail_all()
 
     async def ask(self, ask: Ask, left_seconds: float | None) -> Answer:
         """Gives it a handle and a time, and waits. `left_seconds`: of the client's deadline; None when it has none.
@@ -236,10 +225,6 @@ class TokenizerStream:
         error = self._uses.lost(self._lost(self.cause))
         for one in waiting.values():
             _set(one, error)
-
-    def _lost(self, cause: str) -> WeirError:
-        kind = Draining if self._drains else WorkerLost
-        return kind(f"tokenizer {self.address} was lost: {cause}", metadata={"worker": self.address})
 
 
 def _limit(ask: Ask, seconds: float | None) -> None:
