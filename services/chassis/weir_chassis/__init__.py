@@ -7,7 +7,7 @@ channel       the way to other services                              limits, inm
 settings      the environment, once, loudly
 leases        what is held, and that it is given back
 drain_rate    when a refused caller should come back                 rate
-clock         time, passed in
+clock         time, passed in                                      durations
 broker        the seam to what carries messages that are no calls    nats, nats_credentials
 fleet         what a process says of itself
 event_log     what something holds, as a log that can be followed    kv_events

@@ -15,6 +15,7 @@ from weir.inference.v1.embedding_pb2 import Pooling as ProtoPooling
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.kvstore.v1.block_hash import DIGEST_BYTES, HashScope, block_hash, block_hashes, scope_root, split_hashes
+from weir_chassis.durations import seconds_of
 from weir_chassis.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -164,7 +165,7 @@ def seconds_left(submit: pb.Submit) -> float | None:
     """What is left of the client's deadline; None when it set none. Raises DeadlineExceeded when nothing is left."""
     if not submit.HasField("time_left"):
         return None
-    seconds = submit.time_left.seconds + submit.time_left.nanos * 1e-9
+    seconds = seconds_of(submit.time_left)
     if seconds <= 0:
         raise DeadlineExceeded("no time was left when the request arrived")
     return seconds

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from weir.kvstore.v1 import kvstore_pb2 as pb
 from weir.kvstore.v1.block_chunk import BlockChunk
 from weir.kvstore.v1.block_hash import split_hashes
+from weir_chassis.durations import seconds_of
 from weir_chassis.errors import InvalidArgument
 from weir_kvstore.block import Block
 from weir_kvstore.bounds import (
@@ -67,7 +68,7 @@ def block_hash(value: bytes) -> bytes:
 
 def lease_seconds(duration: Duration) -> float:
     """0 to 60 s."""
-    seconds = duration.seconds + duration.nanos / 1e9
+    seconds = seconds_of(duration)
     if not 0 <= seconds <= MAX_LEASE_SECONDS:
         raise InvalidArgument("lease_duration", f"{seconds:g} s, the limit is {MAX_LEASE_SECONDS:g} s")
     return seconds

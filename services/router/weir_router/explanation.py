@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from weir.router.v1 import fleet_pb2 as pb
 from weir_chassis.clock import Clock
+from weir_chassis.durations import duration
 from weir_chassis.errors import WeirError
 from weir_router.demand import demand_of
 from weir_router.fleet.snapshot import FleetSnapshot
 from weir_router.fleet.views import ExecutorView, ExternalView
-from weir_router.journey import Journey, duration
+from weir_router.journey import Journey
 from weir_router.mapping import worker_score
 from weir_router.models.models import Models
 from weir_router.models.target import Target

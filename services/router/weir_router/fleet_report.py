@@ -9,6 +9,7 @@ from weir.fleet.v1 import instance_pb2 as pb_fleet
 from weir.fleet.v1.instance_pb2 import Instance, InstanceKind
 from weir.inference.v1.model_pb2 import ModelVersion
 from weir.router.v1 import fleet_pb2 as pb
+from weir_chassis.durations import duration
 from weir_router.fleet.executor_link import ExecutorLink
 from weir_router.fleet.fleet import Fleet
 from weir_router.fleet.link import Link
@@ -24,7 +25,6 @@ from weir_router.fleet.views import (
     TokenizerView,
     WorkerState,
 )
-from weir_router.journey import duration
 from weir_router.providers.external import ExternalWorker
 
 _STATES: Final[Mapping[WorkerState, pb.WorkerState.ValueType]] = {

@@ -14,6 +14,7 @@ from weir.executor.v1.executor_pb2 import RequestEnd
 from weir.inference.v1.output_pb2 import Usage
 from weir.inference.v1.stream_pb2 import Receipt, Timings
 from weir_chassis.clock import Clock
+from weir_chassis.durations import duration
 from weir_router.bill import bill
 from weir_router.legs import Progress
 from weir_router.mapping import worker_score
@@ -157,9 +158,3 @@ def _joined(first: RequestEnd | None, last: RequestEnd) -> RequestEnd:
 def _between(since: float | None, until: float | None) -> Duration | None:
     """None when one of them has not come to be."""
     return None if since is None or until is None else duration(max(0.0, until - since))
-
-
-def duration(seconds: float) -> Duration:
-    """To the nanosecond. Not `FromTimedelta`, which takes ten times as long."""
-    whole = int(seconds)
-    return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))

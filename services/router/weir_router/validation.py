@@ -26,6 +26,7 @@ from weir.router.v1.router_pb2 import (
     GenerateRequest,
     ResumeRequest,
 )
+from weir_chassis.durations import seconds_of
 from weir_chassis.errors import InvalidArgument, Unsupported
 from weir_chassis.limits import MAX_REQUEST_ID_BYTES
 
@@ -272,7 +273,7 @@ def _check_int(field: str, value: int, low: int, high: int) -> None:
 
 
 def _check_duration(field: str, value: Duration, *, may_be_zero: bool = False) -> None:
-    seconds = value.seconds + value.nanos / 1e9
+    seconds = seconds_of(value)
     if seconds < 0 or (seconds == 0 and not may_be_zero):
         least = "0 s or more" if may_be_zero else "more than 0 s"
         raise InvalidArgument(field, f"must be {least}, is {seconds:g} s")

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from weir.executor.v1.executor_pb2 import ResumedOutput, Submit
 from weir.inference.v1.sampling_pb2 import StoppingConditions
 from weir.postprocess.v1.postprocess_pb2 import Open
-from weir_router.journey import Journey, duration
+from weir_chassis.durations import duration
+from weir_router.journey import Journey
 from weir_router.request import ClientRequest, EncodedPrompt
 
 

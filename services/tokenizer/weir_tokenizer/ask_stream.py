@@ -19,6 +19,7 @@ from typing import Any, Final
 import grpc
 
 from weir.tokenizer.v1 import tokenizer_pb2 as pb
+from weir_chassis.durations import seconds_of
 from weir_chassis.errors import AlreadyExists, DeadlineExceeded, Draining, InvalidArgument, Overloaded
 from weir_chassis.leases import Lease, LeaseLedger
 from weir_chassis.limits import MAX_JOINED
@@ -173,7 +174,7 @@ class AskStream:
     def _left_seconds(self, ask: pb.Ask) -> float | None:
         if not ask.HasField("time_left"):
             return self._desk.default_seconds
-        return max(0.0, ask.time_left.seconds + ask.time_left.nanos / 1e9)
+        return max(0.0, seconds_of(ask.time_left))
 
     # ── what the caller reads ─────────────────────────────────────────────────────────────────────────────────────────
 

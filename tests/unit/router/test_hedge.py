@@ -20,6 +20,7 @@ from weir.inference.v1.sampling_pb2 import SamplingParameters, StoppingCondition
 from weir.inference.v1.stream_pb2 import Accepted
 from weir.postprocess.v1.postprocess_pb2 import Open
 from weir.router.v1 import router_pb2 as pb
+from weir_chassis.durations import duration
 from weir_chassis.errors import Internal
 from weir_chassis.metrics import Metrics
 from weir_chassis.testing import VirtualClock
@@ -28,7 +29,6 @@ from weir_router.delivery import Outbox
 from weir_router.fleet.outstanding import Outstanding
 from weir_router.hedge import Second
 from weir_router.journal import Journal
-from weir_router.journey import duration
 from weir_router.legs import Leg, Progress
 from weir_router.metrics import RouterMetrics
 from weir_router.streams.executor_stream import ExecutorStream

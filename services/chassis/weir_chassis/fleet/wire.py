@@ -7,6 +7,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from weir.fleet.v1.instance_pb2 import Instance, InstanceKind
+from weir_chassis.durations import seconds_of
 
 ASK: Final = "weir.fleet.ask"
 # Of every kind and instance.
@@ -38,7 +39,7 @@ def parse(payload: bytes) -> Instance | None:
 
 def lease_seconds(instance: Instance) -> float:
     """How long it holds from when it was heard; 0: it leaves."""
-    return float(instance.lease.seconds + instance.lease.nanos * 1e-9)
+    return seconds_of(instance.lease)
 
 
 def _is_sound(instance: Instance) -> bool:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from google.protobuf.duration_pb2 import Duration
-
 from weir.inference.v1 import ensemble_pb2 as pb
+from weir_chassis.durations import seconds_of
 from weir_chassis.errors import InvalidArgument
 from weir_router.validation import MAX_MODEL_BYTES
 
@@ -62,7 +61,7 @@ Plan = Cascade | Hedge | Vote | Judgement
 
 def plan_of(message: pb.EnsemblePlan) -> Plan:
     """Raises InvalidArgument for the first field that is wrong."""
-    if message.HasField("deadline") and _seconds(message.deadline) <= 0:
+    if message.HasField("deadline") and seconds_of(message.deadline) <= 0:
         raise InvalidArgument("plan.deadline", "must be more than 0 s")
     match message.WhichOneof("kind"):
         case "cascade":
@@ -70,7 +69,7 @@ def plan_of(message: pb.EnsemblePlan) -> Plan:
             return Cascade([_step(f"plan.cascade.steps[{i}]", step) for i, step in enumerate(message.cascade.steps)])
         case "hedge":
             _check_members("plan.hedge.models", message.hedge.models)
-            after = _seconds(message.hedge.after)
+            after = seconds_of(message.hedge.after)
             if after < 0:
                 raise InvalidArgument("plan.hedge.after", f"must be 0 s or more, is {after:g} s")
             return Hedge(tuple(message.hedge.models), after)
@@ -88,7 +87,7 @@ def plan_seconds(message: pb.EnsemblePlan, left_seconds: float | None) -> float 
     """Of the plan, which has no more than its call. None: it may go on for ever."""
     if not message.HasField("deadline"):
         return left_seconds
-    own = _seconds(message.deadline)
+    own = seconds_of(message.deadline)
     return own if left_seconds is None else min(own, left_seconds)
 
 
@@ -139,7 +138,3 @@ def _quorum(path: str, asked: int, members: int) -> int:
     if asked > members:
         raise InvalidArgument(path, f"must be at most {members}, as many as there are, is {asked}")
     return asked or members // 2 + 1
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.seconds + duration.nanos / 1e9

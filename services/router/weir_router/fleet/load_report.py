@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from weir.executor.v1.executor_pb2 import GetLoadResponse
+from weir_chassis.durations import seconds_of
 from weir_router.fleet.views import Load
 
 
@@ -40,7 +41,7 @@ class LoadReport:
             free_blocks=said.free_blocks,
             total_blocks=said.total_blocks,
             tokens_per_second=said.tokens_per_second,
-            step_seconds=said.last_step.seconds + said.last_step.nanos * 1e-9,
+            step_seconds=seconds_of(said.last_step),
             outstanding_prefill_tokens=said.outstanding_prefill_tokens,
             prefill_token_seconds=said.prefill_token_seconds if said.HasField("prefill_token_seconds") else None,
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from weir.router.v1.router_pb2 import ChatRequest, GenerateRequest
+from weir_chassis.durations import seconds_of
 from weir_chassis.errors import InvalidArgument
 
 Body = GenerateRequest | ChatRequest
@@ -42,7 +43,7 @@ def retention_of(body: Body, limits: RetentionLimits) -> Retention | None:
         return None
     seconds = limits.default_seconds
     if routing.HasField("retain"):
-        seconds = routing.retain.seconds + routing.retain.nanos / 1e9
+        seconds = seconds_of(routing.retain)
     if seconds > limits.max_seconds:
         raise InvalidArgument("routing.retain", f"must be at most {limits.max_seconds:g} s, is {seconds:g} s")
     return Retention(seconds, routing.idempotency_key, fingerprint(body) if routing.idempotency_key else b"")

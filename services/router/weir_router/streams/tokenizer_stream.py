@@ -22,6 +22,7 @@ import grpc
 from weir.tokenizer.v1.tokenizer_pb2 import Answer, Ask, EncodeRequest, EncodeResponse
 from weir_chassis.clock import Clock
 from weir_chassis.deadline import hop_timeout
+from weir_chassis.durations import duration
 from weir_chassis.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, WeirError, WorkerLost
 from weir_chassis.limits import MAX_JOINED, MAX_MESSAGE_BYTES
 from weir_chassis.status import from_failure
@@ -230,8 +231,7 @@ class TokenizerStream(WorkerStream[EncodeRequest, EncodeResponse]):
 def _limit(ask: Ask, seconds: float | None) -> None:
     """States for how long it is waited for."""
     assert seconds is not None, "no ask is waited for without end"
-    ask.time_left.seconds = whole = int(seconds)
-    ask.time_left.nanos = int((seconds - whole) * 1e9)
+    ask.time_left.CopyFrom(duration(seconds))
 
 
 def _is_clients(left_seconds: float | None, timeout_seconds: float) -> bool:
