@@ -148,9 +148,13 @@ class EngineContract:
         """
         raise NotImplementedError
 
+    def make_slow_engine(self, **limits: Any) -> Engine:
+        """As `make_engine`, of which each step takes so long that a call meets it in the middle of 25."""
+        return self.make_engine(**limits)
+
     @contextmanager
-    def running(self, **limits: Any) -> Iterator[tuple[Engine, Listener]]:
-        engine, heard = self.make_engine(**limits), Listener()
+    def running(self, *, slow: bool = False, **limits: Any) -> Iterator[tuple[Engine, Listener]]:
+        engine, heard = (self.make_slow_engine if slow else self.make_engine)(**limits), Listener()
         engine.start(heard)
         try:
             yield engine, heard
@@ -361,7 +365,7 @@ class EngineContract:
 
     @pytest.mark.needs("hands_off")
     def test_an_aborted_hand_off_holds_nothing(self) -> None:
-        with self.running(max_batched_tokens=16) as (engine, heard):
+        with self.running(slow=True, max_batched_tokens=16) as (engine, heard):
             engine.submit(request(1, prompt(400), 9, n=2, hand_off=True, block_hashes=hashes(prompt(400), 16)))
             engine.abort(1)
             (end,) = heard.wait_for_ends(1)

@@ -9,7 +9,7 @@ import pytest
 
 from contract.engine_contract import ROOT, EngineContract
 from fakes.openengine.double import OpenEngineDouble
-from fakes.trtllm.llm import library, never
+from fakes.trtllm.llm import LLM, library, never
 from models_fixture import tiny_model
 from weir_executor.engine import Engine
 from weir_executor.fake import FakeEngine, FakeEngineConfig
@@ -20,6 +20,8 @@ from weir_executor.trtllm.config import Transceiver, TrtConfig
 from weir_executor.trtllm.load import load_engine as load_trtllm
 
 _SMALL: dict[str, Any] = {"num_blocks": 128, "max_num_seqs": 16, "max_batched_tokens": 128, "check_integrity": True}
+# Twenty-five steps of these are longer than a thread waits for its turn on a busy machine.
+_SLOW_SECONDS = 0.02
 
 
 class TestPagedEngine(EngineContract):
@@ -30,6 +32,15 @@ class TestPagedEngine(EngineContract):
 class TestFakeEngine(EngineContract):
     def make_engine(self, **limits: Any) -> Engine:
         return FakeEngine(FakeEngineConfig(max_model_len=512, **{**_SMALL, **limits}))
+
+    def make_slow_engine(self, **limits: Any) -> Engine:
+        return self.make_engine(step_seconds=_SLOW_SECONDS, **limits)
+
+
+class _SlowLLM(LLM):
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.step_seconds = _SLOW_SECONDS
 
 
 class TestTrtllmEngine(EngineContract):
@@ -42,6 +53,12 @@ class TestTrtllmEngine(EngineContract):
     pools = shows_blocks = preempts = position_keyed = False
 
     def make_engine(self, **limits: Any) -> Engine:
+        return self._make_engine(LLM, **limits)
+
+    def make_slow_engine(self, **limits: Any) -> Engine:
+        return self._make_engine(_SlowLLM, **limits)
+
+    def _make_engine(self, llm: type[LLM], **limits: Any) -> Engine:
         told = {**_SMALL, **limits}
         config = TrtConfig(
             model_dir=tiny_model("llama3"),
@@ -54,7 +71,7 @@ class TestTrtllmEngine(EngineContract):
             prefix_cache=told.get("prefix_cache", True),
             transceiver=Transceiver(),
         )
-        return load_trtllm(config, library(), end_process=never)
+        return load_trtllm(config, library(LLM=llm), end_process=never)
 
 
 class TestOpenEngine(EngineContract):
